@@ -1,0 +1,50 @@
+# Every target does its own set-up: apt packages, then .venv, then what it is for.
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+
+# What the agent needs to run (bcc and libbpf), what the tests compile with, what the lab boots with.
+PACKAGES := python3-bpfcc python3-venv libbpf1 \
+	gcc libc6-dev libelf-dev make \
+	linux-image-amd64 linux-headers-amd64 qemu-system-x86 udev kmod iproute2 procps zstd cpio
+
+.PHONY: demo test check lint format unit bpf lab recordings clean
+
+demo: .venv/ready
+	$(PYTHON) -m tests.lab.demo
+
+test: check bpf lab
+
+check: lint unit
+
+lint: .venv/ready
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: .venv/ready
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+unit: .venv/ready
+	.venv/bin/pytest -q tests/unit
+
+bpf: .venv/ready
+	.venv/bin/pytest -q tests/bpf
+
+lab: .venv/ready
+	$(PYTHON) -m tests.lab.run
+
+# Makes tests/data/ anew from the lab's guests.
+recordings: .venv/ready
+	$(PYTHON) -m tests.lab.record
+
+.venv/ready: pyproject.toml Makefile
+	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then echo "installing:" $$missing; \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing; fi
+	/usr/bin/python3 -m venv --system-site-packages .venv
+	.venv/bin/pip install -q -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

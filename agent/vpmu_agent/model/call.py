@@ -1,0 +1,76 @@
+"""One observed kernel call: the only thing that the probes, a recording and the model have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class CallName(StrEnum):
+    """The kernel function that was called, by the short name that users see."""
+
+    CREATE = "create"  # perf_event_create_kernel_counter()
+    ENABLE = "enable"  # perf_event_enable()
+    PAUSE = "pause"  # perf_event_pause()
+    RELEASE = "release"  # perf_event_release_kernel()
+
+
+class PmcType(StrEnum):
+    """`enum pmc_type`, and the guest-LBR event, which KVM makes without any counter."""
+
+    GP = "gp"  # KVM_PMC_GP
+    FIXED = "fixed"  # KVM_PMC_FIXED
+    LBR = "lbr"  # intel_pmu_create_guest_lbr_event()
+
+
+@dataclass(frozen=True, slots=True)
+class Attr:
+    """The fields of `struct perf_event_attr` that KVM sets (include/uapi/linux/perf_event.h)."""
+
+    type: int
+    config: int
+    sample_period: int
+    disabled: bool
+    pinned: bool
+    exclude_user: bool
+    exclude_kernel: bool
+    exclude_hv: bool
+    exclude_idle: bool
+    exclude_host: bool
+    exclude_guest: bool
+    precise_ip: int
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call, as the probes saw it at its entry and its return.
+
+    `time_ns` is the entry, in nanoseconds since the epoch; `duration_ns` the time to the return.
+    `pmc`, `event` and `leader` are kernel addresses: 0 means none (`event` of a create that failed, `leader`
+    of a create without a group leader, `pmc` of the guest-LBR event). `result` is 0 or a negative errno.
+    `pmc_idx` counts from 0 within its type; `vcpu` is -1 where it cannot be known (guest LBR).
+    `max_nr_events` is read at entry and is 1 where `struct kvm_pmc` has no such field.
+    `lost` counts the records that were lost since the call before this one.
+    """
+
+    time_ns: int
+    duration_ns: int
+    name: CallName
+    pmc: int
+    event: int
+    leader: int
+    result: int
+    attr: Attr
+    vm: str
+    tgid: int
+    tid: int
+    vcpu: int
+    pmc_type: PmcType
+    pmc_idx: int
+    max_nr_events: int
+    lost: int = 0
+
+    @property
+    def pmc_name(self) -> str:
+        """`gp0`, `fixed1`, or `lbr`."""
+        return "lbr" if self.pmc_type is PmcType.LBR else f"{self.pmc_type}{self.pmc_idx}"
