@@ -1,1 +1,1 @@
-"""What KVM should do with a counter's events, and whether a call that was seen is that. Pure: no I/O, no clock."""
+"""What KVM should do with a counter's events, and whether a call is that. Pure: no I/O, no clock."""

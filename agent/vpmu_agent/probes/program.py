@@ -1,0 +1,94 @@
+"""Compiles bpf/vpmu.bpf.c with bcc, for one kernel, with no kernel headers installed."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vpmu_agent.kernel.errors import KernelError
+
+if TYPE_CHECKING:
+    import bcc
+
+MAX_INFLIGHT = 16384
+"""Calls under way at once; one vCPU thread is in one at the most. About 4 MB, allocated as needed."""
+
+RING_PAGES = 1024
+"""Pages of the ring buffer, a power of two: 4 MiB hold some 30,000 calls that user space has not read yet."""
+
+
+class ProbeError(KernelError):
+    """The kernel, or bcc, would not take the probes."""
+
+
+def compile_program(
+    constants: Mapping[str, int],
+    *,
+    fexit: bool = False,
+    user_memory: bool = False,
+    ring_pages: int = RING_PAGES,
+    max_inflight: int = MAX_INFLIGHT,
+) -> bcc.BPF:
+    """Compiles the probes. `constants` are the VPMU_* that bpf/vpmu.bpf.c asks for.
+
+    With `fexit`, bcc also loads and attaches them at once; otherwise the caller attaches vpmu_NAME_entry and
+    vpmu_NAME_return, as kprobes or, with `user_memory`, as uprobes. Raises ProbeError.
+    """
+    try:
+        import bcc
+    except ImportError as error:
+        raise ProbeError(
+            f"cannot load bcc ({error}): install Debian's python3-bpfcc, and run vpmu-agent with "
+            "/usr/bin/python3 or a virtual environment of it made with --system-site-packages (PyPI's bcc is "
+            "another thing)"
+        ) from error
+    defines = {**constants, "VPMU_RING_PAGES": ring_pages, "VPMU_MAX_INFLIGHT": max_inflight}
+    flags = [
+        f"-D{name}={value}ULL" if value > 2**31 else f"-D{name}={value}" for name, value in defines.items()
+    ]
+    flags += ["-DVPMU_FEXIT"] * fexit + ["-DVPMU_USER_MEMORY"] * user_memory
+    with as_file(files("vpmu_agent") / "bpf") as folder, _kernel_source(folder / "headers"):
+        text = (folder / "vpmu.bpf.c").read_bytes()
+        with captured_stderr() as said:
+            try:
+                return bcc.BPF(text=text, cflags=[*flags, f"-I{folder}"])
+            except Exception as error:  # bcc raises nothing more special
+                raise ProbeError(because(error, said())) from error
+
+
+@contextmanager
+def _kernel_source(headers: Path) -> Iterator[None]:
+    """Makes bcc compile against our few headers, whether or not the host has the kernel's."""
+    before = os.environ.get("BCC_KERNEL_SOURCE")
+    os.environ["BCC_KERNEL_SOURCE"] = str(headers)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["BCC_KERNEL_SOURCE"]
+        else:
+            os.environ["BCC_KERNEL_SOURCE"] = before
+
+
+@contextmanager
+def captured_stderr() -> Iterator[Callable[[], str]]:
+    """Holds back what bcc's C code writes to file descriptor 2; what it yields returns the text so far."""
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lambda: os.pread(file.fileno(), 1 << 16, 0).decode(errors="replace")
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def because(error: Exception, said: str) -> str:
+    """One line out of what bcc raised and what it printed before that, which often has the reason."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return f"{error} ({lines[-1]})" if lines else str(error)

@@ -1,0 +1,99 @@
+"""The look-alike program, built, probed and run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from vpmu_agent.model.call import Call
+from vpmu_agent.probes import FUNCTIONS, Probes
+from vpmu_agent.probes.program import compile_program
+
+SOURCE = Path(__file__).with_name("lookalike.c")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the probes saw of one run of the look-alike, and what it says it did."""
+
+    calls: list[Call]
+    lost: dict[str, int]
+    told: Counter[str]
+
+    def seen(self) -> Counter[str]:
+        return Counter(call.name for call in self.calls)
+
+
+@dataclass(frozen=True)
+class Lookalike:
+    """The built program, and the constants that make the probes fit it."""
+
+    path: Path
+    constants: dict[str, int]
+
+    @contextmanager
+    def probes(self, **options: int) -> Iterator[Probes]:
+        bpf = compile_program(self.constants, user_memory=True, **options)
+        path = bytes(self.path)
+        for name, function in FUNCTIONS.items():
+            for attach, end in (bpf.attach_uretprobe, "return"), (bpf.attach_uprobe, "entry"):
+                attach(name=path, sym=function.encode(), fn_name=f"vpmu_{name}_{end}".encode())
+        # bcc only takes off uprobes that tracefs lists, and this kernel may have none: closing them does it.
+        descriptors = [*bpf.uprobe_fds.values()]
+        bpf.uprobe_fds.clear()
+        try:
+            with Probes(bpf, mode="uprobe", vm_name=lambda tgid: f"pid-{tgid}") as probes:
+                yield probes
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def run(self, probes: Probes, *, read_while_running: bool = True, stop: bool = True, **plan: int) -> Run:
+        process = subprocess.Popen(
+            [self.path, "run", *(f"{key}={value}" for key, value in plan.items())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        print(file=process.stdin, flush=True)
+        calls: list[Call] = []
+        while process.poll() is None:
+            if read_while_running:
+                calls += probes.poll(0.05)
+        calls += probes.stop() if stop else probes.poll(0)
+        assert process.returncode == 0
+        return Run(calls, probes.lost(), Counter(json.loads(process.stdout.read())))
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Lookalike]:
+    def build_once(grouped: bool) -> Lookalike:
+        path = tmp_path_factory.mktemp("lookalike") / "lookalike"
+        flags = ["-DGROUPED"] if grouped else []
+        # Not position-independent: its handler's address is then a constant, as in a kernel.
+        command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-no-pie", "-pthread", *flags]
+        subprocess.run([*command, "-o", path, SOURCE], check=True)
+        layout = subprocess.run([path, "layout"], check=True, capture_output=True, text=True).stdout
+        return Lookalike(path, json.loads(layout))
+
+    return build_once
+
+
+@pytest.fixture(scope="session")
+def stock(build: Callable[[bool], Lookalike]) -> Lookalike:
+    return build(False)
+
+
+@pytest.fixture(scope="session")
+def grouped(build: Callable[[bool], Lookalike]) -> Lookalike:
+    return build(True)

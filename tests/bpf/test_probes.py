@@ -1,0 +1,123 @@
+"""The probes' bodies on this kernel: as uprobes of a program that looks like the kernel to them."""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from itertools import groupby
+
+import pytest
+
+from tests.bpf.conftest import Lookalike
+from vpmu_agent.model.call import CallName, PmcType
+from vpmu_agent.model.check import Kind, Monitor
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_every_call_of_single_events_at_full_speed(stock: Lookalike, threads: int) -> None:
+    with stock.probes() as probes:
+        run = stock.run(probes, threads=threads, rounds=5000)
+    assert run.told["create"] == 5000 * threads
+    assert run.lost["total"] == 0
+    assert run.seen() == without_failed(run.told)
+    by_vcpu = {vcpu: [c for c in run.calls if c.vcpu == vcpu] for vcpu in range(threads)}
+    for calls in by_vcpu.values():
+        assert [call.name for call in calls] == ["create", "pause", "enable", "pause", "release"] * 5000
+    monitor = Monitor()
+    assert {monitor.observe(call).kind for call in run.calls} == {Kind.PREDICTED}
+
+
+def test_groups_are_seen_with_their_leader(grouped: Lookalike) -> None:
+    with grouped.probes() as probes:
+        run = grouped.run(probes, rounds=1000, size=4)
+    assert run.lost["total"] == 0
+    assert run.seen() == without_failed(run.told) == {"create": 4000, "enable": 4000, "release": 4000}
+    leader = 0
+    for i, call in enumerate(c for c in run.calls if c.name is CallName.CREATE):
+        assert call.leader == (leader if i % 4 else 0)
+        leader = leader if i % 4 else call.event
+    assert {call.max_nr_events for call in run.calls} == {4}
+    monitor = Monitor()
+    assert {monitor.observe(call).kind for call in run.calls} == {Kind.PREDICTED}
+
+
+def test_a_record_says_whose_call_it_was_and_with_what(stock: Lookalike) -> None:
+    with stock.probes() as probes:
+        run = stock.run(probes, threads=2, rounds=1)
+    for vcpu, calls in groupby(sorted(run.calls, key=lambda c: (c.vcpu, c.time_ns)), key=lambda c: c.vcpu):
+        create, pause, *_ = list(calls)
+        assert (create.vcpu, create.pmc_type, create.pmc_idx) == (vcpu, PmcType.FIXED, 1)
+        assert (create.result, create.leader, create.max_nr_events) == (0, 0, 1)
+        assert create.tgid != create.tid
+        assert create.pmc_name == "fixed1"
+        attr = create.attr
+        assert (attr.type, attr.config, attr.sample_period, attr.precise_ip) == (4, 0x76, 4096, 2)
+        assert attr.pinned
+        assert attr.exclude_kernel
+        assert attr.exclude_host
+        assert attr.exclude_idle
+        assert not attr.disabled
+        assert not attr.exclude_user
+        assert not attr.exclude_guest
+        # Later calls tell the same of the event, out of the event itself.
+        assert (pause.pmc, pause.event, pause.attr) == (create.pmc, create.event, attr)
+        assert create.duration_ns > 0
+        assert pause.time_ns >= create.time_ns + create.duration_ns
+
+
+def test_a_failed_create_has_its_errno_and_no_event(grouped: Lookalike) -> None:
+    with grouped.probes() as probes:
+        run = grouped.run(probes, rounds=100, size=4, fail_at=2)
+    assert run.told["failed"] == 100
+    assert run.seen() == without_failed(run.told) == {"create": 300, "release": 200}
+    failures = [call for call in run.calls if call.result]
+    assert {(call.name, call.result, call.event) for call in failures} == {("create", -errno.ENOSPC, 0)}
+    monitor = Monitor()
+    kinds = Counter(monitor.observe(call).kind for call in run.calls)
+    assert kinds == {Kind.PREDICTED: 400, Kind.PARTIAL_GROUP: 100}
+
+
+def test_events_of_others_are_left_alone_and_guest_lbr_is_named(stock: Lookalike) -> None:
+    with stock.probes() as probes:
+        run = stock.run(probes, rounds=50, others=10, lbr=1)
+    assert run.seen() == without_failed(run.told)
+    lbr = [call for call in run.calls if call.pmc_type is PmcType.LBR]
+    assert [call.name for call in lbr] == ["create", "release"] * 50
+    assert {(call.pmc, call.vcpu, call.pmc_name) for call in lbr} == {(0, -1, "lbr")}
+    monitor = Monitor()
+    assert {monitor.observe(call).kind for call in run.calls} == {Kind.PREDICTED}
+    assert list(monitor.groups()) == []
+
+
+def test_what_a_full_ring_drops_is_counted_and_shown_where_it_was(stock: Lookalike) -> None:
+    with stock.probes(ring_pages=1) as probes:
+        run = stock.run(probes, read_while_running=False, rounds=500)
+        assert run.lost["ring_full"] == run.lost["total"] > 0
+    assert len(run.calls) + run.lost["total"] == sum(without_failed(run.told).values())
+
+
+def test_a_gap_is_shown_by_the_first_call_after_it(stock: Lookalike) -> None:
+    with stock.probes(ring_pages=1) as probes:
+        before = stock.run(probes, stop=False, read_while_running=False, rounds=500)
+        after = stock.run(probes, rounds=1)
+    assert {call.lost for call in before.calls} == {0}
+    assert [call.lost for call in after.calls] == [before.lost["total"], 0, 0, 0, 0]
+
+
+def test_more_calls_at_once_than_there_is_room_for_are_counted(stock: Lookalike) -> None:
+    with stock.probes(max_inflight=1) as probes:
+        run = stock.run(probes, threads=32, rounds=4, sleep_us=2000)
+    assert run.lost["inflight_full"] == run.lost["total"] > 0
+    assert len(run.calls) + run.lost["total"] == sum(without_failed(run.told).values())
+
+
+def test_a_call_that_never_returns_is_counted_when_its_thread_calls_again(stock: Lookalike) -> None:
+    with stock.probes() as probes:
+        run = stock.run(probes, rounds=3, jump=1)
+    # The last of the three is not followed by another.
+    assert run.lost == {"total": 2, "ring_full": 0, "inflight_full": 0, "missed_return": 2}
+    assert run.seen() == without_failed(run.told)
+
+
+def without_failed(told: Counter[str]) -> Counter[str]:
+    return Counter({name: count for name, count in told.items() if name != "failed" and count})

@@ -1,0 +1,74 @@
+"""The probes' program: compiled without kernel headers, taken by this kernel's verifier."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.bpf.conftest import Lookalike
+from vpmu_agent.probes import record
+from vpmu_agent.probes.program import compile_program
+
+HEADER = Path(__file__).parents[2] / "bpf" / "vpmu.h"
+
+
+@pytest.mark.parametrize("user_memory", [False, True], ids=["kernel_memory", "user_memory"])
+@pytest.mark.parametrize("kernel", ["stock", "grouped"])
+def test_every_program_passes_the_verifier(
+    kernel: str, user_memory: bool, request: pytest.FixtureRequest
+) -> None:
+    import bcc
+
+    lookalike: Lookalike = request.getfixturevalue(kernel)
+    bpf = compile_program(lookalike.constants, user_memory=user_memory)
+    loaded = {function.name for function in bpf.load_funcs(bcc.BPF.KPROBE)}
+    names = ("create", "enable", "pause", "release")
+    assert loaded == {f"vpmu_{name}_{end}".encode() for name in names for end in ("entry", "return")}
+
+
+# A process of its own, for it hides every header that the machine may have.
+COMPILE = """
+import json, sys
+from vpmu_agent.probes.program import compile_program
+compile_program(json.loads(sys.argv[1]))
+print("compiled")
+"""
+
+
+def test_no_header_of_the_machine_is_needed(stock: Lookalike) -> None:
+    hide = " && ".join(
+        f"mount -t tmpfs none {folder}" for folder in ("/usr/include", "/usr/src", "/lib/modules")
+    )
+    script = f'{hide} && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", script, "sh", sys.executable, "-c", COMPILE]
+    done = subprocess.run(
+        [*command, json.dumps(stock.constants)], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("compiled\n", "")
+
+
+def test_python_and_c_agree_on_the_record(tmp_path: Path) -> None:
+    fields = re.findall(r"__[us]\d+ (\w+);", HEADER.read_text())
+    prints = "".join(
+        f'printf("%zu %zu\\n", offsetof(struct vpmu_call, {name}), sizeof(((struct vpmu_call *)0)->{name}));'
+        for name in fields
+    )
+    source = tmp_path / "layout.c"
+    source.write_text(
+        "#include <linux/types.h>\n#include <stddef.h>\n#include <stdio.h>\n"
+        f'#include "{HEADER}"\nint main(void) {{ {prints} printf("%zu\\n", sizeof(struct vpmu_call)); }}\n'
+    )
+    subprocess.run(["gcc", "-o", tmp_path / "layout", source], check=True)
+    told = subprocess.run([tmp_path / "layout"], check=True, capture_output=True, text=True).stdout.split()
+    offset, expected = 0, []
+    for _, fmt in record.FIELDS:
+        size = record.struct.calcsize("=" + fmt)
+        expected += [str(offset), str(size)]
+        offset += size
+    assert [name for name, _ in record.FIELDS] == fields
+    assert told == [*expected, str(record.RECORD_SIZE)]
