@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ class Lookalike:
     constants: dict[str, int]
 
     @contextmanager
-    def probes(self, **options: int) -> Iterator[Probes]:
+    def probes(self, **options: Any) -> Iterator[Probes]:
         bpf = compile_program(self.constants, user_memory=True, **options)
         path = bytes(self.path)
         for name, function in FUNCTIONS.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_python_and_c_agree_on_the_record(tmp_path: Path) -> None:
     told = subprocess.run([tmp_path / "layout"], check=True, capture_output=True, text=True).stdout.split()
     offset, expected = 0, []
     for _, fmt in record.FIELDS:
-        size = record.struct.calcsize("=" + fmt)
+        size = struct.calcsize("=" + fmt)
         expected += [str(offset), str(size)]
         offset += size
     assert [name for name, _ in record.FIELDS] == fields

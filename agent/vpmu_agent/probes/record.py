@@ -8,6 +8,7 @@ from collections import namedtuple
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.resources import files
+from typing import Any
 
 from vpmu_agent.model.call import Attr, Call, CallName, PmcType
 
@@ -91,7 +92,7 @@ class Decoder:
 
     def call(self, data: bytes) -> Call:
         """The call that one record tells of. Raises struct.error if it is not one record's length."""
-        r = _Record._make(_STRUCT.unpack(data))
+        r: Any = _Record._make(_STRUCT.unpack(data))
         # Two CPUs can read the total and then get their places in the ring the other way round.
         lost = max(0, r.lost - self._lost)
         self._lost += lost
