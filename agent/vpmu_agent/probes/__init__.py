@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
+from vpmu_agent.kernel.features import try_fexit, try_kprobe
 from vpmu_agent.kernel.layout import KernelLayout, read_layout
 from vpmu_agent.model.call import Call
 from vpmu_agent.probes.program import RING_PAGES, ProbeError, because, captured_stderr, compile_program
@@ -92,8 +94,13 @@ def attach(*, mode: Mode = "auto", vm_name: Callable[[int], str], ring_pages: in
     Raises KernelError where the kernel lacks something the probes need, and ProbeError where it refuses them.
     """
     known = constants(read_layout())
-    refused: list[str] = []
+    refused = []
     for tried in ("fexit", "kprobe") if mode == "auto" else (mode,):
+        # Asking the kernel costs nothing; a compilation that it then refuses costs a second.
+        trial = _TRIALS[tried](tuple(FUNCTIONS.values()))
+        if not trial.works:
+            refused.append(f"{tried}: {trial.reason}")
+            continue
         try:
             bpf = compile_program(known, fexit=tried == "fexit", ring_pages=ring_pages)
             if tried == "kprobe":
@@ -102,10 +109,13 @@ def attach(*, mode: Mode = "auto", vm_name: Callable[[int], str], ring_pages: in
             refused.append(f"{tried}: {error}")
         else:
             return Probes(bpf, mode=tried, vm_name=vm_name)
-    raise ProbeError(
-        f"cannot attach to {', '.join(FUNCTIONS.values())}: {'; '.join(refused)}. "
-        "Run as root (CAP_BPF and CAP_PERFMON); `vpmu-agent doctor` says what this kernel lacks."
-    )
+    todo = "`vpmu-agent doctor` says what this host lacks"
+    if os.geteuid() != 0:
+        todo = f"run it as root, or with CAP_BPF, CAP_PERFMON and CAP_SYSLOG; {todo}"
+    raise ProbeError(f"cannot attach the probes ({'; '.join(refused)})", todo)
+
+
+_TRIALS = {"fexit": try_fexit, "kprobe": try_kprobe}
 
 
 def constants(layout: KernelLayout) -> Mapping[str, int]:

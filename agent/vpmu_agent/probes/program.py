@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpmu_agent.kernel.errors import KernelError
+from vpmu_agent.kernel.features import bcc_trouble
 
 if TYPE_CHECKING:
     import bcc
@@ -20,6 +21,12 @@ MAX_INFLIGHT = 16384
 
 RING_PAGES = 1024
 """Pages of the ring buffer, a power of two: 4 MiB hold some 30,000 calls that user space has not read yet."""
+
+BCC_TODO = (
+    "install Debian's python3-bpfcc, and run vpmu-agent with /usr/bin/python3 or a virtual environment of it made "
+    "with --system-site-packages (PyPI's bcc is another package)"
+)
+"""What to do where bcc is missing."""
 
 
 class ProbeError(KernelError):
@@ -39,14 +46,10 @@ def compile_program(
     With `fexit`, bcc also loads and attaches them at once; otherwise the caller attaches vpmu_NAME_entry and
     vpmu_NAME_return, as kprobes or, with `user_memory`, as uprobes. Raises ProbeError.
     """
-    try:
-        import bcc
-    except ImportError as error:
-        raise ProbeError(
-            f"cannot load bcc ({error}): install Debian's python3-bpfcc, and run vpmu-agent with "
-            "/usr/bin/python3 or a virtual environment of it made with --system-site-packages (PyPI's bcc is "
-            "another thing)"
-        ) from error
+    if trouble := bcc_trouble():
+        raise ProbeError(f"cannot load bcc: {trouble}", BCC_TODO)
+    import bcc
+
     defines = {**constants, "VPMU_RING_PAGES": ring_pages, "VPMU_MAX_INFLIGHT": max_inflight}
     flags = [
         f"-D{name}={value}ULL" if value > 2**31 else f"-D{name}={value}" for name, value in defines.items()
