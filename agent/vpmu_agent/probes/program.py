@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     import bcc
 
 MAX_INFLIGHT = 16384
-"""Calls under way at once; one vCPU thread is in one at the most. About 4 MB, allocated as needed."""
+"""Calls under way at once; one vCPU thread is in one at the most. About 3 MB of the kernel's memory."""
 
 RING_PAGES = 1024
 """Pages of the ring buffer, a power of two: 4 MiB hold some 30,000 calls that user space has not read yet."""
 
 BCC_TODO = (
-    "install Debian's python3-bpfcc, and run vpmu-agent with /usr/bin/python3 or a virtual environment of it made "
-    "with --system-site-packages (PyPI's bcc is another package)"
+    "install Debian's python3-bpfcc, and run vpmu-agent with /usr/bin/python3 or a virtual environment of it "
+    "made with --system-site-packages (PyPI's bcc is another package)"
 )
 """What to do where bcc is missing."""
 
