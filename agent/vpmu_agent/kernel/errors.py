@@ -1,0 +1,31 @@
+"""What can be missing from a kernel, and what to do about it."""
+
+from __future__ import annotations
+
+
+class KernelError(Exception):
+    """This kernel lacks something that the agent needs.
+
+    `found` says what was sought, where, and what was there instead; `todo` what the user can do about it. The
+    message is both.
+    """
+
+    def __init__(self, found: str, todo: str = "") -> None:
+        super().__init__(found, todo)
+        self.found = found
+        self.todo = todo
+
+    def __str__(self) -> str:
+        return f"{self.found}; {self.todo}" if self.todo else self.found
+
+
+class BtfError(KernelError):
+    """BTF, or a struct, a field, an enumerator or a function in it, is missing or not what is expected."""
+
+
+class SymbolError(KernelError):
+    """A kernel symbol is missing, or its address is hidden."""
+
+
+class KvmNotLoadedError(KernelError):
+    """KVM is not there yet. It may come later: loading a module is enough."""

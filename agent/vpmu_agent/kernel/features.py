@@ -1,0 +1,305 @@
+"""Single facts about the running kernel and this process. A fact that cannot be read is None, never a guess.
+
+Whether the kernel takes a probe is found out by trying one: configuration, version and capabilities each say
+yes on kernels that then refuse.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import gzip
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vpmu_agent.kernel import btf
+from vpmu_agent.kernel.arch import Arch, current_arch
+from vpmu_agent.kernel.layout import KVM_MODULE
+from vpmu_agent.kernel.libbpf import ProgLoadOpts, libbpf, quiet, strerror
+
+ROOT = Path("/")
+
+# include/uapi/linux/capability.h
+CAPABILITIES = {
+    "CAP_SYS_ADMIN": 21,
+    "CAP_SYSLOG": 34,
+    "CAP_PERFMON": 38,
+    "CAP_BPF": 39,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What came of trying something in the kernel: whether it works and, if not, the reason.
+
+    `denied` tells the kernel's "not permitted" from its "cannot": with more privileges it may work.
+    """
+
+    works: bool
+    reason: str = ""
+    denied: bool = False
+
+
+# What the kernel and its parts are
+
+
+def kernel_release(*, root: Path = ROOT) -> str | None:
+    """`uname -r`."""
+    return _read(root / "proc/sys/kernel/osrelease")
+
+
+def kernel_config(option: str, *, root: Path = ROOT) -> str | None:
+    """The value of CONFIG_`option`: "y", "m", a value, or "n"; None where no configuration can be read."""
+    release = kernel_release(root=root) or ""
+    for path in (root / "proc/config.gz", root / f"boot/config-{release}"):
+        try:
+            text = path.read_bytes()
+        except OSError:
+            continue
+        if path.suffix == ".gz":
+            text = gzip.decompress(text)
+        start = f"CONFIG_{option}="
+        found = (line for line in text.decode(errors="replace").splitlines() if line.startswith(start))
+        return next(found, f"{start}n").removeprefix(start)
+    return None
+
+
+# KVM and the PMU
+
+
+def kvm_is_module(*, root: Path = ROOT) -> bool:
+    """Whether KVM was loaded as a module: only these have an `initstate`."""
+    return (root / KVM_MODULE / "initstate").exists()
+
+
+def kvm_vendor_modules(*, root: Path = ROOT) -> tuple[str, ...]:
+    """What is there of KVM for this host's processor, such as ("kvm_amd",), as a module or built in."""
+    # Not only the names in Arch: some kernels bring others (kvm_pvm).
+    return tuple(sorted(path.name for path in (root / KVM_MODULE.parent).glob("kvm_*")))
+
+
+def vpmu_enabled(*, root: Path = ROOT) -> bool | None:
+    """KVM's `enable_pmu`. KVM itself sets it to N where the host has no PMU that it can use."""
+    return _flag(root / KVM_MODULE / "parameters/enable_pmu")
+
+
+def mediated_vpmu(*, root: Path = ROOT) -> dict[str, bool | None]:
+    """The modules that know a mediated vPMU, and whether it is on. Empty before 6.20."""
+    # By the word, for the parameter was renamed between the versions of its series.
+    found = sorted((root / KVM_MODULE.parent).glob("kvm*/parameters/*mediated*"))
+    return {path.parts[-3]: _flag(path) for path in found}
+
+
+def pmu_devices(*, root: Path = ROOT, arch: Arch | None = None) -> tuple[str, ...]:
+    """The core PMUs that perf has: none in most VMs, two on hybrid processors."""
+    devices = root / "sys/bus/event_source/devices"
+    return tuple(name for name in (arch or current_arch()).pmu_devices if (devices / name).exists())
+
+
+def nmi_watchdog(*, root: Path = ROOT) -> bool | None:
+    """Whether the NMI watchdog runs: it holds one hardware counter of each CPU, pinned."""
+    return _flag(root / "proc/sys/kernel/nmi_watchdog")
+
+
+# What this process may do
+
+
+def capabilities(*, root: Path = ROOT) -> frozenset[str] | None:
+    """The names in CAPABILITIES that are effective in this process."""
+    for line in (_read(root / "proc/self/status") or "").splitlines():
+        if line.startswith("CapEff:"):
+            mask = int(line.split()[1], 16)
+            return frozenset(name for name, bit in CAPABILITIES.items() if mask >> bit & 1)
+    return None
+
+
+def lockdown(*, root: Path = ROOT) -> str | None:
+    """The lockdown mode: "none", "integrity" or "confidentiality"; None without lockdown or securityfs."""
+    modes = _read(root / "sys/kernel/security/lockdown") or ""
+    return next((mode.strip("[]") for mode in modes.split() if mode.startswith("[")), None)
+
+
+def kptr_restrict(*, root: Path = ROOT) -> int | None:
+    """kernel.kptr_restrict: 2 hides addresses from everybody, 1 from all without CAP_SYSLOG."""
+    value = _read(root / "proc/sys/kernel/kptr_restrict")
+    return int(value) if value and value.isdecimal() else None
+
+
+# Trials, on the running kernel only
+
+_BPF_PROG_TYPE_KPROBE = 2
+_BPF_PROG_TYPE_TRACING = 26
+_BPF_TRACE_FEXIT = 25
+_BPF_MAP_TYPE_RINGBUF = 27
+_RING_BYTES = 1 << 16  # a power of two and a whole number of pages, whatever a page is
+_FUNC_PROBE_READ_KERNEL = 113
+_FUNC_GET_FUNC_ARG = 183
+_FUNC_GET_FUNC_RET = 184
+_FUNC_GET_FUNC_ARG_CNT = 185
+
+
+def _insn(code: int, dst: int = 0, src: int = 0, imm: int = 0) -> bytes:
+    """One `struct bpf_insn`, without jumps and memory offsets."""
+    return struct.pack("=BBhi", code, src << 4 | dst, 0, imm)
+
+
+_MOV_IMM, _MOV_REG, _ADD_IMM, _CALL, _EXIT = 0xB7, 0xBF, 0x07, 0x85, 0x95
+_RETURN_0 = _insn(_MOV_IMM) + _insn(_EXIT)
+# bpf_probe_read_kernel(fp - 8, 8, 0); return 0
+_READ_KERNEL = b"".join(
+    (
+        _insn(_MOV_REG, 1, 10),
+        _insn(_ADD_IMM, 1, imm=-8),
+        _insn(_MOV_IMM, 2, imm=8),
+        _insn(_MOV_IMM, 3),
+        _insn(_CALL, imm=_FUNC_PROBE_READ_KERNEL),
+        _RETURN_0,
+    )
+)
+# bpf_get_func_arg_cnt(ctx); bpf_get_func_arg(ctx, 0, fp - 8); bpf_get_func_ret(ctx, fp - 8); return 0
+_READ_ARGS = b"".join(
+    (
+        _insn(_MOV_REG, 6, 1),
+        _insn(_CALL, imm=_FUNC_GET_FUNC_ARG_CNT),
+        _insn(_MOV_REG, 1, 6),
+        _insn(_MOV_IMM, 2),
+        _insn(_MOV_REG, 3, 10),
+        _insn(_ADD_IMM, 3, imm=-8),
+        _insn(_CALL, imm=_FUNC_GET_FUNC_ARG),
+        _insn(_MOV_REG, 1, 6),
+        _insn(_MOV_REG, 2, 10),
+        _insn(_ADD_IMM, 2, imm=-8),
+        _insn(_CALL, imm=_FUNC_GET_FUNC_RET),
+        _RETURN_0,
+    )
+)
+
+
+def try_bpf() -> Trial:
+    """Loads a kprobe program that reads kernel memory and makes a ring buffer. KernelError without libbpf."""
+    fd = _load(_READ_KERNEL, kind=_BPF_PROG_TYPE_KPROBE)
+    if fd < 0:
+        bare = _load(_RETURN_0, kind=_BPF_PROG_TYPE_KPROBE)
+        if bare >= 0:
+            os.close(bare)
+            return Trial(False, "BPF programs may not read kernel memory (lockdown in mode confidentiality)")
+        return _refused("the kernel refuses to load a BPF program", -fd)
+    os.close(fd)
+    with quiet():
+        fd = libbpf().bpf_map_create(_BPF_MAP_TYPE_RINGBUF, b"vpmu_trial", 0, 0, _RING_BYTES, None)
+    if fd < 0:
+        return _refused("the kernel makes no BPF ring buffer, which came with Linux 5.8", -fd)
+    os.close(fd)
+    return Trial(True)
+
+
+def try_fexit(functions: Sequence[str]) -> Trial:
+    """Attaches a program to the return of each function, one that only calls bpf_get_func_arg() and its like.
+
+    KernelError if BTF or libbpf are missing.
+    """
+    types = btf.vmlinux()
+    for function in functions:
+        btf_id = types.func_id(function)
+        fd = _load(_READ_ARGS, kind=_BPF_PROG_TYPE_TRACING, attach=_BPF_TRACE_FEXIT, btf_id=btf_id)
+        if fd < 0:
+            bare = _load(_RETURN_0, kind=_BPF_PROG_TYPE_TRACING, attach=_BPF_TRACE_FEXIT, btf_id=btf_id)
+            if bare >= 0:
+                os.close(bare)
+                return Trial(False, "the kernel has no bpf_get_func_arg(), which came with Linux 5.17")
+            return _refused(f"the kernel refuses to load an fexit program for {function}()", -fd)
+        with quiet():
+            link = libbpf().bpf_raw_tracepoint_open(None, fd)
+        os.close(fd)
+        if link < 0:
+            return _refused(f"the kernel refuses to attach an fexit program to {function}()", -link)
+        os.close(link)
+    return Trial(True)
+
+
+def try_kprobe(functions: Sequence[str], *, root: Path = ROOT) -> Trial:
+    """Opens a kprobe on each function as a perf event, as bcc does, and takes it off again."""
+    kind = _read(root / "sys/bus/event_source/devices/kprobe/type")
+    if kind is None or not kind.isdecimal():
+        reasons = {
+            "n": "the kernel was built without CONFIG_KPROBES",
+            "y": "the kernel was built with CONFIG_KPROBES but without CONFIG_KPROBE_EVENTS",
+        }
+        option = kernel_config("KPROBES", root=root) or ""
+        return Trial(False, reasons.get(option, "perf has no kprobe device (no CONFIG_KPROBE_EVENTS)"))
+    for function in functions:
+        for is_return in (False, True):
+            fd = _open_kprobe(function, kind=int(kind), is_return=is_return)
+            if fd < 0:
+                return _refused(f"the kernel refuses a k{'ret' * is_return}probe on {function}()", -fd)
+            os.close(fd)
+    return Trial(True)
+
+
+def _refused(what: str, code: int) -> Trial:
+    return Trial(False, f"{what}: {strerror(code)}", denied=code in (errno.EPERM, errno.EACCES))
+
+
+def _load(code: bytes, *, kind: int, attach: int = 0, btf_id: int = 0) -> int:
+    """A file descriptor, or a negative errno."""
+    options = ProgLoadOpts(
+        sz=ctypes.sizeof(ProgLoadOpts), attempts=1, expected_attach_type=attach, attach_btf_id=btf_id
+    )
+    with quiet():
+        ctypes.set_errno(0)
+        fd = libbpf().bpf_prog_load(kind, b"vpmu_trial", b"GPL", code, len(code) // 8, ctypes.byref(options))
+        return int(fd) if fd >= 0 else -ctypes.get_errno()
+
+
+def _open_kprobe(function: str, *, kind: int, is_return: bool) -> int:
+    """A file descriptor, or a negative errno. The probe is registered with the event and goes with it."""
+    name = ctypes.create_string_buffer(function.encode())
+    # struct perf_event_attr up to config2 (PERF_ATTR_SIZE_VER1): type, size, config, 4 unused, flags
+    # (`disabled`), 2 unused, config1 = kprobe_func, config2 = probe_offset.
+    attr = struct.pack("=IIQ24xQ8xQQ", kind, 72, int(is_return), 1, ctypes.addressof(name), 0)
+    pid, cpu, group, close_on_exec = -1, 0, -1, 8
+    libc = ctypes.CDLL(None, use_errno=True)
+    number = current_arch().perf_event_open
+    fd = libc.syscall(number, attr, pid, cpu, group, close_on_exec)
+    return int(fd) if fd >= 0 else -ctypes.get_errno()
+
+
+def bcc_trouble() -> str | None:
+    """None where `import bcc` gives a BPF Compiler Collection that can be used; else what is wrong."""
+    try:
+        import bcc
+    except (ImportError, OSError) as error:  # OSError: its Python half is there, and libbcc.so.0 is not
+        return str(error)
+    if not hasattr(bcc, "BPF"):
+        place = getattr(bcc, "__file__", None) or "the bcc that Python finds"
+        return f"{place} is another package of that name, not the BPF Compiler Collection"
+    if not hasattr(bcc.BPF, "ring_buffer_poll"):
+        return f"bcc {bcc_version()} is too old: it knows no ring buffers"
+    return None
+
+
+def bcc_version() -> str:
+    """The version of the bcc that can be imported."""
+    import bcc
+
+    return str(getattr(bcc, "__version__", "of unknown version"))
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return None
+
+
+def _flag(path: Path) -> bool | None:
+    """A yes-or-no of sysfs or procfs: Y/N, or a number."""
+    value = _read(path)
+    if value in ("Y", "y"):
+        return True
+    if value in ("N", "n"):
+        return False
+    return int(value) > 0 if value and value.lstrip("-").isdecimal() else None

@@ -1,0 +1,147 @@
+"""What the probes must know about one kernel: offsets, the create call's arguments, KVM's handlers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vpmu_agent.kernel import btf
+from vpmu_agent.kernel.arch import Arch, current_arch
+from vpmu_agent.kernel.btf import NEW_TO_US, Btf
+from vpmu_agent.kernel.errors import BtfError, KvmNotLoadedError
+from vpmu_agent.kernel.symbols import function_addresses
+
+KVM_MODULE = Path("sys/module/kvm")
+CREATE = "perf_event_create_kernel_counter"
+
+# Of the create call, by the names that the kernel gives them (kernel/events/core.c); the second is the one of
+# the grouped-events series. Anything else is a kernel whose arguments would be misread.
+_SIGNATURES = (
+    ("attr", "cpu", "task", "overflow_handler", "context"),
+    ("attr", "cpu", "task", "group_leader", "overflow_handler", "context"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelLayout:
+    """Byte offsets in this kernel's structs, and how it calls `perf_event_create_kernel_counter()`.
+
+    `pmc_max_nr_events` is None where the kernel has no grouped events. The arg_* are positions from 0, and
+    `arg_group_leader` is None where the call has none. `overflow_handlers` are addresses, newest name first;
+    they are wrong as soon as the kvm module is loaded anew.
+    """
+
+    pmc_size: int
+    pmc_type: int
+    pmc_idx: int
+    pmc_vcpu: int
+    pmc_is_paused: int
+    pmc_max_nr_events: int | None
+    vcpu_id: int
+    event_attr: int
+    event_overflow_handler: int
+    event_overflow_handler_context: int
+    create_args: int
+    arg_group_leader: int | None
+    arg_overflow_handler: int
+    arg_context: int
+    overflow_handlers: tuple[int, ...]
+
+
+def read_layout(*, root: Path = Path("/"), arch: Arch | None = None) -> KernelLayout:
+    """Reads the running kernel's layout.
+
+    KvmNotLoadedError if KVM is not there, BtfError if a type is missing or not what is known here,
+    SymbolError if the handlers' addresses are missing or hidden.
+    """
+    arch = arch or current_arch()
+    require_kvm(root=root, arch=arch)
+    types = kvm_types(root=root)
+    handlers = function_addresses(arch.overflow_handlers, root=root)
+    return layout_of(types, overflow_handlers=tuple(symbol.address for symbol in handlers))
+
+
+def require_kvm(*, root: Path = Path("/"), arch: Arch | None = None) -> None:
+    """KvmNotLoadedError unless KVM is in this kernel, as a module or built in."""
+    arch = arch or current_arch()
+    if not (root / KVM_MODULE).exists():
+        raise KvmNotLoadedError(
+            f"KVM is not loaded: there is no {root / KVM_MODULE}",
+            f"load it ({' or '.join(f'modprobe {name}' for name in arch.vendor_modules)})",
+        )
+
+
+def kvm_types(*, root: Path = Path("/")) -> Btf:
+    """The BTF that has KVM's types: the kvm module's on top of the kernel's, or the kernel's alone.
+
+    Looks in both, for a kernel with KVM as a module can still have these structs in its own BTF. BtfError if
+    neither has them.
+    """
+    types = btf.vmlinux(root=root)
+    try:
+        types = btf.module("kvm", base=types, root=root)
+    except BtfError as error:
+        if not types.has_struct("kvm_pmc"):
+            raise BtfError(
+                f"no struct kvm_pmc in the BTF of {types.source}, and {error.found}", error.todo
+            ) from error
+    return types
+
+
+def layout_of(types: Btf, *, overflow_handlers: tuple[int, ...]) -> KernelLayout:
+    """The layout that `types` describe; BtfError, naming it, for whatever is missing or of another shape."""
+
+    def offset(struct: str, field: str, size: int) -> int:
+        member = types.member(struct, field)
+        if member.bits or (size and member.size != size):
+            shape = f"a bit field of {member.bits} bits" if member.bits else f"{member.size} bytes wide"
+            raise BtfError(
+                f"{field} of struct {struct} is {shape} in the BTF of {types.source}, not {size} bytes",
+                NEW_TO_US,
+            )
+        return member.offset
+
+    _check_pmc_types(types)
+    args = _create_signature(types)
+    grouped = types.has_member("kvm_pmc", "max_nr_events")
+    return KernelLayout(
+        pmc_size=types.struct_size("kvm_pmc"),
+        pmc_type=offset("kvm_pmc", "type", 4),
+        pmc_idx=offset("kvm_pmc", "idx", 1),
+        pmc_vcpu=offset("kvm_pmc", "vcpu", 8),
+        pmc_is_paused=offset("kvm_pmc", "is_paused", 1),
+        pmc_max_nr_events=offset("kvm_pmc", "max_nr_events", 1) if grouped else None,
+        vcpu_id=offset("kvm_vcpu", "vcpu_id", 4),
+        event_attr=offset("perf_event", "attr", 0),  # an ABI struct that grows at its end
+        event_overflow_handler=offset("perf_event", "overflow_handler", 8),
+        event_overflow_handler_context=offset("perf_event", "overflow_handler_context", 8),
+        create_args=len(args),
+        arg_group_leader=args.index("group_leader") if "group_leader" in args else None,
+        arg_overflow_handler=args.index("overflow_handler"),
+        arg_context=args.index("context"),
+        overflow_handlers=overflow_handlers,
+    )
+
+
+def _create_signature(types: Btf) -> tuple[str, ...]:
+    args = types.func_args(CREATE)
+    names = tuple(arg.name for arg in args)
+    if names not in _SIGNATURES:
+        listed = ", ".join(f"{arg.type} {arg.name}".strip() for arg in args)
+        raise BtfError(
+            f"the arguments of {CREATE}() are ({listed}) in the BTF of {types.source}, and neither of "
+            + " and ".join(f"({', '.join(known)})" for known in _SIGNATURES),
+            NEW_TO_US,
+        )
+    return names
+
+
+def _check_pmc_types(types: Btf) -> None:
+    """The probes send `kvm_pmc.type` as it is, so its numbers must be the known ones."""
+    for name, known in (("KVM_PMC_GP", 0), ("KVM_PMC_FIXED", 1)):
+        value = types.enum_value("pmc_type", name)
+        if value != known:
+            raise BtfError(
+                f"{name} is {value} in the BTF of {types.source}, not {known}",
+                NEW_TO_US,
+            )

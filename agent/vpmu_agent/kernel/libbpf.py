@@ -1,0 +1,87 @@
+"""libbpf's own C API through ctypes: the few functions used here, declared once."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+from vpmu_agent.kernel.errors import KernelError
+
+SONAME = "libbpf.so.1"
+LIBBPF_ERRNO = 4000  # __LIBBPF_ERRNO__START (tools/lib/bpf/libbpf.h): its own errors, such as a wrong format
+
+
+class ProgLoadOpts(ctypes.Structure):
+    """The head of `struct bpf_prog_load_opts` (tools/lib/bpf/bpf.h); `sz` tells libbpf where it ends."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("attempts", ctypes.c_int),
+        ("expected_attach_type", ctypes.c_uint32),
+        ("prog_btf_fd", ctypes.c_uint32),
+        ("prog_flags", ctypes.c_uint32),
+        ("prog_ifindex", ctypes.c_uint32),
+        ("kern_version", ctypes.c_uint32),
+        ("attach_btf_id", ctypes.c_uint32),
+        ("attach_prog_fd", ctypes.c_uint32),
+    )
+
+
+@cache
+def libbpf() -> ctypes.CDLL:
+    """The library with its prototypes; KernelError if it is not installed."""
+    try:
+        library = ctypes.CDLL(SONAME, use_errno=True)
+    except OSError as error:
+        raise KernelError(
+            f"cannot load {SONAME} ({error})", "install libbpf 1.0 or later (Debian: apt install libbpf1)"
+        ) from error
+
+    pointer, string, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
+    prototypes: dict[str, tuple[type | None, tuple[type, ...]]] = {
+        "btf__parse_split": (pointer, (string, pointer)),
+        "btf__free": (None, (pointer,)),
+        "btf__find_by_name_kind": (number, (pointer, string, ctypes.c_uint32)),
+        "btf__type_by_id": (pointer, (pointer, ctypes.c_uint32)),
+        "btf__name_by_offset": (string, (pointer, ctypes.c_uint32)),
+        "btf__resolve_size": (ctypes.c_int64, (pointer, ctypes.c_uint32)),
+        "bpf_prog_load": (
+            number,
+            (number, string, string, pointer, ctypes.c_size_t, ctypes.POINTER(ProgLoadOpts)),
+        ),
+        "bpf_raw_tracepoint_open": (number, (string, number)),
+        "bpf_map_create": (
+            number,
+            (number, string, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32, pointer),
+        ),
+        "libbpf_set_print": (pointer, (pointer,)),
+        "libbpf_strerror": (number, (number, string, ctypes.c_size_t)),
+    }
+    for name, (result, arguments) in prototypes.items():
+        function = getattr(library, name)
+        function.restype = result
+        function.argtypes = arguments
+    return library
+
+
+def strerror(code: int) -> str:
+    """What an errno means, libbpf's own numbers from 4000 on included."""
+    text = ctypes.create_string_buffer(128)
+    libbpf().libbpf_strerror(code, text, len(text))
+    return text.value.decode(errors="replace")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps libbpf from writing warnings of its own to stderr: what fails in here is reported by us.
+
+    The print function is put back because bcc uses the same copy of the library.
+    """
+    library = libbpf()
+    before = library.libbpf_set_print(None)
+    try:
+        yield
+    finally:
+        library.libbpf_set_print(before)

@@ -1,0 +1,167 @@
+"""The layout of kernels with and without grouped events, made by the compiler from their structs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.unit.compiled import object_file, printed
+from vpmu_agent.kernel.arch import X86_64, current_arch
+from vpmu_agent.kernel.errors import BtfError, KernelError, KvmNotLoadedError, SymbolError
+from vpmu_agent.kernel.layout import read_layout
+
+HANDLER = 0xFFFFFFFFC08B1D50
+
+COMMON = """
+typedef unsigned char u8;
+typedef unsigned long long u64;
+struct task_struct;
+struct perf_event_attr {{ unsigned type, size; u64 config; u64 flags; }};
+struct perf_event {{
+	u64 before[5];
+	struct perf_event_attr attr;
+	u64 between;
+	void (*overflow_handler)(struct perf_event *);
+	void *overflow_handler_context;
+}} the_event;
+struct kvm_vcpu {{ void *kvm; int cpu; int vcpu_id; }} the_vcpu;
+enum pmc_type {{ KVM_PMC_GP = 0, KVM_PMC_FIXED = {fixed} }};
+struct kvm_pmc {{
+	enum pmc_type type;
+	u8 idx;
+	{fields}
+	u64 counter;
+	struct kvm_vcpu *vcpu;
+}} the_pmc;
+struct perf_event *perf_event_create_kernel_counter({arguments})
+{{
+	return 0;
+}}
+"""
+
+MAINLINE_ARGUMENTS = (
+    "struct perf_event_attr *attr, int cpu, struct task_struct *task, "
+    "void (*overflow_handler)(struct perf_event *), void *context"
+)
+GROUPED_ARGUMENTS = MAINLINE_ARGUMENTS.replace("task, ", "task, struct perf_event *group_leader, ")
+
+
+def source(
+    *, fields: str = "_Bool is_paused;", arguments: str = MAINLINE_ARGUMENTS, fixed: int = 1, gone: str = ""
+) -> str:
+    return COMMON.format(fields=fields, arguments=arguments, fixed=fixed).replace(gone, gone and "gone")
+
+
+def kernel(root: Path, text: str, *, kallsyms: str = f"{HANDLER:x} t kvm_perf_overflow\t[kvm]\n") -> Path:
+    """A root directory that looks like that of a kernel with these types and KVM in it."""
+    for folder in ("sys/kernel/btf", "sys/module/kvm", "proc"):
+        (root / folder).mkdir(parents=True)
+    shutil.copy(object_file(text, root), root / "sys/kernel/btf/vmlinux")
+    (root / "proc/kallsyms").write_text(kallsyms)
+    return root
+
+
+def offsets(text: str, tmp_path: Path, *members: str) -> list[int]:
+    places = [member.split(".") for member in members]
+    return printed(text, [f"offsetof(struct {struct}, {field})" for struct, field in places], tmp_path)
+
+
+def test_mainline(tmp_path: Path) -> None:
+    text = source()
+    layout = read_layout(root=kernel(tmp_path, text), arch=X86_64)
+    assert [
+        layout.pmc_type,
+        layout.pmc_idx,
+        layout.pmc_is_paused,
+        layout.pmc_vcpu,
+        layout.vcpu_id,
+        layout.event_attr,
+        layout.event_overflow_handler,
+        layout.event_overflow_handler_context,
+    ] == offsets(
+        text,
+        tmp_path,
+        "kvm_pmc.type",
+        "kvm_pmc.idx",
+        "kvm_pmc.is_paused",
+        "kvm_pmc.vcpu",
+        "kvm_vcpu.vcpu_id",
+        "perf_event.attr",
+        "perf_event.overflow_handler",
+        "perf_event.overflow_handler_context",
+    )
+    assert layout.pmc_max_nr_events is None
+    assert layout.create_args == 5
+    assert layout.arg_group_leader is None
+    assert (layout.arg_overflow_handler, layout.arg_context) == (3, 4)
+    assert layout.overflow_handlers == (HANDLER,)
+
+
+def test_grouped_events(tmp_path: Path) -> None:
+    text = source(fields="u8 max_nr_events; _Bool is_paused;", arguments=GROUPED_ARGUMENTS)
+    layout = read_layout(root=kernel(tmp_path, text), arch=X86_64)
+    assert [layout.pmc_max_nr_events] == offsets(text, tmp_path, "kvm_pmc.max_nr_events")
+    assert layout.create_args == 6
+    assert (layout.arg_group_leader, layout.arg_overflow_handler, layout.arg_context) == (3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (source(gone="overflow_handler_context"), "no field overflow_handler_context in struct perf_event"),
+        (source(gone="is_paused"), "no field is_paused in struct kvm_pmc"),
+        (source(gone="pmc_type"), "no enum pmc_type"),
+        (source(gone="kvm_vcpu"), "no struct kvm_vcpu"),
+        (source(gone="kvm_pmc"), "no struct kvm_pmc"),
+        (
+            source(gone="perf_event_create_kernel_counter"),
+            r"no function perf_event_create_kernel_counter\(\)",
+        ),
+        (source(fields="u64 is_paused : 1;"), "is_paused of struct kvm_pmc is a bit field of 1 bits"),
+        (source(fields="int is_paused;"), "is_paused of struct kvm_pmc is 4 bytes wide"),
+        (
+            source(fields="u8 max_nr_events[2]; _Bool is_paused;"),
+            "max_nr_events of struct kvm_pmc is 2 bytes wide",
+        ),
+        (source(fixed=2), "KVM_PMC_FIXED is 2"),
+        (source(arguments=f"{MAINLINE_ARGUMENTS}, int flags"), r"\(.*void \* context, int flags\)"),
+        (
+            source(arguments=GROUPED_ARGUMENTS.replace("group_leader", "parent")),
+            r"struct perf_event \* parent.*neither",
+        ),
+        (source(arguments="struct perf_event_attr *attr, int cpu"), "neither"),
+    ],
+)
+def test_a_kernel_of_another_shape_is_named_not_misread(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(BtfError, match=says) as caught:
+        read_layout(root=kernel(tmp_path, text), arch=X86_64)
+    assert "vmlinux" in caught.value.found
+    assert caught.value.todo
+
+
+def test_kvm_is_not_loaded(tmp_path: Path) -> None:
+    root = kernel(tmp_path, source())
+    (root / "sys/module/kvm").rmdir()
+    with pytest.raises(KvmNotLoadedError, match=r"KVM is not loaded.*modprobe kvm_amd or modprobe kvm_intel"):
+        read_layout(root=root, arch=X86_64)
+
+
+def test_a_module_whose_btf_is_missing(tmp_path: Path) -> None:
+    """Both places are named: the kernel's BTF, which has no KVM, and the module's, which is not there."""
+    root = kernel(tmp_path, source(gone="kvm_pmc"))
+    with pytest.raises(BtfError, match=r"no struct kvm_pmc in .*vmlinux, and .*btf/kvm is missing"):
+        read_layout(root=root, arch=X86_64)
+
+
+def test_no_handler(tmp_path: Path) -> None:
+    root = kernel(tmp_path, source(), kallsyms="ffffffff81000000 T _text\n")
+    with pytest.raises(SymbolError, match="kvm_perf_overflow"):
+        read_layout(root=root, arch=X86_64)
+
+
+def test_an_architecture_that_is_not_known() -> None:
+    with pytest.raises(KernelError, match="riscv64"):
+        current_arch("riscv64")
+    assert current_arch("x86_64") is X86_64
