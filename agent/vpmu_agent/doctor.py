@@ -1,0 +1,453 @@
+"""What on this host keeps vpmu-agent from tracing, or from telling the truth, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import click
+
+from vpmu_agent.kernel import btf, features
+from vpmu_agent.kernel.arch import ARCHES, current_arch
+from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError, SymbolError
+from vpmu_agent.kernel.features import Trial
+from vpmu_agent.kernel.layout import CREATE, kvm_types, layout_of, require_kvm
+from vpmu_agent.kernel.libbpf import libbpf
+from vpmu_agent.kernel.symbols import function_addresses
+from vpmu_agent.probes import FUNCTIONS
+from vpmu_agent.recording import OutputError
+from vpmu_agent.schema import SCHEMA, dumps
+
+WIDTH = 100
+
+FINE, PROBLEM, CANNOT_RUN = 0, 1, 3  # exit statuses
+
+AS_ROOT = "run vpmu-agent as root"
+
+
+class Status(StrEnum):
+    """How a check came out. `WARN`: tracing works, but see what was found; or it could not be seen."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found, what to do about it ("" if nothing), and whether it rules out live tracing."""
+
+    check: str
+    status: Status
+    found: str
+    todo: str = ""
+    blocks: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What the checks look at: the files below `root`, and trials in the running kernel."""
+
+    root: Path = Path("/")
+    try_bpf: Callable[[], Trial] = features.try_bpf
+    try_fexit: Callable[[Sequence[str]], Trial] = features.try_fexit
+    try_kprobe: Callable[[Sequence[str]], Trial] = features.try_kprobe
+    bcc_trouble: Callable[[], str | None] = features.bcc_trouble
+    bcc_version: Callable[[], str] = features.bcc_version
+
+
+def run(*, as_json: bool) -> int:
+    """Prints what `vpmu-agent doctor` prints, a check at a time, and returns its exit status.
+
+    That is 0 if nothing is wrong, 1 if a check failed, and 3 if live tracing cannot work here at all. Raises
+    OutputError when stdout takes no more.
+    """
+    findings = []
+    for finding in examine(Host()):
+        _print(dumps(finding_json(finding)) if as_json else finding_text(finding))
+        findings.append(finding)
+    _print(dumps(summary_json(findings)) if as_json else summary_text(findings))
+    return exit_status(findings)
+
+
+def _print(text: str) -> None:
+    try:
+        click.echo(text)
+    except BrokenPipeError:  # nobody reads on, which click knows to be no error
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write the output: {error.strerror}") from error
+
+
+def exit_status(findings: Iterable[Finding]) -> int:
+    """What `vpmu-agent doctor` exits with after these findings."""
+    failed = [finding for finding in findings if finding.status is Status.FAIL]
+    if any(finding.blocks for finding in failed):
+        return CANNOT_RUN
+    return PROBLEM if failed else FINE
+
+
+def examine(host: Host) -> Iterator[Finding]:
+    """Makes every check. A check that cannot be made is a finding too, never an exception."""
+    for check, look in CHECKS.items():
+        try:
+            yield from look(host)
+        except KernelError as error:
+            yield Finding(check, Status.FAIL, error.found, error.todo, blocks=True)
+        except Exception as error:
+            # The next checks may still tell what is wrong on this host.
+            found = f"could not be checked: {type(error).__name__}: {error}"
+            yield Finding(check, Status.WARN, found, "report this: it is a bug in vpmu-agent")
+
+
+# Rendering
+
+
+def finding_json(finding: Finding) -> dict[str, object]:
+    """One line of `--output json`."""
+    return {
+        "schema": SCHEMA,
+        "kind": "check",
+        "check": finding.check,
+        "status": finding.status,
+        "found": finding.found,
+        "todo": finding.todo,
+    }
+
+
+def summary_json(findings: Sequence[Finding]) -> dict[str, object]:
+    """The last line of `--output json`."""
+    reasons = [f"{finding.check}: {finding.found}" for finding in _blocking(findings)]
+    return {
+        "schema": SCHEMA,
+        "kind": "doctor",
+        **_counts(findings),
+        "can_trace": not reasons,
+        "reasons": reasons,
+    }
+
+
+_COLORS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
+_CHECK_WIDTH, _STATUS_WIDTH = 15, 6
+_INDENT = " " * (_CHECK_WIDTH + _STATUS_WIDTH)
+
+
+def finding_text(finding: Finding) -> str:
+    """One check for a person: at most WIDTH columns wide, what to do on lines of its own. With colours."""
+    status = click.style(f"{finding.status:<{_STATUS_WIDTH}}", fg=_COLORS[finding.status])
+    lines = _wrapped(finding.found, _INDENT)
+    # The status is as wide with its colours as without, but textwrap would count them.
+    lines[0] = f"{finding.check:<{_CHECK_WIDTH}}{status}{lines[0].lstrip()}"
+    if finding.todo:
+        lines += _wrapped(f"-> {finding.todo}", _INDENT, hanging="   ")
+    return "\n".join(lines)
+
+
+def summary_text(findings: Sequence[Finding]) -> str:
+    """What all the findings come to."""
+    counts = ", ".join(f"{count} {status}" for status, count in _counts(findings).items())
+    blocking = _blocking(findings)
+    if not blocking:
+        failed = any(finding.status is Status.FAIL for finding in findings)
+        return f"\n{counts}. Live tracing can work here{', but see what failed' * failed}."
+    lines = [f"\n{counts}. " + click.style("Live tracing cannot work here:", bold=True)]
+    for finding in blocking:
+        lines += _wrapped(f"- {finding.check}: {finding.found}", "  ", hanging="  ")
+    return "\n".join(lines)
+
+
+def _wrapped(text: str, indent: str, *, hanging: str = "") -> list[str]:
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent + hanging,
+        break_on_hyphens=False,
+    ) or [""]
+
+
+def _counts(findings: Sequence[Finding]) -> dict[str, int]:
+    counter = Counter(finding.status for finding in findings)
+    return {status.value: counter[status] for status in Status}
+
+
+def _blocking(findings: Sequence[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.blocks and finding.status is Status.FAIL]
+
+
+# The checks: first the host and this process, then what the kernel takes, then KVM
+
+
+def _kernel(host: Host) -> Iterator[Finding]:
+    release = features.kernel_release(root=host.root)
+    if release is None:
+        yield Finding("kernel", Status.WARN, "the release cannot be read", "mount /proc")
+        return
+    machine = os.uname().machine
+    if machine not in ARCHES:
+        current_arch()  # raises the error that says so
+    yield Finding("kernel", Status.OK, f"{release}, {machine}")
+
+
+def _capabilities(host: Host) -> Iterator[Finding]:
+    held = features.capabilities(root=host.root)
+    if held is None:
+        yield Finding("capabilities", Status.WARN, "/proc/self/status cannot be read", "mount /proc")
+        return
+    if missing := _missing_capabilities(held):
+        found = f"this process lacks {', '.join(missing)}"
+        yield Finding("capabilities", Status.FAIL, found, AS_ROOT, blocks=True)
+    else:
+        yield Finding("capabilities", Status.OK, ", ".join(sorted(held)))
+
+
+def _missing_capabilities(held: frozenset[str] | None) -> list[str]:
+    """CAP_SYS_ADMIN stands for the two that were split from it (Linux 5.8), not for CAP_SYSLOG."""
+    if held is None:
+        return []
+    split = [] if "CAP_SYS_ADMIN" in held else ["CAP_BPF", "CAP_PERFMON"]
+    return [name for name in (*split, "CAP_SYSLOG") if name not in held]
+
+
+def _lockdown(host: Host) -> Iterator[Finding]:
+    mode = features.lockdown(root=host.root)
+    if mode == "confidentiality":
+        yield Finding(
+            "lockdown",
+            Status.FAIL,
+            "confidentiality: the kernel lets nobody probe it or read its memory",
+            "boot with lockdown=integrity or without lockdown (it may come with Secure Boot)",
+            blocks=True,
+        )
+    elif mode is not None:
+        yield Finding("lockdown", Status.OK, mode)
+    elif features.kernel_config("SECURITY_LOCKDOWN_LSM", root=host.root) == "n":
+        yield Finding("lockdown", Status.OK, "this kernel has none")
+    else:
+        yield Finding(
+            "lockdown",
+            Status.WARN,
+            "cannot be seen: there is no /sys/kernel/security/lockdown",
+            "mount securityfs (mount -t securityfs none /sys/kernel/security)",
+        )
+
+
+def _kptr_restrict(host: Host) -> Iterator[Finding]:
+    value = features.kptr_restrict(root=host.root)
+    if value is None:
+        yield Finding("kptr_restrict", Status.WARN, "cannot be read", "mount /proc")
+    elif value >= 2:
+        yield Finding(
+            "kptr_restrict",
+            Status.FAIL,
+            f"{value}: the kernel hides its addresses from everybody, KVM's overflow handler among them",
+            "sysctl kernel.kptr_restrict=1 (hides them from all but root)",
+        )
+    else:
+        yield Finding("kptr_restrict", Status.OK, str(value))
+
+
+def _libbpf(_host: Host) -> Iterator[Finding]:
+    libbpf()
+    yield Finding("libbpf", Status.OK, "loads")
+
+
+def _bcc(host: Host) -> Iterator[Finding]:
+    if trouble := host.bcc_trouble():
+        todo = (
+            "install Debian's python3-bpfcc (PyPI's bcc is something else), and run vpmu-agent with "
+            "/usr/bin/python3 or a virtual environment of it made with --system-site-packages"
+        )
+        yield Finding("bcc", Status.FAIL, trouble, todo, blocks=True)
+    else:
+        yield Finding("bcc", Status.OK, host.bcc_version())
+
+
+def _bpf(host: Host) -> Iterator[Finding]:
+    trial = host.try_bpf()
+    if trial.works:
+        yield Finding("bpf", Status.OK, "programs load, may read kernel memory, and have ring buffers")
+    elif _lacks_privileges(host, trial):
+        yield _not_tried("bpf")
+    else:
+        todo = "boot a kernel from 5.8 on with CONFIG_BPF_SYSCALL=y (distributions' kernels have it)"
+        yield Finding("bpf", Status.FAIL, trial.reason, todo, blocks=True)
+
+
+def _probes(host: Host) -> Iterator[Finding]:
+    """Both ways to put a probe on a function. One is enough."""
+    functions = tuple(FUNCTIONS.values())
+    kprobe = host.try_kprobe(functions)
+    try:
+        fexit = host.try_fexit(functions)
+    except KernelError as error:  # no BTF: a finding of its own, and no reason not to speak of kprobes
+        fexit = Trial(False, error.found)
+    for check, trial, other, todo in (
+        (
+            "kprobes",
+            kprobe,
+            fexit,
+            "boot a kernel with CONFIG_KPROBE_EVENTS=y (distributions' kernels have it)",
+        ),
+        ("fentry", fexit, kprobe, "boot a kernel from 5.17 on with BPF trampolines, or with kprobes"),
+    ):
+        if trial.works:
+            yield Finding(check, Status.OK, f"attached to all of {len(functions)} functions and taken off")
+        elif _lacks_privileges(host, trial):
+            yield _not_tried(check)
+        elif other.works:
+            yield Finding(check, Status.WARN, trial.reason, "nothing: the other kind of probe will do")
+        elif _lacks_privileges(host, other):
+            yield Finding(check, Status.WARN, trial.reason, "nothing, if the other kind of probe works")
+        else:
+            even_so = ", although this process has the capabilities for it" if trial.denied else ""
+            yield Finding(check, Status.FAIL, trial.reason + even_so, todo, blocks=True)
+
+
+def _lacks_privileges(host: Host, trial: Trial) -> bool:
+    """Whether the refusal is for want of privileges: then it says nothing about the kernel."""
+    return trial.denied and bool(_missing_capabilities(features.capabilities(root=host.root)))
+
+
+def _not_tried(check: str) -> Finding:
+    return Finding(check, Status.WARN, "cannot be tried without privileges", "run vpmu-agent doctor as root")
+
+
+def _btf(host: Host) -> Iterator[Finding]:
+    types = btf.vmlinux(root=host.root)
+    yield Finding("btf", Status.OK, types.source)
+
+
+def _kvm(host: Host) -> Iterator[Finding]:
+    require_kvm(root=host.root)
+    how = "a module" if features.kvm_is_module(root=host.root) else "built in"
+    vendors = features.kvm_vendor_modules(root=host.root)
+    if vendors:
+        yield Finding("kvm", Status.OK, f"{how}, with {' and '.join(vendors)}")
+    else:
+        names = current_arch().vendor_modules
+        todo = " or ".join(f"modprobe {name}" for name in names)
+        yield Finding("kvm", Status.WARN, f"{how}, but without {' or '.join(names)}: no guest can run", todo)
+
+
+def _types(host: Host) -> Iterator[Finding]:
+    """Whether the probes can know where everything lies."""
+    layout = layout_of(kvm_types(root=host.root), overflow_handlers=())
+    grouped = "no grouped events" if layout.pmc_max_nr_events is None else "grouped events"
+    yield Finding(
+        "types",
+        Status.OK,
+        f"struct kvm_pmc has {layout.pmc_size} bytes, {CREATE}() {layout.create_args} arguments; {grouped}",
+    )
+
+
+def _handlers(host: Host) -> Iterator[Finding]:
+    """Whether KVM's events can be told from all others."""
+    try:
+        found = function_addresses(current_arch().overflow_handlers, root=host.root)
+    except SymbolError as error:
+        if "CAP_SYSLOG" not in _missing_capabilities(features.capabilities(root=host.root)):
+            raise
+        yield Finding("handlers", Status.WARN, error.found, AS_ROOT)
+        return
+    yield Finding("handlers", Status.OK, ", ".join(symbol.name for symbol in found))
+
+
+def _pmu(host: Host) -> Iterator[Finding]:
+    devices = features.pmu_devices(root=host.root)
+    if devices:
+        yield Finding("pmu", Status.OK, ", ".join(devices))
+    else:
+        yield Finding(
+            "pmu",
+            Status.FAIL,
+            "this host has no hardware PMU, so KVM gives its guests none, and there is nothing to trace",
+            "run vpmu-agent on the physical host; on a VM, have its host give it a PMU",
+        )
+
+
+def _vpmu(host: Host) -> Iterator[Finding]:
+    enabled = features.vpmu_enabled(root=host.root)
+    if enabled:
+        yield Finding("vpmu", Status.OK, "enable_pmu=Y")
+    elif enabled is None:
+        yield Finding("vpmu", Status.WARN, "KVM shows no parameter enable_pmu, so this cannot be seen")
+    elif features.pmu_devices(root=host.root):
+        yield Finding(
+            "vpmu",
+            Status.FAIL,
+            "enable_pmu=N: KVM gives its guests no PMU, and there is nothing to trace",
+            "stop the guests and load kvm with enable_pmu=1 (on the kernel's command line kvm.enable_pmu=1)",
+        )
+    else:
+        found = "enable_pmu=N: KVM turns it off by itself where the host has no PMU"
+        yield Finding("vpmu", Status.FAIL, found, "see pmu")
+
+
+def _mediated_vpmu(host: Host) -> Iterator[Finding]:
+    modules = features.mediated_vpmu(root=host.root)
+    on = [name for name, value in modules.items() if value]
+    if on:
+        yield Finding(
+            "mediated_vpmu",
+            Status.WARN,
+            f"on in {' and '.join(on)}: guests that use it own the counters, and have no events to trace",
+            "nothing, unless you look for such a guest",
+        )
+    else:
+        found = "off" if modules else "this kernel has none"
+        yield Finding("mediated_vpmu", Status.OK, found)
+
+
+def _nmi_watchdog(host: Host) -> Iterator[Finding]:
+    on = features.nmi_watchdog(root=host.root)
+    if on:
+        yield Finding(
+            "nmi_watchdog",
+            Status.WARN,
+            "on: it holds one hardware counter of every CPU, which guests then lack",
+            "sysctl kernel.nmi_watchdog=0 if guests are short of counters",
+        )
+    else:
+        yield Finding("nmi_watchdog", Status.OK, "this kernel has none" if on is None else "off")
+
+
+def _once_loaded(
+    check: str, look: Callable[[Host], Iterator[Finding]]
+) -> Callable[[Host], Iterator[Finding]]:
+    """A check of something that comes with the kvm module: without it, kvm's own finding says it all."""
+
+    def after_kvm(host: Host) -> Iterator[Finding]:
+        try:
+            require_kvm(root=host.root)
+        except KvmNotLoadedError:
+            yield Finding(check, Status.WARN, "cannot be seen before KVM is loaded", "see kvm")
+        else:
+            yield from look(host)
+
+    return after_kvm
+
+
+CHECKS: dict[str, Callable[[Host], Iterator[Finding]]] = {
+    "kernel": _kernel,
+    "capabilities": _capabilities,
+    "lockdown": _lockdown,
+    "kptr_restrict": _kptr_restrict,
+    "libbpf": _libbpf,
+    "bcc": _bcc,
+    "btf": _btf,
+    "bpf": _bpf,
+    "kprobes": _probes,  # and fentry
+    "kvm": _kvm,
+    "types": _once_loaded("types", _types),
+    "handlers": _once_loaded("handlers", _handlers),
+    "pmu": _pmu,
+    "vpmu": _once_loaded("vpmu", _vpmu),
+    "mediated_vpmu": _once_loaded("mediated_vpmu", _mediated_vpmu),
+    "nmi_watchdog": _nmi_watchdog,
+}
