@@ -1,0 +1,243 @@
+"""The metrics: families built at each scrape from what was counted, for Prometheus."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import accumulate
+from typing import Literal
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from vpmu_agent.model.call import Call
+from vpmu_agent.model.check import Kind, Monitor, State
+from vpmu_agent.tally import Histogram, Tally, VmTally, errno_name
+
+GONE_S = 15 * 60.0
+"""How long a VM that is gone waits for the scrape that shows its last counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One metric: its name as exported (for a histogram without `_bucket`), type, labels and help text."""
+
+    name: str
+    type: Literal["counter", "gauge", "histogram"]
+    labels: tuple[str, ...]
+    help: str
+
+    def metric(self, samples: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
+        """The family with samples, each the labels' values and the number."""
+        if self.type == "histogram":
+            return self.histogram((), unit=1)
+        made = CounterMetricFamily if self.type == "counter" else GaugeMetricFamily
+        family = made(self.name, self.help, labels=self.labels)
+        for labels, value in samples:
+            family.add_metric(labels, value)
+        return family
+
+    def histogram(self, samples: Iterable[tuple[tuple[str, ...], Histogram]], *, unit: float) -> Metric:
+        """The same for histograms, whose bounds and sum are divided by `unit`."""
+        family = HistogramMetricFamily(self.name, self.help, labels=self.labels)
+        for labels, histogram in samples:
+            bounds = [*(repr(bound / unit) for bound in histogram.bounds), "+Inf"]
+            buckets = list(zip(bounds, accumulate(histogram.counts), strict=True))
+            family.add_metric(labels, buckets, histogram.total / unit)
+        return family
+
+
+CALLS = Family("vpmu_calls_total", "counter", ("vm", "call"), "Calls that KVM made for the VM's counters.")
+PREDICTED = Family(
+    *("vpmu_predicted_calls_total", "counter", ("vm", "call")),
+    "Calls that the model predicted; equal to vpmu_calls_total for as long as KVM does as predicted.",
+)
+ERRORS = Family("vpmu_call_errors_total", "counter", ("vm", "call", "errno"), "Calls that failed, by errno.")
+DURATION = Family(
+    "vpmu_call_duration_seconds", "histogram", ("vm", "call"), "Time from a call's entry to its return."
+)
+HOST = Family("vpmu_host_seconds_total", "counter", ("vm",), "Host time spent in the VM's vPMU calls.")
+DIVERGENCES = Family(
+    *("vpmu_divergences_total", "counter", ("vm", "kind")),
+    "Calls that were not as the model predicted, by kind.",
+)
+GROUPS = Family(
+    "vpmu_groups", "gauge", ("vm", "state"), "Counters that hold events now, by state of their group."
+)
+EVENTS = Family("vpmu_events", "gauge", ("vm",), "Host perf events that the VM's counters hold now.")
+GROUP_SIZE = Family(
+    *("vpmu_group_size_events", "histogram", ("vm",)), "Size of the groups that were programmed, in events."
+)
+PMC_CALLS = Family(
+    *("vpmu_pmc_calls_total", "counter", ("vm", "vcpu", "pmc", "call")),
+    "Calls by counter. Off with --no-per-counter.",
+)
+PMC_DIVERGENCES = Family(
+    *("vpmu_pmc_divergences_total", "counter", ("vm", "vcpu", "pmc", "kind")),
+    "Divergences by counter; only counters that diverged have a series. Off with --no-per-counter.",
+)
+BUILD = Family("vpmu_agent_build_info", "gauge", ("version",), "Always 1; which agent this is.")
+PROBES = Family("vpmu_agent_attached_probes", "gauge", ("mode",), "Kernel functions being watched, by how.")
+LOST = Family(
+    *("vpmu_agent_lost_records_total", "counter", ("reason",)),
+    "Calls that happened and were not counted, by reason. None of the counts above is complete then.",
+)
+VMS = Family("vpmu_agent_vms", "gauge", (), "VMs known: those alive, and those gone since the last scrape.")
+SCRAPE = Family("vpmu_agent_scrape_duration_seconds", "gauge", (), "Time that collecting this scrape took.")
+
+VM_FAMILIES = (CALLS, PREDICTED, ERRORS, DURATION, HOST, DIVERGENCES, GROUPS, EVENTS, GROUP_SIZE)
+PMC_FAMILIES = (PMC_CALLS, PMC_DIVERGENCES)
+AGENT_FAMILIES = (BUILD, PROBES, LOST, VMS, SCRAPE)
+FAMILIES = (*VM_FAMILIES, *PMC_FAMILIES, *AGENT_FAMILIES)
+"""Every metric there is."""
+
+
+@dataclass(slots=True)
+class _Gone:
+    since: float  # time.monotonic()
+    exported: bool = False
+
+
+class Watch:
+    """What the daemon knows of all VMs, for the loop that feeds it and the threads that scrape it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._monitor = Monitor()
+        self._tally = Tally()
+        self._gone: dict[str, _Gone] = {}
+
+    def feed(self, calls: Iterable[Call]) -> None:
+        """Takes the next calls."""
+        with self._lock:
+            observe, add = self._monitor.observe, self._tally.add
+            for call in calls:
+                add(call, observe(call))
+
+    def sweep(self, is_alive: Callable[[int], bool]) -> list[int]:
+        """Drops the VMs that are gone and were shown so by a scrape; returns the tgids that were dropped.
+
+        Without a scrape they are kept for GONE_S: whoever scrapes next shall see how it ended. A VM that was
+        restarted under its name goes on counting; only its former process is dropped.
+        """
+        with self._lock:
+            tgids = {tgid for vm in self._tally.vms.values() for tgid in vm.tgids}
+        # Looking into /proc for each of them takes its time; a scrape need not wait for it.
+        dead = {tgid for tgid in tgids if not is_alive(tgid)}
+        now = time.monotonic()
+        dropped: set[int] = set()
+        with self._lock:
+            for name, vm in list(self._tally.vms.items()):
+                if vm.tgids <= dead:
+                    gone = self._gone.setdefault(name, _Gone(now))
+                    if not gone.exported and now - gone.since < GONE_S:
+                        continue
+                    self._tally.drop(name)
+                self._gone.pop(name, None)
+                dropped |= vm.tgids & dead
+                vm.tgids -= dead
+            for tgid in dropped:
+                self._monitor.forget(tgid)
+        return sorted(dropped)
+
+    def families(self, *, per_counter: bool) -> list[Metric]:
+        """All that is known of the VMs now, as one scrape shows it."""
+        with self._lock:
+            for gone in self._gone.values():
+                gone.exported = True
+            vms = {name: vm.copy() for name, vm in sorted(self._tally.vms.items())}
+            states = Counter[tuple[str, State]]()
+            events = Counter[str]()
+            for group in self._monitor.groups():
+                states[group.vm, group.state] += 1
+                events[group.vm] += group.events
+        # From here on without the lock: putting thousands of samples together takes longer than copying.
+        return [
+            *_vm_families(vms),
+            GROUPS.metric(((name, state), states[name, state]) for name in vms for state in State),
+            EVENTS.metric(((name,), events[name]) for name in vms),
+            *(_pmc_families(vms) if per_counter else ()),
+        ]
+
+
+_DIVERGENCES = tuple(kind for kind in Kind if kind.is_divergence)
+
+
+def _vm_families(vms: Mapping[str, VmTally]) -> Iterator[Metric]:
+    yield CALLS.metric(((name, call), n) for name, vm in vms.items() for call, n in vm.calls.items())
+    yield PREDICTED.metric(((name, call), n) for name, vm in vms.items() for call, n in vm.predicted.items())
+    yield ERRORS.metric(
+        ((name, call, errno_name(number)), n)
+        for name, vm in vms.items()
+        for (call, number), n in vm.errors.items()
+    )
+    yield DURATION.histogram(
+        (((name, call), histogram) for name, vm in vms.items() for call, histogram in vm.durations.items()),
+        unit=1e9,
+    )
+    yield HOST.metric(((name,), vm.host_ns / 1e9) for name, vm in vms.items())
+    # Every kind from the start: increase() does not see a series begin at 1, and there may be no second.
+    yield DIVERGENCES.metric(
+        ((name, kind), vm.divergences.get(kind, 0)) for name, vm in vms.items() for kind in _DIVERGENCES
+    )
+    yield GROUP_SIZE.histogram((((name,), vm.group_sizes) for name, vm in vms.items()), unit=1)
+
+
+def _pmc_families(vms: Mapping[str, VmTally]) -> Iterator[Metric]:
+    yield PMC_CALLS.metric(
+        ((name, str(vcpu), pmc, call), n)
+        for name, vm in vms.items()
+        for (vcpu, pmc, call), n in vm.pmc_calls.items()
+    )
+    yield PMC_DIVERGENCES.metric(
+        ((name, str(vcpu), pmc, kind), n)
+        for name, vm in vms.items()
+        for (vcpu, pmc, kind), n in vm.pmc_divergences.items()
+    )
+
+
+class VpmuCollector(Collector):
+    """Gives prometheus-client the families at each scrape.
+
+    `lost` returns totals by reason, `attached` counts the kernel functions that are watched.
+    """
+
+    def __init__(
+        self,
+        watch: Watch,
+        *,
+        mode: str,
+        attached: int,
+        lost: Callable[[], Mapping[str, int]],
+        per_counter: bool = True,
+    ) -> None:
+        self._watch = watch
+        self._mode = mode
+        self._attached = attached
+        self._lost = lost
+        self._per_counter = per_counter
+        self._version = version("vpmu-agent")
+
+    def describe(self) -> Iterable[Metric]:
+        """What there is to collect. Without it, registering would collect, and count as a scrape."""
+        return [family.metric(()) for family in FAMILIES]
+
+    def collect(self) -> Iterable[Metric]:
+        """See Collector."""
+        start = time.perf_counter()
+        families = self._watch.families(per_counter=self._per_counter)
+        yield from families
+        yield BUILD.metric([((self._version,), 1)])
+        yield PROBES.metric([((self._mode,), self._attached)])
+        yield LOST.metric(((reason,), n) for reason, n in self._lost().items())
+        yield VMS.metric([((), len({s.labels["vm"] for s in families[0].samples}))])
+        yield SCRAPE.metric([((), time.perf_counter() - start)])

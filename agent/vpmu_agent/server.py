@@ -1,0 +1,165 @@
+"""HTTP for the metrics: the standard library's WSGI server, a thread a request, number and time bounded."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from socketserver import TCPServer, ThreadingMixIn
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+CLIENT_TIMEOUT_S = 5.0
+"""How long a client may keep a read or a write waiting."""
+
+MAX_CLIENTS = 16
+"""Requests at once; who comes when so many are there is turned away."""
+
+_SHUTDOWN_S = 0.1  # how often the server looks whether it shall end
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen. An empty host stands for every address of this machine."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """Reads `HOST:PORT`, `[IPV6]:PORT` or `:PORT`. Raises ValueError that names what is wrong."""
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        raise ValueError(f"{text!r} has no port: write HOST:PORT")
+    if not (port.isascii() and port.isdigit() and int(port[:6]) <= 65535):
+        raise ValueError(f"{port!r} in {text!r} is not a port number from 0 to 65535")
+    if host.startswith("[") and host.endswith("]"):
+        return Address(host[1:-1], int(port))
+    if ":" in host or "[" in host or "]" in host:
+        raise ValueError(f"the host in {text!r} is not clear: write an IPv6 address as [::1]:{port}")
+    return Address(host, int(port))
+
+
+class ListenError(Exception):
+    """The address cannot be listened on; the message says which and why."""
+
+
+class Server:
+    """Listens from the moment it is made; answers between `start()` and `close()`."""
+
+    def __init__(self, address: Address) -> None:
+        try:
+            self._http = _HttpServer(address)
+        except OSError as error:
+            raise ListenError(f"cannot listen on {address}: {error.strerror or error}") from error
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(_SHUTDOWN_S,), daemon=True)
+
+    @property
+    def address(self) -> Address:
+        """Where it listens, with the port that the kernel chose if it was left to it."""
+        host, port = self._http.server_address[:2]
+        return Address(str(host), int(port))
+
+    def start(self, collector: Collector) -> None:
+        """Answers with the metrics of `collector` from now on."""
+        registry = CollectorRegistry()
+        registry.register(collector)
+        self._http.set_app(_application(make_wsgi_app(registry)))
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stops listening. A request that is being answered may still end."""
+        if self._thread.is_alive():
+            self._http.shutdown()
+            self._thread.join()
+        self._http.server_close()
+
+
+_PAGES = {
+    "/": b"vpmu-agent: what KVM does for its guests' virtual performance counters.\nMetrics: /metrics\n",
+    "/-/healthy": b"healthy\n",
+}
+
+
+def _application(metrics: WSGIApplication) -> WSGIApplication:
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path, method = environ.get("PATH_INFO") or "/", environ["REQUEST_METHOD"]
+        if method not in ("GET", "HEAD"):
+            allow = [("Allow", "GET, HEAD")]
+            return _text(start_response, "405 Method Not Allowed", b"GET or HEAD only\n", allow)
+        if path == "/metrics":
+            body = metrics({**environ, "REQUEST_METHOD": "GET"}, start_response)
+        elif path in _PAGES:
+            body = _text(start_response, "200 OK", _PAGES[path])
+        else:
+            body = _text(start_response, "404 Not Found", b"not here; the metrics are at /metrics\n")
+        return [] if method == "HEAD" else body
+
+    return application
+
+
+def _text(
+    start_response: StartResponse, status: str, body: bytes, headers: Iterable[tuple[str, str]] = ()
+) -> list[bytes]:
+    start_response(status, [("Content-Type", "text/plain; charset=utf-8"), *headers])
+    return [body]
+
+
+class _Request(WSGIRequestHandler):
+    timeout = CLIENT_TIMEOUT_S
+
+    def address_string(self) -> str:
+        return str(self.client_address[0])  # not the name server's answer
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Scrapes are not news."""
+
+
+class _HttpServer(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+    def __init__(self, address: Address) -> None:
+        self._room = threading.BoundedSemaphore(MAX_CLIENTS)
+        host = address.host
+        if not host and socket.has_dualstack_ipv6():
+            self.address_family = socket.AF_INET6
+        elif host:
+            self.address_family = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM)[0][0]
+        super().__init__((host, address.port), _Request)
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            # "::" and no host at all mean IPv4 as well, whatever the system's default is.
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        # Not HTTPServer's: it asks the name server who we are, which may take its time.
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._room.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # A client that was slow, or left, is its own affair; anything else is a bug and shows.
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)

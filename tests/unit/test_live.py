@@ -1,0 +1,120 @@
+"""The real process: signals, pipes, ports."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.unit.commands import daemon, invoke, lines, read_until, record, started
+from tests.unit.scenes import Guest
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Path:
+    return record(tmp_path / "recording", list(Guest("web01", 4242).life()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_trace_with_its_summary(number: signal.Signals, tmp_path: Path) -> None:
+    path = tmp_path / "recording"
+    with started("trace", "--output", "json", "--record", str(path)) as process:
+        read_until(process.stderr, b"attached ")
+        read_until(process.stdout, b'{"schema":1,"kind":"call"')
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=10)
+    assert (process.returncode, errors) == (0, b"")
+    assert json.loads(output.splitlines()[-1])["kind"] == "summary"
+    assert invoke("replay", str(path), "-q").exit_code == 0
+
+
+def test_a_killed_trace_leaves_a_recording_of_whole_calls(tmp_path: Path) -> None:
+    path = tmp_path / "recording"
+    with started("trace", "--record", str(path)) as process:
+        read_until(process.stderr, b"attached ")
+        while path.read_bytes().count(b"\n") < 11:
+            time.sleep(0.01)
+        process.kill()
+        process.wait(10)
+    result = invoke("replay", str(path), "--output", "json")
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {path}: cut short after line 11: there is no end mark\n"
+    assert len(lines(result)) == 11
+
+
+def test_a_reader_that_leaves_ends_a_replay_quietly(tmp_path: Path) -> None:
+    guest = Guest("web01", 1)
+    path = record(tmp_path / "long", [call for _ in range(3000) for call in guest.life()])
+    with started("replay", str(path)) as process:
+        assert process.stdout
+        assert process.stdout.readline().startswith(b"TIME")
+        process.stdout.close()
+        assert process.stderr
+        assert process.stderr.read() == b""
+        assert process.wait(10) == 0
+
+
+def test_an_output_that_is_full_is_a_sentence(recording: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "vpmu_agent", "replay", str(recording)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=30,
+        )
+    assert result.stderr == b"Error: cannot write the output: No space left on device\n"
+    assert result.returncode == 3
+
+
+def test_a_terminal_without_unicode_gets_something(recording: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "vpmu_agent", "replay", str(recording)],
+        capture_output=True,
+        check=True,
+        timeout=30,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert b"\\xb5s" in result.stdout
+
+
+def test_run_serves_what_it_sees_until_it_is_told_to_end() -> None:
+    with daemon(["run", "--listen", "127.0.0.1:0"]) as (process, address):
+        name = f"pid-{process.pid}"
+        deadline = time.monotonic() + 10
+        text = ""
+        while "} 3.0" not in text and time.monotonic() < deadline:
+            with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+                text = answer.read().decode()
+        assert f'vpmu_calls_total{{call="create",vm="{name}"}} 3.0' in text
+        assert 'vpmu_agent_lost_records_total{reason="ring_full"} 0.0' in text
+        assert "vpmu_pmc_calls_total{" in text
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+        assert process.stderr
+        assert process.stderr.read() == b""
+
+
+def test_run_without_series_by_counter() -> None:
+    with daemon(["run", "--listen", "127.0.0.1:0", "--no-per-counter"]) as (process, address):
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+            assert b"vpmu_pmc_calls_total" not in answer.read()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+
+
+def test_replay_and_help_need_no_bcc(recording: Path) -> None:
+    code = (
+        "import sys; sys.modules['bcc'] = None\n"
+        "from vpmu_agent.cli import cli\n"
+        "cli(['replay', '-q', sys.argv[1]] if len(sys.argv) > 1 else ['--help'])\n"
+    )
+    for arguments in ([], [str(recording)]):
+        subprocess.run([sys.executable, "-c", code, *arguments], check=True, timeout=30, capture_output=True)

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import http.client
+import socket
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+from urllib.error import HTTPError
+
+import pytest
+
+from tests.unit.scenes import Guest
+from vpmu_agent import server
+from vpmu_agent.metrics import VpmuCollector, Watch
+from vpmu_agent.server import Address, ListenError, Server, parse_address
+
+
+@pytest.fixture
+def running() -> Iterator[Server]:
+    watch = Watch()
+    watch.feed(Guest("web01", 4242).life())
+    with closing(Server(Address("127.0.0.1", 0))) as made:
+        made.start(VpmuCollector(watch, mode="fexit", attached=4, lost=dict))
+        yield made
+
+
+def get(of: Server, path: str, *, method: str = "GET") -> tuple[int, str, str]:
+    request = urllib.request.Request(f"http://{of.address}{path}", method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, answer.headers["Content-Type"], answer.read().decode()
+    except HTTPError as error:
+        return error.code, error.headers["Content-Type"], error.read().decode()
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:9775", Address("127.0.0.1", 9775)),
+        ("localhost:0", Address("localhost", 0)),
+        ("[::1]:9775", Address("::1", 9775)),
+        (":9775", Address("", 9775)),
+        ("[::]:65535", Address("::", 65535)),
+    ],
+)
+def test_addresses(text: str, address: Address) -> None:
+    assert parse_address(text) == address
+    assert str(address) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "9775", "localhost", "host:", "host:http", "host:65536", "host:-1", "host:²", "::1:9775", "[::1]"],
+)
+def test_what_is_no_address_is_named(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is not|has no port") as refused:
+        parse_address(text)
+    assert repr(text) in str(refused.value)
+
+
+def test_metrics_are_served(running: Server) -> None:
+    status, content_type, body = get(running, "/metrics")
+    assert status == 200
+    assert content_type.startswith("text/plain; version=")
+    assert 'vpmu_calls_total{call="create",vm="web01"} 1.0' in body
+
+
+def test_openmetrics_and_compression_are_negotiated(running: Server) -> None:
+    connection = http.client.HTTPConnection(running.address.host, running.address.port, timeout=10)
+    headers = {"Accept": "application/openmetrics-text; version=1.0.0", "Accept-Encoding": "gzip"}
+    connection.request("GET", "/metrics", headers=headers)
+    answer = connection.getresponse()
+    assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
+    assert answer.headers["Content-Encoding"] == "gzip"
+    connection.close()
+
+
+def test_the_other_pages(running: Server) -> None:
+    assert get(running, "/-/healthy")[::2] == (200, "healthy\n")
+    status, _, body = get(running, "/")
+    assert (status, "/metrics" in body) == (200, True)
+    for path in ("/favicon.ico", "/metrics/", "/nothing", "/-/"):
+        assert get(running, path)[0] == 404
+
+
+def test_only_reading_is_allowed(running: Server) -> None:
+    assert get(running, "/metrics", method="HEAD")[::2] == (200, "")
+    for method in ("POST", "PUT", "DELETE", "OPTIONS"):
+        assert get(running, "/metrics", method=method)[0] == 405
+
+
+def test_ipv6_loopback() -> None:
+    try:
+        made = Server(Address("::1", 0))
+    except ListenError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    with closing(made):
+        made.start(VpmuCollector(Watch(), mode="fexit", attached=4, lost=dict))
+        assert str(made.address).startswith("[::1]:")
+        assert get(made, "/-/healthy")[0] == 200
+
+
+def test_no_host_is_every_address() -> None:
+    with closing(Server(Address("", 0))) as made:
+        made.start(VpmuCollector(Watch(), mode="fexit", attached=4, lost=dict))
+        port = made.address.port
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/-/healthy", timeout=10) as answer:
+            assert answer.status == 200
+
+
+def test_an_address_that_can_not_be_had_is_a_sentence(running: Server) -> None:
+    with pytest.raises(ListenError, match=rf"^cannot listen on {running.address}: Address already in use$"):
+        Server(running.address)
+    with pytest.raises(
+        ListenError, match=r"cannot listen on 192\.0\.2\.1:9775: Cannot assign requested address"
+    ):
+        Server(Address("192.0.2.1", 9775))
+    with pytest.raises(
+        ListenError, match=r"cannot listen on no\.such\.host\.invalid:1: .*(not known|failure)"
+    ):
+        Server(Address("no.such.host.invalid", 1))
+
+
+def test_a_slow_client_is_hung_up_on(running: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server._Request, "timeout", 0.2)
+    with socket.create_connection((running.address.host, running.address.port), timeout=10) as slow:
+        slow.sendall(b"GET /metr")
+        start = time.monotonic()
+        assert slow.recv(100) == b""
+        assert time.monotonic() - start < 5
+
+
+def test_too_many_clients_are_turned_away_and_the_others_served(running: Server) -> None:
+    where = (running.address.host, running.address.port)
+    idle = [socket.create_connection(where, timeout=10) for _ in range(server.MAX_CLIENTS)]
+    try:
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with socket.create_connection(where, timeout=1) as one_more:
+                one_more.sendall(b"GET /-/healthy HTTP/1.0\r\n\r\n")
+                try:
+                    if one_more.recv(100) == b"":
+                        break
+                except ConnectionResetError:
+                    break
+        else:
+            pytest.fail("nobody was turned away")
+    finally:
+        for client in idle:
+            client.close()
+    assert _eventually_healthy(running)
+
+
+def _eventually_healthy(of: Server) -> bool:
+    for _ in range(100):
+        try:
+            return get(of, "/-/healthy")[0] == 200
+        except (OSError, http.client.HTTPException):
+            time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [b"\r\n\r\n", b"GET\r\n\r\n", b"GET /metrics HTTP/9\r\n\r\n", b"\x16\x03\x01\x00\xee\x01\r\n\r\n"],
+)
+def test_malformed_requests_do_no_harm(
+    running: Server, request_line: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_connection((running.address.host, running.address.port), timeout=10) as client:
+        client.sendall(request_line)
+        client.recv(1000)
+    assert get(running, "/-/healthy")[0] == 200
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_client_that_leaves_early_is_its_own_affair(
+    running: Server, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(5):
+        client = socket.create_connection((running.address.host, running.address.port), timeout=10)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")  # close() resets
+        client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        client.close()
+    assert get(running, "/-/healthy")[0] == 200
+    assert capfd.readouterr().err == ""
+
+
+def test_closing_frees_the_port_and_ends_the_thread() -> None:
+    made = Server(Address("127.0.0.1", 0))
+    before = threading.active_count()
+    made.start(VpmuCollector(Watch(), mode="fexit", attached=4, lost=dict))
+    address = made.address
+    made.close()
+    made.close()
+    assert threading.active_count() == before
+    with closing(Server(address)) as again:
+        assert again.address == address
