@@ -81,9 +81,11 @@ static __always_inline void fill_pmc(struct vpmu_call *c, u64 pmc)
 {
 	u64 vcpu = 0;
 	u32 type = 0;
+	u8 event_count = 0;
 
 	c->pmc = pmc;
 	c->max_nr_events = 1;
+	c->event_count = -1;
 	if (!pmc) {
 		c->pmc_type = VPMU_LBR;
 		c->vcpu_id = -1;
@@ -94,6 +96,10 @@ static __always_inline void fill_pmc(struct vpmu_call *c, u64 pmc)
 	vpmu_read(&c->pmc_idx, sizeof(c->pmc_idx), pmc + VPMU_PMC_IDX);
 	vpmu_read(&vcpu, sizeof(vcpu), pmc + VPMU_PMC_VCPU);
 	vpmu_read(&c->vcpu_id, sizeof(c->vcpu_id), vcpu + VPMU_VCPU_ID);
+#ifdef VPMU_VCPU_EVENT_COUNT
+	vpmu_read(&event_count, sizeof(event_count), vcpu + VPMU_VCPU_EVENT_COUNT);
+	c->event_count = event_count;
+#endif
 #ifdef VPMU_PMC_MAX_NR_EVENTS
 	vpmu_read(&c->max_nr_events, sizeof(c->max_nr_events), pmc + VPMU_PMC_MAX_NR_EVENTS);
 #endif

@@ -50,7 +50,7 @@ struct vpmu_call {
 	__u8 pmc_type;			/* enum vpmu_pmc_type */
 	__u8 pmc_idx;			/* kvm_pmc.idx: fixed counters start at 32 */
 	__u8 max_nr_events;		/* at entry; 1 where struct kvm_pmc has no such field */
-	__u32 reserved;
+	__s32 event_count;		/* kvm_pmu.event_count of the vCPU at entry, -1 if not known */
 };
 
 #endif

@@ -40,7 +40,7 @@ def call_json(call: Call, verdict: Verdict) -> str:
         f'"precise_ip":{attr.precise_ip}}},'
         f'"verdict":"{verdict.kind}"{expected},"tgid":{call.tgid},"tid":{call.tid},'
         f'"pmc_addr":"{call.pmc:#x}","event_addr":"{call.event:#x}","leader_addr":"{call.leader:#x}",'
-        f'"max_nr_events":{call.max_nr_events},"lost":{call.lost}}}'
+        f'"max_nr_events":{call.max_nr_events},"event_count":{call.event_count},"lost":{call.lost}}}'
     )
 
 
@@ -93,6 +93,7 @@ _INTS = {
     "tid": (0, _S31),
     "vcpu": (-1, _S31),
     "max_nr_events": (0, 255),
+    "event_count": (-1, 255),
     "lost": (0, _S63),
 }
 _ATTR_INTS = {"type": (0, _U32), "config": (0, _U64), "sample_period": (0, _U64), "precise_ip": (0, 3)}
@@ -153,7 +154,7 @@ class CallReader:
             raise ValueError(_complaint(value)) from None
 
     def _call(self, value: dict[str, Any]) -> Call:
-        time_ns, duration_ns, result, tgid, tid, vcpu, size, lost = _ints(value)
+        time_ns, duration_ns, result, tgid, tid, vcpu, size, event_count, lost = _ints(value)
         pmc_type, pmc_idx = _PMCS[value["pmc"]]
         return Call(
             time_ns,
@@ -171,6 +172,7 @@ class CallReader:
             pmc_type,
             pmc_idx,
             size,
+            event_count,
             lost,
         )
 

@@ -32,6 +32,11 @@ struct perf_event {
 struct kvm_vcpu {
 	long others[5];
 	int vcpu_id;
+	struct {
+		struct {
+			unsigned char event_count;
+		} pmu;
+	} arch;
 };
 
 struct kvm_pmc {
@@ -131,6 +136,7 @@ static void program_and_release(struct kvm_pmc *pmc)
 			break;
 		}
 		pmc->perf_events[held++] = event;
+		pmc->vcpu->arch.pmu.event_count++;
 	}
 	if (held == plan.size) {
 		for (int i = 0; plan.size > 1 && i < plan.size; i++, enables++)
@@ -143,8 +149,10 @@ static void program_and_release(struct kvm_pmc *pmc)
 			enables++;
 		}
 	}
-	for (int i = 0; i < held; i++, releases++)
+	for (int i = 0; i < held; i++, releases++) {
 		perf_event_release_kernel(pmc->perf_events[i]);
+		pmc->vcpu->arch.pmu.event_count--;
+	}
 }
 
 static void somebody_elses(void)
@@ -204,7 +212,8 @@ static void print_layout(void)
 #endif
 	printf("\"VPMU_PMC_TYPE\": %zu, \"VPMU_PMC_IDX\": %zu, \"VPMU_PMC_VCPU\": %zu, ", offsetof(struct kvm_pmc, type),
 	       offsetof(struct kvm_pmc, idx), offsetof(struct kvm_pmc, vcpu));
-	printf("\"VPMU_VCPU_ID\": %zu, \"VPMU_EVENT_ATTR\": %zu, ", offsetof(struct kvm_vcpu, vcpu_id),
+	printf("\"VPMU_VCPU_ID\": %zu, \"VPMU_VCPU_EVENT_COUNT\": %zu, \"VPMU_EVENT_ATTR\": %zu, ",
+	       offsetof(struct kvm_vcpu, vcpu_id), offsetof(struct kvm_vcpu, arch.pmu.event_count),
 	       offsetof(struct perf_event, attr));
 	printf("\"VPMU_EVENT_HANDLER\": %zu, \"VPMU_EVENT_CONTEXT\": %zu}\n",
 	       offsetof(struct perf_event, overflow_handler), offsetof(struct perf_event, overflow_handler_context));

@@ -65,6 +65,7 @@ class Guest:
             pmc_type=PmcType.GP,
             pmc_idx=pmc,
             max_nr_events=size,
+            event_count=-1,
         )
 
     def new_event(self) -> int:

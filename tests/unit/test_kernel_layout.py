@@ -26,7 +26,11 @@ struct perf_event {{
 	void (*overflow_handler)(struct perf_event *);
 	void *overflow_handler_context;
 }} the_event;
-struct kvm_vcpu {{ void *kvm; int cpu; int vcpu_id; }} the_vcpu;
+struct kvm_vcpu {{
+	void *kvm;
+	int cpu, vcpu_id;
+	struct {{ u64 others[3]; struct {{ u8 counters; {count} }} pmu; }} arch;
+}} the_vcpu;
 enum pmc_type {{ KVM_PMC_GP = 0, KVM_PMC_FIXED = {fixed} }};
 struct kvm_pmc {{
 	enum pmc_type type;
@@ -49,9 +53,15 @@ GROUPED_ARGUMENTS = MAINLINE_ARGUMENTS.replace("task, ", "task, struct perf_even
 
 
 def source(
-    *, fields: str = "_Bool is_paused;", arguments: str = MAINLINE_ARGUMENTS, fixed: int = 1, gone: str = ""
+    *,
+    fields: str = "",
+    count: str = "u8 event_count;",
+    arguments: str = MAINLINE_ARGUMENTS,
+    fixed: int = 1,
+    gone: str = "",
 ) -> str:
-    return COMMON.format(fields=fields, arguments=arguments, fixed=fixed).replace(gone, gone and "gone")
+    text = COMMON.format(fields=fields, count=count, arguments=arguments, fixed=fixed)
+    return text.replace(gone, gone and "gone")
 
 
 def kernel(root: Path, text: str, *, kallsyms: str = f"{HANDLER:x} t kvm_perf_overflow\t[kvm]\n") -> Path:
@@ -64,7 +74,7 @@ def kernel(root: Path, text: str, *, kallsyms: str = f"{HANDLER:x} t kvm_perf_ov
 
 
 def offsets(text: str, tmp_path: Path, *members: str) -> list[int]:
-    places = [member.split(".") for member in members]
+    places = [member.split(".", 1) for member in members]
     return printed(text, [f"offsetof(struct {struct}, {field})" for struct, field in places], tmp_path)
 
 
@@ -74,9 +84,9 @@ def test_mainline(tmp_path: Path) -> None:
     assert [
         layout.pmc_type,
         layout.pmc_idx,
-        layout.pmc_is_paused,
         layout.pmc_vcpu,
         layout.vcpu_id,
+        layout.vcpu_event_count,
         layout.event_attr,
         layout.event_overflow_handler,
         layout.event_overflow_handler_context,
@@ -85,33 +95,34 @@ def test_mainline(tmp_path: Path) -> None:
         tmp_path,
         "kvm_pmc.type",
         "kvm_pmc.idx",
-        "kvm_pmc.is_paused",
         "kvm_pmc.vcpu",
         "kvm_vcpu.vcpu_id",
+        "kvm_vcpu.arch.pmu.event_count",
         "perf_event.attr",
         "perf_event.overflow_handler",
         "perf_event.overflow_handler_context",
     )
     assert layout.pmc_max_nr_events is None
     assert layout.create_args == 5
-    assert layout.arg_group_leader is None
-    assert (layout.arg_overflow_handler, layout.arg_context) == (3, 4)
     assert layout.overflow_handlers == (HANDLER,)
 
 
 def test_grouped_events(tmp_path: Path) -> None:
-    text = source(fields="u8 max_nr_events; _Bool is_paused;", arguments=GROUPED_ARGUMENTS)
+    text = source(fields="u8 max_nr_events;", arguments=GROUPED_ARGUMENTS)
     layout = read_layout(root=kernel(tmp_path, text), arch=X86_64)
     assert [layout.pmc_max_nr_events] == offsets(text, tmp_path, "kvm_pmc.max_nr_events")
     assert layout.create_args == 6
-    assert (layout.arg_group_leader, layout.arg_overflow_handler, layout.arg_context) == (3, 4, 5)
+
+
+def test_a_kernel_that_does_not_count_a_vcpus_events(tmp_path: Path) -> None:
+    layout = read_layout(root=kernel(tmp_path, source(count="")), arch=X86_64)
+    assert layout.vcpu_event_count is None
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         (source(gone="overflow_handler_context"), "no field overflow_handler_context in struct perf_event"),
-        (source(gone="is_paused"), "no field is_paused in struct kvm_pmc"),
         (source(gone="pmc_type"), "no enum pmc_type"),
         (source(gone="kvm_vcpu"), "no struct kvm_vcpu"),
         (source(gone="kvm_pmc"), "no struct kvm_pmc"),
@@ -119,12 +130,9 @@ def test_grouped_events(tmp_path: Path) -> None:
             source(gone="perf_event_create_kernel_counter"),
             r"no function perf_event_create_kernel_counter\(\)",
         ),
-        (source(fields="u64 is_paused : 1;"), "is_paused of struct kvm_pmc is a bit field of 1 bits"),
-        (source(fields="int is_paused;"), "is_paused of struct kvm_pmc is 4 bytes wide"),
-        (
-            source(fields="u8 max_nr_events[2]; _Bool is_paused;"),
-            "max_nr_events of struct kvm_pmc is 2 bytes wide",
-        ),
+        (source(fields="u64 max_nr_events : 1;"), "max_nr_events of struct kvm_pmc is a bit field of 1 bits"),
+        (source(fields="u8 max_nr_events[2];"), "max_nr_events of struct kvm_pmc is 2 bytes wide"),
+        (source(count="u64 event_count;"), "event_count of struct kvm_vcpu is 8 bytes wide"),
         (source(fixed=2), "KVM_PMC_FIXED is 2"),
         (source(arguments=f"{MAINLINE_ARGUMENTS}, int flags"), r"\(.*void \* context, int flags\)"),
         (

@@ -45,6 +45,7 @@ def call(name: str, event: int, *, leader: int = 0, size: int = 1, result: int =
         pmc_type=PmcType.GP,
         pmc_idx=0,
         max_nr_events=size,
+        event_count=-1,
     )
 
 

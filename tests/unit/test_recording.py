@@ -72,6 +72,7 @@ calls = st.builds(
     pmc_type=st.sampled_from([PmcType.GP, PmcType.FIXED]),
     pmc_idx=st.integers(0, 63),
     max_nr_events=st.integers(0, 255),
+    event_count=st.integers(-1, 255),
     lost=s63,
 )
 
@@ -105,7 +106,18 @@ def test_a_call_in_json_has_the_documented_fields() -> None:
             "result",
             "duration_ns",
         ),
-        *("attr", "verdict", "tgid", "tid", "pmc_addr", "event_addr", "leader_addr", "max_nr_events", "lost"),
+        *(
+            "attr",
+            "verdict",
+            "tgid",
+            "tid",
+            "pmc_addr",
+            "event_addr",
+            "leader_addr",
+            "max_nr_events",
+            "event_count",
+            "lost",
+        ),
     ]
     assert value["schema"] == 1
     assert (value["kind"], value["vm"], value["pmc"], value["call"]) == ("call", "web01", "gp0", "create")

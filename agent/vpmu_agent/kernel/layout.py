@@ -13,6 +13,7 @@ from vpmu_agent.kernel.symbols import function_addresses
 
 KVM_MODULE = Path("sys/module/kvm")
 CREATE = "perf_event_create_kernel_counter"
+EVENT_COUNT = "arch.pmu.event_count"  # of struct kvm_vcpu
 
 # Of the create call, by the names that the kernel gives them (kernel/events/core.c); the second is the one of
 # the grouped-events series. Anything else is a kernel whose arguments would be misread.
@@ -26,25 +27,22 @@ _SIGNATURES = (
 class KernelLayout:
     """Byte offsets in this kernel's structs, and how it calls `perf_event_create_kernel_counter()`.
 
-    `pmc_max_nr_events` is None where the kernel has no grouped events. The arg_* are positions from 0, and
-    `arg_group_leader` is None where the call has none. `overflow_handlers` are addresses, newest name first;
-    they are wrong as soon as the kvm module is loaded anew.
+    `pmc_max_nr_events` is None where the kernel has no grouped events, `vcpu_event_count` where it does not
+    count a vCPU's events. `create_args` is 5, or 6 with group_leader. `overflow_handlers` are addresses,
+    newest name first; they are wrong as soon as the kvm module is loaded anew.
     """
 
     pmc_size: int
     pmc_type: int
     pmc_idx: int
     pmc_vcpu: int
-    pmc_is_paused: int
     pmc_max_nr_events: int | None
     vcpu_id: int
+    vcpu_event_count: int | None
     event_attr: int
     event_overflow_handler: int
     event_overflow_handler_context: int
     create_args: int
-    arg_group_leader: int | None
-    arg_overflow_handler: int
-    arg_context: int
     overflow_handlers: tuple[int, ...]
 
 
@@ -104,21 +102,19 @@ def layout_of(types: Btf, *, overflow_handlers: tuple[int, ...]) -> KernelLayout
     _check_pmc_types(types)
     args = _create_signature(types)
     grouped = types.has_member("kvm_pmc", "max_nr_events")
+    counted = types.has_member("kvm_vcpu", EVENT_COUNT)
     return KernelLayout(
         pmc_size=types.struct_size("kvm_pmc"),
         pmc_type=offset("kvm_pmc", "type", 4),
         pmc_idx=offset("kvm_pmc", "idx", 1),
         pmc_vcpu=offset("kvm_pmc", "vcpu", 8),
-        pmc_is_paused=offset("kvm_pmc", "is_paused", 1),
         pmc_max_nr_events=offset("kvm_pmc", "max_nr_events", 1) if grouped else None,
         vcpu_id=offset("kvm_vcpu", "vcpu_id", 4),
+        vcpu_event_count=offset("kvm_vcpu", EVENT_COUNT, 1) if counted else None,
         event_attr=offset("perf_event", "attr", 0),  # an ABI struct that grows at its end
         event_overflow_handler=offset("perf_event", "overflow_handler", 8),
         event_overflow_handler_context=offset("perf_event", "overflow_handler_context", 8),
         create_args=len(args),
-        arg_group_leader=args.index("group_leader") if "group_leader" in args else None,
-        arg_overflow_handler=args.index("overflow_handler"),
-        arg_context=args.index("context"),
         overflow_handlers=overflow_handlers,
     )
 

@@ -49,7 +49,8 @@ class Call:
     `pmc`, `event` and `leader` are kernel addresses: 0 means none (`event` of a create that failed, `leader`
     of a create without a group leader, `pmc` of the guest-LBR event). `result` is 0 or a negative errno.
     `pmc_idx` counts from 0 within its type; `vcpu` is -1 where it cannot be known (guest LBR).
-    `max_nr_events` is read at entry and is 1 where `struct kvm_pmc` has no such field.
+    `max_nr_events` is read at entry and is 1 where `struct kvm_pmc` has no such field. `event_count` is KVM's
+    own count of the vCPU's events (`struct kvm_pmu`) at entry, -1 where it is not known (guest LBR).
     `lost` counts the records that were lost since the call before this one.
     """
 
@@ -68,6 +69,7 @@ class Call:
     pmc_type: PmcType
     pmc_idx: int
     max_nr_events: int
+    event_count: int
     lost: int = 0
 
     @property

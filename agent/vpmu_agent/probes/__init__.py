@@ -133,9 +133,11 @@ def constants(layout: KernelLayout) -> Mapping[str, int]:
         "VPMU_EVENT_CONTEXT": layout.event_overflow_handler_context,
         "VPMU_EVENT_ATTR": layout.event_attr,
     }
-    if layout.pmc_max_nr_events is not None:
-        known["VPMU_PMC_MAX_NR_EVENTS"] = layout.pmc_max_nr_events
-    return known
+    optional = {
+        "VPMU_PMC_MAX_NR_EVENTS": layout.pmc_max_nr_events,
+        "VPMU_VCPU_EVENT_COUNT": layout.vcpu_event_count,
+    }
+    return known | {name: value for name, value in optional.items() if value is not None}
 
 
 def _attach_kprobes(bpf: bcc.BPF) -> None:

@@ -113,5 +113,6 @@ class Decoder:
             pmc_type=pmc_type,
             pmc_idx=r.pmc_idx - _FIXED_BASE_IDX if pmc_type is PmcType.FIXED else r.pmc_idx,
             max_nr_events=r.max_nr_events,
+            event_count=r.event_count,
             lost=lost,
         )
