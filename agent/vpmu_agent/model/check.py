@@ -2,17 +2,15 @@
 
 Every pmc is followed on its own. A call is either *due* (the model has already said that it must come next)
 or it opens something new (a program, a pause, a resume, a release), which only the guest can decide. The
-rules are those of arch/x86/kvm/pmu.c (pmc_reprogram_counter, pmc_pause_counter, pmc_resume_counter,
-pmc_release_perf_event) with groups as in "KVM: x86/pmu: Use flex *event arrays to implement grouped events"
-(RFC 7/8, Like Xu, 2022-12-12).
+rules are those of `mechanism.py`, read the other way round: from a call to what may have made it.
 
-After a divergence a pmc is not guessed at: its calls are *unknown* until the next program begins, so that one
-fault gives one divergence.
+After a divergence the check goes on from what was really seen, so that what follows is judged as well; but a
+kind is reported once in a program, and what can only be a consequence is called unknown: one fault in the
+kernel gives one or two divergences, not one for every call after it.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -24,34 +22,61 @@ class Kind(StrEnum):
     """What the model says of one call; everything but the first two is a divergence."""
 
     PREDICTED = "predicted"
-    UNKNOWN = "unknown"  # it happened before the agent came, or records were lost
-    PARTIAL_GROUP = "partial_group"  # a member's creation failed: its elder siblings stay, never enabled
-    DEGRADED_GROUP = "degraded_group"  # one event where the same pmc had a group
-    ORPHANED_MEMBER = "orphaned_member"  # events that nobody will release any more
-    EXTRA_MEMBER = "extra_member"  # more creates than the group's size
-    WRONG_LEADER = "wrong_leader"  # group_leader is not event 0, or event 0 was given one
-    ENABLED_EARLY = "enabled_early"  # a member counts before the last one exists
+    UNKNOWN = "unknown"
+    PARTIAL_GROUP = "partial_group"
+    DEGRADED_GROUP = "degraded_group"
+    ORPHANED_MEMBER = "orphaned_member"
+    MISSING_MEMBER = "missing_member"
+    EXTRA_MEMBER = "extra_member"
+    WRONG_LEADER = "wrong_leader"
+    ENABLED_EARLY = "enabled_early"
     ENABLED_OUT_OF_ORDER = "enabled_out_of_order"
-    NOT_ENABLED = "not_enabled"  # the group was left before all its members were enabled
+    NOT_ENABLED = "not_enabled"
     RELEASED_OUT_OF_ORDER = "released_out_of_order"
     RELEASED_TWICE = "released_twice"
-    UNEXPECTED_CALL = "unexpected_call"  # nothing that KVM may do with this pmc now
+    EVENT_COUNT_MISMATCH = "event_count_mismatch"
+    UNEXPECTED_CALL = "unexpected_call"
 
     @property
     def is_divergence(self) -> bool:
         """True for everything that the model did not predict and could have."""
         return self not in (Kind.PREDICTED, Kind.UNKNOWN)
 
+    @property
+    def meaning(self) -> str:
+        """The kind in a sentence, for people."""
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    Kind.PREDICTED: "the call that the model said would come, or one that only the guest decides on",
+    Kind.UNKNOWN: "from before the agent came, or records were lost, or it can be a consequence of a fault",
+    Kind.PARTIAL_GROUP: "a member could not be created: those before it stay, disabled, until a release",
+    Kind.DEGRADED_GROUP: "a counter that had a group was programmed with a single event",
+    Kind.ORPHANED_MEMBER: "events were left behind that nobody will release any more",
+    Kind.MISSING_MEMBER: "the group was enabled, paused or released before all its members were created",
+    Kind.EXTRA_MEMBER: "more events were created than the group's size",
+    Kind.WRONG_LEADER: "group_leader is not event 0, or event 0 was given one",
+    Kind.ENABLED_EARLY: "a member was enabled before the last one was created",
+    Kind.ENABLED_OUT_OF_ORDER: "a member was enabled before one with a lower index",
+    Kind.NOT_ENABLED: "the program ended before all its members were enabled",
+    Kind.RELEASED_OUT_OF_ORDER: "a member was released before one with a lower index",
+    Kind.RELEASED_TWICE: "an event was released that had been released already",
+    Kind.EVENT_COUNT_MISMATCH: "KVM's own count of the vCPU's events is not what its calls add up to",
+    Kind.UNEXPECTED_CALL: "nothing that KVM may do with this counter in the state it is in",
+}
+
 
 class State(StrEnum):
     """Where the group of one pmc stands."""
 
     EMPTY = "empty"  # holds no events
-    BUILDING = "building"  # between the first create and the last enable
+    CREATING = "creating"  # from the first create to the last
+    ENABLING = "enabling"  # of a group: from the last create to the last enable
     RUNNING = "running"
     PAUSED = "paused"
     PARTIAL = "partial"  # a create failed; the members before it are held, disabled
-    RELEASING = "releasing"  # between the first release and the last
+    RELEASING = "releasing"  # from the first release to the last
     UNKNOWN = "unknown"
 
 
@@ -74,7 +99,11 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A pmc that holds events now; `size` is `max_nr_events` as it was when the pmc was programmed."""
+    """A pmc that holds events now, or has left some behind.
+
+    `size` is `max_nr_events` as it was when the pmc was programmed, `events` how many it holds, `orphans` how
+    many of those it once held were never released and cannot be any more.
+    """
 
     vm: str
     tgid: int
@@ -83,19 +112,19 @@ class Group:
     state: State
     size: int
     events: int
+    orphans: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Due:
-    """A call that must come next, and the index of its event."""
-
-    name: CallName
+@dataclass(slots=True)
+class _Member:
     event: int
+    enabled: bool
+    alive: bool = True
 
 
 @dataclass(slots=True)
 class _Pmc:
-    """What is known of one `struct kvm_pmc`. `events[i]` is member i's address, 0 once released."""
+    """What is known of one `struct kvm_pmc`."""
 
     vm: str
     tgid: int
@@ -103,12 +132,31 @@ class _Pmc:
     name: str
     state: State = State.UNKNOWN
     size: int = 1
-    events: list[int] = field(default_factory=list)
-    released: frozenset[int] = frozenset()  # by the last release of the whole group
-    due: deque[_Due] = field(default_factory=deque)
+    members: list[_Member] = field(default_factory=list)
+    walk: int = 0  # while releasing: max_nr_events as the release began
+    orphans: int = 0
+    released: frozenset[int] = frozenset()  # since the last program began
+    faults: set[Kind] = field(default_factory=set)  # in this program
 
     def index_of(self, event: int) -> int | None:
-        return self.events.index(event) if event and event in self.events else None
+        for i, member in enumerate(self.members):
+            if member.event == event and member.alive:
+                return i
+        return None
+
+    def fault(self, kind: Kind) -> Kind:
+        """`kind`, or unknown where it tells nothing new."""
+        if kind in self.faults or (kind is Kind.UNEXPECTED_CALL and self.faults):
+            return Kind.UNKNOWN
+        self.faults.add(kind)
+        return kind
+
+    def first(self, *, alive: bool = True, enabled: bool | None = None) -> int | None:
+        """The lowest index of a member like that."""
+        for i, member in enumerate(self.members):
+            if member.alive is alive and enabled in (None, member.enabled):
+                return i
+        return None
 
 
 class Monitor:
@@ -116,214 +164,253 @@ class Monitor:
 
     def __init__(self) -> None:
         self._pmcs: dict[int, _Pmc] = {}
+        self._event_counts: dict[tuple[int, int], int] = {}
 
     def observe(self, call: Call) -> Verdict:
         """Says what the model makes of the next call, and moves on."""
         if call.lost:
-            # Nobody knows whose calls they were.
-            for pmc in self._pmcs.values():
-                _lose(pmc)
+            self._forget_state()
         # The guest-LBR event belongs to no pmc: it is one of its own.
         key = call.pmc or call.event
-        held = self._pmcs.get(key)
-        if held is None or held.tgid != call.tgid:
-            held = self._pmcs[key] = _Pmc(call.vm, call.tgid, call.vcpu, call.pmc_name)
-        verdict = _observe(held, call)
-        if not call.pmc and held.state is State.EMPTY:
+        pmc = self._pmcs.get(key)
+        if pmc is None or pmc.tgid != call.tgid:
+            pmc = self._pmcs[key] = _Pmc(call.vm, call.tgid, call.vcpu, call.pmc_name)
+        verdict = _HANDLERS[call.name](pmc, call)
+        if not call.pmc and pmc.state is State.EMPTY:
             del self._pmcs[key]
+        counted = self._count(call)
+        if counted is not None and not verdict.kind.is_divergence:
+            return Verdict(
+                Kind.EVENT_COUNT_MISMATCH, verdict.event, verdict.leader, counted, verdict.predicted
+            )
         return verdict
 
     def groups(self) -> Iterator[Group]:
-        """The pmcs that hold events now."""
+        """The pmcs that hold events now, or have left some behind."""
         for pmc in self._pmcs.values():
-            events = sum(1 for event in pmc.events if event)
-            if events:
-                yield Group(pmc.vm, pmc.tgid, pmc.vcpu, pmc.name, pmc.state, pmc.size, events)
+            events = sum(member.alive for member in pmc.members)
+            if events or pmc.orphans:
+                yield Group(pmc.vm, pmc.tgid, pmc.vcpu, pmc.name, pmc.state, pmc.size, events, pmc.orphans)
 
     def forget(self, tgid: int) -> None:
-        """Drops all pmcs of a VM that is gone."""
+        """Drops all that is known of a VM that is gone."""
         self._pmcs = {key: pmc for key, pmc in self._pmcs.items() if pmc.tgid != tgid}
+        self._event_counts = {key: n for key, n in self._event_counts.items() if key[0] != tgid}
 
+    def _forget_state(self) -> None:
+        """Records were lost, and nobody knows whose."""
+        for pmc in self._pmcs.values():
+            pmc.state = State.UNKNOWN
+        self._event_counts.clear()
 
-def _observe(pmc: _Pmc, call: Call) -> Verdict:
-    match call.name:
-        case CallName.CREATE:
-            return _create(pmc, call)
-        case CallName.ENABLE:
-            return _enable(pmc, call)
-        case CallName.PAUSE:
-            return _pause(pmc, call)
-        case CallName.RELEASE:
-            return _release(pmc, call)
+    def _count(self, call: Call) -> str | None:
+        """Holds the vCPU's count of events against KVM's; says what was expected where they differ.
+
+        KVM counts an event once it was created, and no more after it was released: at the entry of either
+        call its count is still without it, or with it (pmc_reprogram_counter, pmc_release_perf_event).
+        """
+        if call.event_count < 0:
+            return None
+        key = call.tgid, call.vcpu
+        expected = self._event_counts.get(key, call.event_count)
+        change = {CallName.CREATE: call.result == 0, CallName.RELEASE: -1}.get(call.name, 0)
+        self._event_counts[key] = (call.event_count + change) & 0xFF  # u8 event_count
+        if expected == call.event_count:
+            return None
+        return f"event_count={expected}, not {call.event_count}"
 
 
 def _create(pmc: _Pmc, call: Call) -> Verdict:
-    leader = pmc.index_of(call.leader)
-    if pmc.due and pmc.due[0].name is CallName.CREATE:
-        return _create_member(pmc, call, pmc.due[0].event, leader)
-    if call.leader:
-        if pmc.state is State.UNKNOWN:
-            pmc.events.append(call.event)
+    leader = pmc.index_of(call.leader) if call.leader else None
+    match pmc.state:
+        case State.CREATING:
+            return _create_member(pmc, call, leader)
+        case _ if not call.leader:
+            return _program(pmc, call)
+        case State.UNKNOWN:
+            _add_member(pmc, call)
             return Verdict(Kind.UNKNOWN, None, leader)
-        kind = Kind.EXTRA_MEMBER if leader == 0 else Kind.WRONG_LEADER
-        expected = _expected(pmc) if leader == 0 else "create(leader=None)"
-        verdict = _diverge(pmc, kind, None, leader, expected)
-        pmc.events.append(call.event)
-        return verdict
-    return _create_first(pmc, call)
+        case State.EMPTY:
+            # Its leader was never created. What follows shows whether a member is missing.
+            verdict = _program(pmc, call)
+            return Verdict(pmc.fault(Kind.WRONG_LEADER), 0, None, _created(0, pmc.size), verdict.predicted)
+        case _:
+            kind = pmc.fault(Kind.EXTRA_MEMBER if leader == 0 else Kind.WRONG_LEADER)
+            expected = _expected(pmc)
+            return Verdict(kind, _add_member(pmc, call), leader, expected)
 
 
-def _create_first(pmc: _Pmc, call: Call) -> Verdict:
-    """A create without a leader opens a program, whatever went before."""
-    size = max(1, call.max_nr_events)
-    abandoned = pmc.state is not State.UNKNOWN and any(pmc.events)
-    not_enabled = bool(pmc.due) and pmc.due[0].name is CallName.ENABLE
+def _program(pmc: _Pmc, call: Call) -> Verdict:
+    """The first create of a program; a create without a leader opens one, whatever went before."""
     expected = _expected(pmc)
-    degraded = size == 1 < pmc.size
-    previous_size = pmc.size
-    pmc.size, pmc.events, pmc.released = size, [], frozenset()
-    pmc.due.clear()
+    former_size, former_state = pmc.size, pmc.state
+    abandoned = sum(member.alive for member in pmc.members) if pmc.state is not State.UNKNOWN else 0
+    pmc.orphans += abandoned
+    pmc.size, pmc.members = max(1, call.max_nr_events), []
+    pmc.released, pmc.faults = frozenset(), set()
     if call.result < 0:
         pmc.state = State.EMPTY
     else:
-        pmc.events = [call.event]
-        pmc.state = State.BUILDING if size > 1 else State.RUNNING
-    predicted = (CallName.CREATE, *_next_of_program(pmc))
+        _add_member(pmc, call)
+        pmc.state = State.CREATING if pmc.size > 1 else State.RUNNING
+    kind, predicted = Kind.PREDICTED, (CallName.CREATE, *_due_after_create(pmc))
     if abandoned:
-        kind = Kind.NOT_ENABLED if not_enabled else Kind.ORPHANED_MEMBER
-        return Verdict(kind, 0, None, expected, predicted)
-    if degraded:
-        return Verdict(Kind.DEGRADED_GROUP, 0, None, f"a program of {previous_size} events", predicted)
-    if call.attr.disabled != (size > 1):
-        kind = Kind.ENABLED_EARLY if size > 1 else Kind.NOT_ENABLED
-        return _diverge(pmc, kind, 0, None, _created(0, size), (CallName.CREATE,))
-    return Verdict(Kind.PREDICTED, 0, None, predicted=predicted)
+        kind = Kind.NOT_ENABLED if former_state is State.ENABLING else Kind.ORPHANED_MEMBER
+    elif former_size > 1 == pmc.size and former_state is not State.UNKNOWN:
+        kind, expected = Kind.DEGRADED_GROUP, f"a program of {former_size} events"
+    elif call.attr.disabled != (pmc.size > 1):
+        kind = Kind.ENABLED_EARLY if pmc.size > 1 else Kind.NOT_ENABLED
+        expected = _created(0, pmc.size)
+    if kind is Kind.PREDICTED:
+        return Verdict(kind, 0, None, predicted=predicted)
+    return Verdict(pmc.fault(kind), 0, None, expected, predicted)
 
 
-def _create_member(pmc: _Pmc, call: Call, index: int, leader: int | None) -> Verdict:
-    pmc.due.popleft()
-    pmc.events.append(call.event)
-    if call.leader != pmc.events[0]:
-        return _diverge(pmc, Kind.WRONG_LEADER, index, leader, _created(index, pmc.size))
-    if not call.attr.disabled:
-        return _diverge(pmc, Kind.ENABLED_EARLY, index, leader, _created(index, pmc.size))
+def _create_member(pmc: _Pmc, call: Call, leader: int | None) -> Verdict:
+    index = len(pmc.members)
+    expected = _created(index, pmc.size)
+    if pmc.index_of(call.event) is not None:
+        return Verdict(pmc.fault(Kind.EXTRA_MEMBER), pmc.index_of(call.event), leader, expected)
     if call.result < 0:
-        pmc.events.pop()
-        pmc.due.clear()
         pmc.state = State.PARTIAL
-        return Verdict(Kind.PARTIAL_GROUP, index, leader, f"{_created(index, pmc.size)} = 0")
-    return Verdict(Kind.PREDICTED, index, leader, predicted=_next_of_program(pmc))
-
-
-def _next_of_program(pmc: _Pmc) -> tuple[CallName, ...]:
-    """Makes due what must follow the create that just succeeded."""
-    held = len(pmc.events)
-    if held == 0 or pmc.size == 1:
-        return ()
-    if held < pmc.size:
-        pmc.due.append(_Due(CallName.CREATE, held))
     else:
-        pmc.due.extend(_Due(CallName.ENABLE, i) for i in range(pmc.size))
-    return tuple(due.name for due in pmc.due)
+        _add_member(pmc, call)
+        if len(pmc.members) == pmc.size:
+            pmc.state = State.ENABLING
+    predicted = _due_after_create(pmc)
+    if leader != 0:
+        kind = Kind.WRONG_LEADER
+    elif not call.attr.disabled:
+        kind = Kind.ENABLED_EARLY
+    elif call.result < 0:
+        kind = Kind.PARTIAL_GROUP
+    else:
+        return Verdict(Kind.PREDICTED, index, leader, predicted=predicted)
+    return Verdict(pmc.fault(kind), index, leader, expected, predicted)
+
+
+def _add_member(pmc: _Pmc, call: Call) -> int | None:
+    """Returns the new member's index, None if it could not be created."""
+    if call.result < 0:
+        return None
+    pmc.members.append(_Member(call.event, enabled=not call.attr.disabled))
+    return len(pmc.members) - 1
+
+
+def _due_after_create(pmc: _Pmc) -> tuple[CallName, ...]:
+    match pmc.state:
+        case State.CREATING:
+            return (CallName.CREATE,)
+        case State.ENABLING:
+            return (CallName.ENABLE,) * pmc.size
+        case _:
+            return ()
 
 
 def _enable(pmc: _Pmc, call: Call) -> Verdict:
-    index = pmc.index_of(call.event)
     if pmc.state is State.UNKNOWN:
         return _adopt(pmc, call, State.RUNNING)
-    if pmc.due:
-        due = pmc.due[0]
-        if due.name is CallName.ENABLE and index == due.event:
-            pmc.due.popleft()
-            if not pmc.due:
+    index = pmc.index_of(call.event)
+    expected = _expected(pmc)
+    if index is None:
+        return Verdict(pmc.fault(_stranger(pmc, call)), None, None, expected)
+    was_enabled, pmc.members[index].enabled = pmc.members[index].enabled, True
+    match pmc.state:
+        case State.PAUSED if pmc.size == 1:
+            pmc.state = State.RUNNING
+            return Verdict(Kind.PREDICTED, index, None, predicted=(CallName.ENABLE,))
+        case State.ENABLING if not was_enabled:
+            before = pmc.first(enabled=False)
+            if before is None:
                 pmc.state = State.RUNNING
+            elif before < index:
+                return Verdict(pmc.fault(Kind.ENABLED_OUT_OF_ORDER), index, None, expected)
             return Verdict(Kind.PREDICTED, index, None)
-        kind = {
-            CallName.CREATE: Kind.ENABLED_EARLY,
-            CallName.ENABLE: Kind.ENABLED_OUT_OF_ORDER,
-        }.get(due.name, Kind.UNEXPECTED_CALL)
-        return _diverge(pmc, kind, index, None, _expected(pmc))
-    if pmc.state is State.PAUSED and index == 0:
-        pmc.state = State.RUNNING
-        return Verdict(Kind.PREDICTED, 0, None, predicted=(CallName.ENABLE,))
-    return _diverge(pmc, Kind.UNEXPECTED_CALL, index, None, _expected(pmc))
+        case State.CREATING if Kind.ENABLED_EARLY in pmc.faults:
+            # The second enable in a row: no create is to come any more.
+            pmc.state = State.ENABLING if pmc.first(enabled=False) is not None else State.RUNNING
+            return Verdict(pmc.fault(Kind.MISSING_MEMBER), index, None, expected)
+        case State.CREATING | State.PARTIAL:
+            return Verdict(pmc.fault(Kind.ENABLED_EARLY), index, None, expected)
+        case _:
+            return Verdict(pmc.fault(Kind.UNEXPECTED_CALL), index, None, expected)
 
 
 def _pause(pmc: _Pmc, call: Call) -> Verdict:
-    index = pmc.index_of(call.event)
     if pmc.state is State.UNKNOWN:
         return _adopt(pmc, call, State.PAUSED)
+    index = pmc.index_of(call.event)
     # A group is stopped, never paused (pmc_pause_counter of the RFC).
-    if not pmc.due and pmc.state is State.RUNNING and pmc.size == 1 and index == 0:
+    if pmc.state is State.RUNNING and pmc.size == 1 and index == 0:
         pmc.state = State.PAUSED
         return Verdict(Kind.PREDICTED, 0, None, predicted=(CallName.PAUSE,))
-    return _diverge(pmc, _left_in_building(pmc) or Kind.UNEXPECTED_CALL, index, None, _expected(pmc))
+    return Verdict(pmc.fault(_left_too_soon(pmc) or Kind.UNEXPECTED_CALL), index, None, _expected(pmc))
 
 
 def _release(pmc: _Pmc, call: Call) -> Verdict:
     index = pmc.index_of(call.event)
     if pmc.state is State.UNKNOWN:
         verdict = _adopt(pmc, call, State.EMPTY)
-        pmc.events = [event for event in pmc.events if event != call.event]
+        pmc.members = [member for member in pmc.members if member.event != call.event]
         return verdict
+    expected = _expected(pmc)
     if index is None:
-        kind = Kind.RELEASED_TWICE if call.event in pmc.released else Kind.UNEXPECTED_CALL
-        return _diverge(pmc, kind, None, None, _expected(pmc))
-    opened = () if pmc.due else _open_release(pmc, call.max_nr_events)
-    if not pmc.due or pmc.due[0] != _Due(CallName.RELEASE, index):
-        kind = _left_in_building(pmc) or Kind.RELEASED_OUT_OF_ORDER
-        expected = _expected(pmc)
-        pmc.events[index] = 0
-        return _diverge(pmc, kind, index, None, expected, opened)
-    pmc.due.popleft()
-    pmc.events[index] = 0
+        return Verdict(pmc.fault(_stranger(pmc, call)), None, None, expected)
+    kind = Kind.PREDICTED
+    predicted: tuple[CallName, ...] = ()
+    if pmc.state is not State.RELEASING:
+        kind = _left_too_soon(pmc) or Kind.PREDICTED
+        predicted = _open_release(pmc, call.max_nr_events)
+    if kind is Kind.PREDICTED and index != pmc.first():
+        kind, expected = Kind.RELEASED_OUT_OF_ORDER, f"release(event={pmc.first()})"
+    pmc.members[index].alive = False
     pmc.released |= {call.event}
-    if pmc.due:
-        return Verdict(Kind.PREDICTED, index, None, predicted=opened)
-    if any(pmc.events):
-        orphans = " and ".join(f"release(event={i})" for i, event in enumerate(pmc.events) if event)
-        return _diverge(pmc, Kind.ORPHANED_MEMBER, index, None, f"{orphans} after it", opened)
-    pmc.state, pmc.events = State.EMPTY, []
-    return Verdict(Kind.PREDICTED, index, None, predicted=opened)
+    left = [i for i, member in enumerate(pmc.members) if member.alive]
+    if not left or left[0] >= pmc.walk:
+        pmc.state, pmc.members = State.EMPTY, []
+        pmc.orphans += len(left)
+        if left and kind is Kind.PREDICTED:
+            kind = Kind.ORPHANED_MEMBER
+            expected = " and ".join(f"release(event={i})" for i in left) + " to follow"
+    if kind is Kind.PREDICTED:
+        return Verdict(kind, index, None, predicted=predicted)
+    return Verdict(pmc.fault(kind), index, None, expected, predicted)
 
 
 def _open_release(pmc: _Pmc, max_nr_events: int) -> tuple[CallName, ...]:
-    """Makes due what pmc_release_perf_event() will release: i < max_nr_events as it is *now*."""
-    pmc.state, pmc.released = State.RELEASING, frozenset()
-    walked = range(min(max(1, max_nr_events), len(pmc.events)))
-    pmc.due.extend(_Due(CallName.RELEASE, i) for i in walked if pmc.events[i])
-    return tuple(due.name for due in pmc.due)
+    """pmc_release_perf_event() releases what exists among i < max_nr_events, as that is *now*."""
+    pmc.state, pmc.walk = State.RELEASING, max(1, max_nr_events)
+    return (CallName.RELEASE,) * sum(member.alive for member in pmc.members[: pmc.walk])
 
 
 def _adopt(pmc: _Pmc, call: Call, then: State) -> Verdict:
-    """The first call of a pmc that was there before the agent: with one event, it tells the state."""
-    if max(1, call.max_nr_events) == 1 and pmc.size == 1:
-        pmc.state, pmc.events, pmc.released = then, [call.event], frozenset()
+    """A call of a pmc whose past is not known; with a single event, the call tells the state."""
+    if pmc.size == 1 >= call.max_nr_events:
+        pmc.state, pmc.members = then, [_Member(call.event, enabled=then is State.RUNNING)]
+        pmc.released, pmc.faults = frozenset(), set()
         return Verdict(Kind.UNKNOWN, 0, None)
-    if call.event not in pmc.events:
-        pmc.events.append(call.event)
+    if pmc.index_of(call.event) is None:
+        pmc.members.append(_Member(call.event, enabled=call.name is CallName.ENABLE))
     return Verdict(Kind.UNKNOWN, None, None)
 
 
-def _left_in_building(pmc: _Pmc) -> Kind | None:
-    return Kind.NOT_ENABLED if pmc.due and pmc.due[0].name is CallName.ENABLE else None
+def _left_too_soon(pmc: _Pmc) -> Kind | None:
+    return {State.CREATING: Kind.MISSING_MEMBER, State.ENABLING: Kind.NOT_ENABLED}.get(pmc.state)
 
 
-def _diverge(
-    pmc: _Pmc,
-    kind: Kind,
-    event: int | None,
-    leader: int | None,
-    expected: str,
-    predicted: tuple[CallName, ...] = (),
-) -> Verdict:
-    _lose(pmc)
-    return Verdict(kind, event, leader, expected, predicted)
+def _stranger(pmc: _Pmc, call: Call) -> Kind:
+    """What an event is that the pmc does not hold."""
+    if call.name is CallName.RELEASE and call.event in pmc.released:
+        return Kind.RELEASED_TWICE
+    return Kind.MISSING_MEMBER if pmc.state is State.CREATING else Kind.UNEXPECTED_CALL
 
 
-def _lose(pmc: _Pmc) -> None:
-    pmc.state = State.UNKNOWN
-    pmc.due.clear()
+_HANDLERS = {
+    CallName.CREATE: _create,
+    CallName.ENABLE: _enable,
+    CallName.PAUSE: _pause,
+    CallName.RELEASE: _release,
+}
 
 
 def _created(index: int, size: int) -> str:
@@ -333,18 +420,16 @@ def _created(index: int, size: int) -> str:
 
 def _expected(pmc: _Pmc) -> str:
     """What may come next, in words."""
-    if pmc.due:
-        due = pmc.due[0]
-        if due.name is CallName.CREATE:
-            return _created(due.event, pmc.size)
-        return f"{due.name}(event={due.event})"
-    first = next((i for i, event in enumerate(pmc.events) if event), 0)
     match pmc.state:
+        case State.CREATING:
+            return _created(len(pmc.members), pmc.size)
+        case State.ENABLING:
+            return f"enable(event={pmc.first(enabled=False)})"
         case State.RUNNING if pmc.size == 1:
             return "pause(event=0) or release(event=0)"
         case State.PAUSED:
             return "enable(event=0) or release(event=0)"
-        case State.RUNNING | State.PARTIAL:
-            return f"release(event={first})"
+        case State.RUNNING | State.PARTIAL | State.RELEASING:
+            return f"release(event={pmc.first()})"
         case _:
             return "create(leader=None)"
