@@ -7,7 +7,7 @@ PACKAGES := python3-bpfcc python3-venv libbpf1 \
 	gcc libc6-dev libelf-dev make \
 	linux-image-amd64 linux-headers-amd64 qemu-system-x86 udev kmod iproute2 procps zstd cpio
 
-.PHONY: demo test check lint format unit bpf lab recordings clean
+.PHONY: demo test check lint format unit slow bpf lab recordings clean
 
 demo: .venv/ready
 	$(PYTHON) -m tests.lab.demo
@@ -33,6 +33,10 @@ bpf: .venv/ready
 
 lab: .venv/ready
 	$(PYTHON) -m tests.lab.run
+
+# More random programs than `unit` has time for.
+slow: .venv/ready
+	.venv/bin/pytest -q tests/unit -m slow --timeout 1800
 
 # Makes tests/data/ anew from the lab's guests.
 recordings: .venv/ready

@@ -18,6 +18,9 @@ from vpmu_agent import live
 from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.metrics import VpmuCollector, Watch
 from vpmu_agent.model.call import CallName
+from vpmu_agent.model.predict import STEPS
+from vpmu_agent.model.predict import predict as predictions
+from vpmu_agent.predicted import predicted_json, predicted_text
 from vpmu_agent.recording import Header, OutputError, Recorder, Recording, RecordingError
 from vpmu_agent.schema import PMC_NAMES
 from vpmu_agent.server import Address, ListenError, Server, parse_address
@@ -257,6 +260,27 @@ def run(*, listen: Address, per_counter: bool, duration: float | None, mode: Mod
             live.watch(source, watch, vms, duration)
         finally:
             server.close()  # a scrape asks the probes
+
+
+@cli.command()
+@click.option("--events", type=int, default=1, show_default=True, metavar="N", help="Size of the group.")
+@click.option("--fail-at", type=int, metavar="I", help="The creation of event I fails (they count from 0).")
+@click.option(
+    "--steps",
+    default="program",
+    show_default=True,
+    metavar="STEP,…",
+    help=f"What the guest does with the counter, in order: {', '.join(STEPS)}.",
+)
+@_output
+def predict(*, events: int, fail_at: int | None, steps: str, output: str) -> None:
+    """Print the calls that the model says KVM will make for one counter."""
+    try:
+        predicted = list(predictions(steps.split(","), events=events, fail_at=fail_at))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    for line in predicted_json(predicted) if output == "json" else predicted_text(predicted):
+        click.echo(line)
 
 
 @cli.command()

@@ -74,6 +74,10 @@ GROUPS = Family(
     "vpmu_groups", "gauge", ("vm", "state"), "Counters that hold events now, by state of their group."
 )
 EVENTS = Family("vpmu_events", "gauge", ("vm",), "Host perf events that the VM's counters hold now.")
+ORPHANED = Family(
+    *("vpmu_orphaned_events", "gauge", ("vm",)),
+    "Host perf events that the VM's counters left behind: nobody will release them any more.",
+)
 GROUP_SIZE = Family(
     *("vpmu_group_size_events", "histogram", ("vm",)), "Size of the groups that were programmed, in events."
 )
@@ -94,7 +98,7 @@ LOST = Family(
 VMS = Family("vpmu_agent_vms", "gauge", (), "VMs known: those alive, and those gone since the last scrape.")
 SCRAPE = Family("vpmu_agent_scrape_duration_seconds", "gauge", (), "Time that collecting this scrape took.")
 
-VM_FAMILIES = (CALLS, PREDICTED, ERRORS, DURATION, HOST, DIVERGENCES, GROUPS, EVENTS, GROUP_SIZE)
+VM_FAMILIES = (CALLS, PREDICTED, ERRORS, DURATION, HOST, DIVERGENCES, GROUPS, EVENTS, ORPHANED, GROUP_SIZE)
 PMC_FAMILIES = (PMC_CALLS, PMC_DIVERGENCES)
 AGENT_FAMILIES = (BUILD, PROBES, LOST, VMS, SCRAPE)
 FAMILIES = (*VM_FAMILIES, *PMC_FAMILIES, *AGENT_FAMILIES)
@@ -157,18 +161,22 @@ class Watch:
             vms = {name: vm.copy() for name, vm in sorted(self._tally.vms.items())}
             states = Counter[tuple[str, State]]()
             events = Counter[str]()
+            orphans = Counter[str]()
             for group in self._monitor.groups():
-                states[group.vm, group.state] += 1
+                states[group.vm, group.state] += group.events > 0
                 events[group.vm] += group.events
+                orphans[group.vm] += group.orphans
         # From here on without the lock: putting thousands of samples together takes longer than copying.
         return [
             *_vm_families(vms),
-            GROUPS.metric(((name, state), states[name, state]) for name in vms for state in State),
+            GROUPS.metric(((name, state), states[name, state]) for name in vms for state in _STATES),
             EVENTS.metric(((name,), events[name]) for name in vms),
+            ORPHANED.metric(((name,), orphans[name]) for name in vms),
             *(_pmc_families(vms) if per_counter else ()),
         ]
 
 
+_STATES = tuple(state for state in State if state is not State.EMPTY)
 _DIVERGENCES = tuple(kind for kind in Kind if kind.is_divergence)
 
 

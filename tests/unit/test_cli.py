@@ -260,3 +260,31 @@ def test_a_vm_that_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said == f"no VM named web99 runs here; running: {ME} (--wait starts without it)"
     assert invoke("trace", "--vm", "web99", "--wait", "--duration", "0.1").exit_code == 0
     assert invoke("trace", "--vm", ME, "--duration", "0.1").exit_code == 0
+
+
+def test_predict_prints_the_sequence_of_a_group() -> None:
+    done = invoke("predict", "--events", "4", "--output", "json")
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(one["call"], one["event"], one["leader"], one["disabled"]) for one in found] == [
+        ("create", 0, None, True),
+        *(("create", i, 0, True) for i in (1, 2, 3)),
+        *(("enable", i, None, None) for i in range(4)),
+    ]
+    assert {one["result"] for one in found} == {0}
+
+
+def test_predict_shows_what_a_failure_leaves_behind() -> None:
+    done = invoke("predict", "--events", "4", "--fail-at", "2", "--steps", "program,release")
+    assert [line.split() for line in done.stdout.splitlines()[3:5]] == [
+        ["create", "2", "0", "disabled", "ENOSPC"],
+        [
+            "--",
+            *"fails with ENOSPC; holds events 0 to 1, never enabled, until a release; event_count 2".split(),
+        ],
+    ]
+
+
+def test_predict_refuses_what_cannot_be() -> None:
+    done = invoke("predict", "--events", "2", "--steps", "program,dance")
+    assert done.exit_code == 2
+    assert "no step 'dance': there are program, pause, resume, release" in done.output

@@ -119,12 +119,12 @@ class Group:
 class _Member:
     event: int
     enabled: bool
-    alive: bool = True
+    is_orphan: bool = False  # a release passed it by; a later one with a larger N may still find it
 
 
 @dataclass(slots=True)
 class _Pmc:
-    """What is known of one `struct kvm_pmc`."""
+    """What is known of one `struct kvm_pmc`; `perf_events` holds its entries that are not NULL."""
 
     vm: str
     tgid: int
@@ -132,15 +132,16 @@ class _Pmc:
     name: str
     state: State = State.UNKNOWN
     size: int = 1
-    members: list[_Member] = field(default_factory=list)
-    walk: int = 0  # while releasing: max_nr_events as the release began
-    orphans: int = 0
+    perf_events: dict[int, _Member] = field(default_factory=dict)
+    is_paused: bool = False
+    walk: list[int] = field(default_factory=list)  # while releasing: the indices still to come
+    overwritten: set[int] = field(default_factory=set)  # events that no entry of perf_events holds any more
     released: frozenset[int] = frozenset()  # since the last program began
     faults: set[Kind] = field(default_factory=set)  # in this program
 
     def index_of(self, event: int) -> int | None:
-        for i, member in enumerate(self.members):
-            if member.event == event and member.alive:
+        for i, member in self.perf_events.items():
+            if member.event == event:
                 return i
         return None
 
@@ -151,12 +152,12 @@ class _Pmc:
         self.faults.add(kind)
         return kind
 
-    def first(self, *, alive: bool = True, enabled: bool | None = None) -> int | None:
-        """The lowest index of a member like that."""
-        for i, member in enumerate(self.members):
-            if member.alive is alive and enabled in (None, member.enabled):
-                return i
-        return None
+    def members(self) -> list[int]:
+        """The indices of the current group's members."""
+        return [i for i, member in self.perf_events.items() if not member.is_orphan]
+
+    def next_to_enable(self) -> int | None:
+        return next((i for i in self.members() if not self.perf_events[i].enabled), None)
 
 
 class Monitor:
@@ -188,9 +189,10 @@ class Monitor:
     def groups(self) -> Iterator[Group]:
         """The pmcs that hold events now, or have left some behind."""
         for pmc in self._pmcs.values():
-            events = sum(member.alive for member in pmc.members)
-            if events or pmc.orphans:
-                yield Group(pmc.vm, pmc.tgid, pmc.vcpu, pmc.name, pmc.state, pmc.size, events, pmc.orphans)
+            events = len(pmc.members())
+            orphans = len(pmc.overwritten) + len(pmc.perf_events) - events
+            if events or orphans:
+                yield Group(pmc.vm, pmc.tgid, pmc.vcpu, pmc.name, pmc.state, pmc.size, events, orphans)
 
     def forget(self, tgid: int) -> None:
         """Drops all that is known of a VM that is gone."""
@@ -201,6 +203,7 @@ class Monitor:
         """Records were lost, and nobody knows whose."""
         for pmc in self._pmcs.values():
             pmc.state = State.UNKNOWN
+            pmc.overwritten.clear()
         self._event_counts.clear()
 
     def _count(self, call: Call) -> str | None:
@@ -228,8 +231,7 @@ def _create(pmc: _Pmc, call: Call) -> Verdict:
         case _ if not call.leader:
             return _program(pmc, call)
         case State.UNKNOWN:
-            _add_member(pmc, call)
-            return Verdict(Kind.UNKNOWN, None, leader)
+            return _adopt(pmc, call, State.UNKNOWN)
         case State.EMPTY:
             # Its leader was never created. What follows shows whether a member is missing.
             verdict = _program(pmc, call)
@@ -237,23 +239,29 @@ def _create(pmc: _Pmc, call: Call) -> Verdict:
         case _:
             kind = pmc.fault(Kind.EXTRA_MEMBER if leader == 0 else Kind.WRONG_LEADER)
             expected = _expected(pmc)
-            return Verdict(kind, _add_member(pmc, call), leader, expected)
+            if call.result == 0 and pmc.index_of(call.event) is None:
+                # Nothing says that it should be enabled, and no release will come to it.
+                pmc.perf_events[_free_index(pmc)] = _Member(call.event, enabled=True)
+            return Verdict(kind, None, leader, expected)
 
 
 def _program(pmc: _Pmc, call: Call) -> Verdict:
     """The first create of a program; a create without a leader opens one, whatever went before."""
     expected = _expected(pmc)
     former_size, former_state = pmc.size, pmc.state
-    abandoned = sum(member.alive for member in pmc.members) if pmc.state is not State.UNKNOWN else 0
-    pmc.orphans += abandoned
-    pmc.size, pmc.members = max(1, call.max_nr_events), []
+    if former_state is State.UNKNOWN:
+        pmc.perf_events.clear()
+    abandoned = pmc.members()
+    for i in abandoned:
+        pmc.overwritten.add(pmc.perf_events.pop(i).event)
+    pmc.size = max(1, call.max_nr_events)
     pmc.released, pmc.faults = frozenset(), set()
     if call.result < 0:
         pmc.state = State.EMPTY
     else:
-        _add_member(pmc, call)
-        pmc.state = State.CREATING if pmc.size > 1 else State.RUNNING
-    kind, predicted = Kind.PREDICTED, (CallName.CREATE, *_due_after_create(pmc))
+        _add_member(pmc, 0, call)
+    predicted = (CallName.CREATE, *_due_after_create(pmc))
+    kind = Kind.PREDICTED
     if abandoned:
         kind = Kind.NOT_ENABLED if former_state is State.ENABLING else Kind.ORPHANED_MEMBER
     elif former_size > 1 == pmc.size and former_state is not State.UNKNOWN:
@@ -267,16 +275,15 @@ def _program(pmc: _Pmc, call: Call) -> Verdict:
 
 
 def _create_member(pmc: _Pmc, call: Call, leader: int | None) -> Verdict:
-    index = len(pmc.members)
+    index = len(pmc.members())
     expected = _created(index, pmc.size)
-    if pmc.index_of(call.event) is not None:
-        return Verdict(pmc.fault(Kind.EXTRA_MEMBER), pmc.index_of(call.event), leader, expected)
+    known = pmc.index_of(call.event)
+    if known is not None:
+        return Verdict(pmc.fault(Kind.EXTRA_MEMBER), known, leader, expected)
     if call.result < 0:
         pmc.state = State.PARTIAL
     else:
-        _add_member(pmc, call)
-        if len(pmc.members) == pmc.size:
-            pmc.state = State.ENABLING
+        _add_member(pmc, index, call)
     predicted = _due_after_create(pmc)
     if leader != 0:
         kind = Kind.WRONG_LEADER
@@ -289,12 +296,16 @@ def _create_member(pmc: _Pmc, call: Call, leader: int | None) -> Verdict:
     return Verdict(pmc.fault(kind), index, leader, expected, predicted)
 
 
-def _add_member(pmc: _Pmc, call: Call) -> int | None:
-    """Returns the new member's index, None if it could not be created."""
-    if call.result < 0:
-        return None
-    pmc.members.append(_Member(call.event, enabled=not call.attr.disabled))
-    return len(pmc.members) - 1
+def _add_member(pmc: _Pmc, index: int, call: Call) -> None:
+    """The create of member `index` succeeded."""
+    if index in pmc.perf_events:
+        pmc.overwritten.add(pmc.perf_events[index].event)
+    pmc.overwritten.discard(call.event)
+    pmc.perf_events[index] = _Member(call.event, enabled=not call.attr.disabled)
+    if index + 1 < pmc.size:
+        pmc.state = State.CREATING
+    else:
+        pmc.state, pmc.is_paused = State.ENABLING if pmc.size > 1 else State.RUNNING, False
 
 
 def _due_after_create(pmc: _Pmc) -> tuple[CallName, ...]:
@@ -314,13 +325,15 @@ def _enable(pmc: _Pmc, call: Call) -> Verdict:
     expected = _expected(pmc)
     if index is None:
         return Verdict(pmc.fault(_stranger(pmc, call)), None, None, expected)
-    was_enabled, pmc.members[index].enabled = pmc.members[index].enabled, True
+    was_enabled, pmc.perf_events[index].enabled = pmc.perf_events[index].enabled, True
     match pmc.state:
-        case State.PAUSED if pmc.size == 1:
-            pmc.state = State.RUNNING
+        case State.PAUSED | State.PARTIAL if index == 0 and pmc.is_paused and call.max_nr_events <= 1:
+            pmc.is_paused = False
+            if pmc.state is State.PAUSED:
+                pmc.state = State.RUNNING
             return Verdict(Kind.PREDICTED, index, None, predicted=(CallName.ENABLE,))
         case State.ENABLING if not was_enabled:
-            before = pmc.first(enabled=False)
+            before = pmc.next_to_enable()
             if before is None:
                 pmc.state = State.RUNNING
             elif before < index:
@@ -328,7 +341,7 @@ def _enable(pmc: _Pmc, call: Call) -> Verdict:
             return Verdict(Kind.PREDICTED, index, None)
         case State.CREATING if Kind.ENABLED_EARLY in pmc.faults:
             # The second enable in a row: no create is to come any more.
-            pmc.state = State.ENABLING if pmc.first(enabled=False) is not None else State.RUNNING
+            pmc.state = State.RUNNING if pmc.next_to_enable() is None else State.ENABLING
             return Verdict(pmc.fault(Kind.MISSING_MEMBER), index, None, expected)
         case State.CREATING | State.PARTIAL:
             return Verdict(pmc.fault(Kind.ENABLED_EARLY), index, None, expected)
@@ -340,9 +353,16 @@ def _pause(pmc: _Pmc, call: Call) -> Verdict:
     if pmc.state is State.UNKNOWN:
         return _adopt(pmc, call, State.PAUSED)
     index = pmc.index_of(call.event)
-    # A group is stopped, never paused (pmc_pause_counter of the RFC).
-    if pmc.state is State.RUNNING and pmc.size == 1 and index == 0:
-        pmc.state = State.PAUSED
+    # A group is stopped, never paused; but what was a group may have become a single event since.
+    if (
+        pmc.state in (State.RUNNING, State.PARTIAL)
+        and index == 0
+        and not pmc.is_paused
+        and call.max_nr_events <= 1
+    ):
+        pmc.is_paused = True
+        if pmc.state is State.RUNNING:
+            pmc.state = State.PAUSED
         return Verdict(Kind.PREDICTED, 0, None, predicted=(CallName.PAUSE,))
     return Verdict(pmc.fault(_left_too_soon(pmc) or Kind.UNEXPECTED_CALL), index, None, _expected(pmc))
 
@@ -351,24 +371,34 @@ def _release(pmc: _Pmc, call: Call) -> Verdict:
     index = pmc.index_of(call.event)
     if pmc.state is State.UNKNOWN:
         verdict = _adopt(pmc, call, State.EMPTY)
-        pmc.members = [member for member in pmc.members if member.event != call.event]
+        pmc.perf_events = {i: member for i, member in pmc.perf_events.items() if member.event != call.event}
         return verdict
     expected = _expected(pmc)
+    if call.event in pmc.overwritten:
+        pmc.overwritten.remove(call.event)
+        return Verdict(pmc.fault(Kind.RELEASED_OUT_OF_ORDER), None, None, expected)
     if index is None:
         return Verdict(pmc.fault(_stranger(pmc, call)), None, None, expected)
     kind = Kind.PREDICTED
     predicted: tuple[CallName, ...] = ()
     if pmc.state is not State.RELEASING:
         kind = _left_too_soon(pmc) or Kind.PREDICTED
-        predicted = _open_release(pmc, call.max_nr_events)
-    if kind is Kind.PREDICTED and index != pmc.first():
-        kind, expected = Kind.RELEASED_OUT_OF_ORDER, f"release(event={pmc.first()})"
-    pmc.members[index].alive = False
+        # pmc_release_perf_event() releases what exists among i < max_nr_events, as that is now.
+        pmc.walk = sorted(i for i in pmc.perf_events if i < max(1, call.max_nr_events))
+        predicted = (CallName.RELEASE,) * len(pmc.walk)
+        pmc.state = State.RELEASING
+    if kind is Kind.PREDICTED and pmc.walk[:1] != [index]:
+        kind = Kind.RELEASED_OUT_OF_ORDER
+        expected = f"release(event={pmc.walk[0]})" if pmc.walk else "create(leader=None)"
+    if index in pmc.walk:
+        pmc.walk.remove(index)
+    del pmc.perf_events[index]
     pmc.released |= {call.event}
-    left = [i for i, member in enumerate(pmc.members) if member.alive]
-    if not left or left[0] >= pmc.walk:
-        pmc.state, pmc.members = State.EMPTY, []
-        pmc.orphans += len(left)
+    if not pmc.walk:
+        pmc.state = State.EMPTY
+        left = pmc.members()
+        for i in left:
+            pmc.perf_events[i].is_orphan = True
         if left and kind is Kind.PREDICTED:
             kind = Kind.ORPHANED_MEMBER
             expected = " and ".join(f"release(event={i})" for i in left) + " to follow"
@@ -377,21 +407,20 @@ def _release(pmc: _Pmc, call: Call) -> Verdict:
     return Verdict(pmc.fault(kind), index, None, expected, predicted)
 
 
-def _open_release(pmc: _Pmc, max_nr_events: int) -> tuple[CallName, ...]:
-    """pmc_release_perf_event() releases what exists among i < max_nr_events, as that is *now*."""
-    pmc.state, pmc.walk = State.RELEASING, max(1, max_nr_events)
-    return (CallName.RELEASE,) * sum(member.alive for member in pmc.members[: pmc.walk])
-
-
 def _adopt(pmc: _Pmc, call: Call, then: State) -> Verdict:
     """A call of a pmc whose past is not known; with a single event, the call tells the state."""
+    member = _Member(call.event, enabled=call.name is CallName.ENABLE)
     if pmc.size == 1 >= call.max_nr_events:
-        pmc.state, pmc.members = then, [_Member(call.event, enabled=then is State.RUNNING)]
+        pmc.state, pmc.perf_events, pmc.is_paused = then, {0: member}, then is State.PAUSED
         pmc.released, pmc.faults = frozenset(), set()
         return Verdict(Kind.UNKNOWN, 0, None)
     if pmc.index_of(call.event) is None:
-        pmc.members.append(_Member(call.event, enabled=call.name is CallName.ENABLE))
+        pmc.perf_events[_free_index(pmc)] = member
     return Verdict(Kind.UNKNOWN, None, None)
+
+
+def _free_index(pmc: _Pmc) -> int:
+    return max(pmc.perf_events, default=-1) + 1
 
 
 def _left_too_soon(pmc: _Pmc) -> Kind | None:
@@ -422,14 +451,16 @@ def _expected(pmc: _Pmc) -> str:
     """What may come next, in words."""
     match pmc.state:
         case State.CREATING:
-            return _created(len(pmc.members), pmc.size)
+            return _created(len(pmc.members()), pmc.size)
         case State.ENABLING:
-            return f"enable(event={pmc.first(enabled=False)})"
+            return f"enable(event={pmc.next_to_enable()})"
         case State.RUNNING if pmc.size == 1:
             return "pause(event=0) or release(event=0)"
         case State.PAUSED:
             return "enable(event=0) or release(event=0)"
-        case State.RUNNING | State.PARTIAL | State.RELEASING:
-            return f"release(event={pmc.first()})"
+        case State.RELEASING:
+            return f"release(event={pmc.walk[0]})"
+        case State.RUNNING | State.PARTIAL:
+            return f"release(event={min(pmc.members(), default=0)})"
         case _:
             return "create(leader=None)"

@@ -1,0 +1,144 @@
+"""The mechanism: what KVM does with one counter's events, step by step, as small executable definitions.
+
+Each step is a generator named for the kernel function that it stands for: it yields the calls that KVM makes
+and is sent what the kernel answers, changes the state as the kernel does, and returns what the function
+returns. So a step can be run against answers made up (a prediction) or random ones (a test).
+
+Sources: arch/x86/kvm/pmu.c and pmu.h of Linux 6.1; for groups "KVM: x86/pmu: Use flex *event arrays to
+implement grouped events" (RFC 7/8, Like Xu, 2022-12-12), failure paths included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+
+from vpmu_agent.model.call import CallName
+
+
+@dataclass(slots=True)
+class Pmu:
+    """`struct kvm_pmu`, as far as its events go: one for each vCPU."""
+
+    event_count: int = 0
+
+
+@dataclass(slots=True)
+class Pmc:
+    """`struct kvm_pmc`. An entry of `perf_events` is what the kernel answered to its creation, None for NULL.
+
+    `max_nr_events` is 1 as amd_pmu_init() and intel_pmu_init() leave it; the hardware definition of the
+    counter sets it when the guest accesses the counter.
+    """
+
+    pmu: Pmu
+    max_nr_events: int = 1
+    is_paused: bool = False
+    intr: bool = False
+    counter: int = 0
+    current_config: int = 0
+    perf_events: list[int | None] = field(default_factory=lambda: [None] * MAX_EVENTS)
+
+
+MAX_EVENTS = 255
+"""`max_nr_events` is a u8; the RFC bounds its array by nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One call that KVM makes: `event` and `leader` are indices in the pmc's `perf_events`.
+
+    `leader` is None for a creation without one, and for the other calls, as `disabled` is.
+    """
+
+    name: CallName
+    event: int
+    leader: int | None = None
+    disabled: bool | None = None
+
+
+Steps = Generator[Step, int, int]
+"""Yields calls, is sent answers: to a create the event (positive) or -errno, to a pause what was counted.
+
+Returns 0 or -errno.
+"""
+
+
+def pmc_reprogram_counter(pmc: Pmc, *, intr: bool = False, pebs: bool = False) -> Steps:
+    """Creates the pmc's events and, of a group, enables them once the last exists.
+
+    A creation that fails ends it there: the members before it are held, disabled, and nothing that says how
+    the counter stands is updated.
+    """
+    disabled = pmc.max_nr_events > 1
+    for i in range(pmc.max_nr_events):
+        answer = yield Step(CallName.CREATE, i, leader=0 if i else None, disabled=disabled)
+        if answer < 0:
+            return answer
+        pmc.perf_events[i] = answer
+        pmc.pmu.event_count += 1
+    pmc.is_paused = False
+    pmc.intr = intr or pebs
+    if disabled:
+        for i in range(pmc.max_nr_events):
+            yield Step(CallName.ENABLE, i)
+    return 0
+
+
+def pmc_pause_counter(pmc: Pmc) -> Steps:
+    """Pauses a single event and folds its count in; a group is stopped instead."""
+    if pmc.max_nr_events > 1:
+        yield from pmc_stop_counter(pmc)
+    if pmc.perf_events[0] is None or pmc.is_paused:
+        return 0
+    pmc.counter += yield Step(CallName.PAUSE, 0)
+    pmc.is_paused = True
+    return 0
+
+
+def pmc_resume_counter(pmc: Pmc) -> Steps:
+    """Enables the event there is; -1 (the kernel's false) if there is none, as after a group was stopped."""
+    if pmc.perf_events[0] is None:
+        return -1
+    yield Step(CallName.ENABLE, 0)
+    pmc.is_paused = False
+    return 0
+
+
+def pmc_stop_counter(pmc: Pmc) -> Steps:
+    """Releases all, if there is an event 0 to read the counter from."""
+    if pmc.perf_events[0] is not None:
+        yield from pmc_release_perf_event(pmc)
+    return 0
+
+
+def pmc_release_perf_event(pmc: Pmc) -> Steps:
+    """Releases what exists among the first `max_nr_events`, in order, and forgets that there was a group.
+
+    What lies past `max_nr_events` is not looked at.
+    """
+    for i in range(pmc.max_nr_events):
+        if pmc.perf_events[i] is not None:
+            yield Step(CallName.RELEASE, i)
+            pmc.perf_events[i] = None
+            pmc.pmu.event_count -= 1
+    pmc.current_config = 0
+    pmc.max_nr_events = 1
+    return 0
+
+
+def reprogram_counter(pmc: Pmc, config: int, *, hardware_nr_events: int = 1, enabled: bool = True) -> Steps:
+    """What a guest's write to a selector, or a counter overflow, leads to.
+
+    `hardware_nr_events` is the N that the hardware definition gives the counter that the guest accesses, and
+    `enabled` whether the guest's selector and global control let it count.
+    """
+    yield from pmc_pause_counter(pmc)
+    if not enabled:
+        return 0
+    if pmc.current_config == config and (yield from pmc_resume_counter(pmc)) == 0:
+        return 0
+    yield from pmc_release_perf_event(pmc)
+    pmc.current_config = config
+    pmc.max_nr_events = hardware_nr_events
+    return (yield from pmc_reprogram_counter(pmc))
