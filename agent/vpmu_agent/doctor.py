@@ -16,7 +16,7 @@ from vpmu_agent.kernel import btf, features
 from vpmu_agent.kernel.arch import ARCHES, current_arch
 from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError, SymbolError
 from vpmu_agent.kernel.features import Trial
-from vpmu_agent.kernel.layout import CREATE, kvm_types, layout_of, require_kvm
+from vpmu_agent.kernel.layout import CREATE, KernelLayout, kvm_types, layout_of, require_kvm
 from vpmu_agent.kernel.libbpf import libbpf
 from vpmu_agent.kernel.symbols import function_addresses
 from vpmu_agent.probes import FUNCTIONS
@@ -338,11 +338,24 @@ def _kvm(host: Host) -> Iterator[Finding]:
 def _types(host: Host) -> Iterator[Finding]:
     """Whether the probes can know where everything lies."""
     layout = layout_of(kvm_types(root=host.root), overflow_handlers=())
-    grouped = "no grouped events" if layout.pmc_max_nr_events is None else "grouped events"
-    yield Finding(
-        "types",
-        Status.OK,
-        f"struct kvm_pmc has {layout.pmc_size} bytes, {CREATE}() {layout.create_args} arguments; {grouped}",
+    found = f"struct kvm_pmc has {layout.pmc_size} bytes, {CREATE}() {layout.create_args} arguments"
+    yield Finding("types", Status.OK, found)
+    yield _groups(layout)
+
+
+def _groups(layout: KernelLayout) -> Finding:
+    """Whether a counter can have several events, and where they go."""
+    array = layout.pmc_events
+    if array is None:
+        return Finding("groups", Status.OK, "this kernel has no grouped events: one event a counter")
+    if not array.is_flexible:
+        return Finding("groups", Status.OK, f"grouped events, up to {array.room} a counter")
+    return Finding(
+        "groups",
+        Status.FAIL,
+        f"perf_events of struct kvm_pmc is a flexible array with room for {array.room}, and KVM keeps its "
+        f"counters side by side: event {array.room} of one lies on the next one's type and idx",
+        f"keep max_nr_events at {array.room}, or run a kernel that gives the array a size",
     )
 
 

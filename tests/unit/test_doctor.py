@@ -15,7 +15,13 @@ import click
 import pytest
 
 from tests.unit.compiled import object_file
-from tests.unit.test_kernel_layout import GROUPED_ARGUMENTS, source
+from tests.unit.test_kernel_layout import (
+    FLEXIBLE_ARRAY,
+    GROUPED_ARGUMENTS,
+    GROUPED_FIELDS,
+    SIZED_ARRAY,
+    source,
+)
 from tests.unit.tree import plant
 from vpmu_agent.doctor import (
     CHECKS,
@@ -181,11 +187,21 @@ def test_no_pmu(well: Host) -> None:
 
 
 def test_grouped_events(well: Host, tmp_path: Path) -> None:
-    text = source(fields="u8 max_nr_events; _Bool is_paused;", arguments=GROUPED_ARGUMENTS)
+    text = source(fields=GROUPED_FIELDS, last=SIZED_ARRAY, arguments=GROUPED_ARGUMENTS)
     shutil.copy(object_file(text, tmp_path), well.root / "sys/kernel/btf/vmlinux")
-    found = by_check(well)["types"].found
-    assert "6 arguments" in found
-    assert found.endswith("; grouped events")
+    findings = by_check(well)
+    assert findings["types"].found.endswith("6 arguments")
+    assert findings["groups"].status is Status.OK
+    assert findings["groups"].found == "grouped events, up to 4 a counter"
+
+
+def test_an_event_array_that_overlaps_the_next_counter(well: Host, tmp_path: Path) -> None:
+    text = source(fields=GROUPED_FIELDS, last=FLEXIBLE_ARRAY, arguments=GROUPED_ARGUMENTS)
+    shutil.copy(object_file(text, tmp_path), well.root / "sys/kernel/btf/vmlinux")
+    findings = by_check(well)
+    assert findings["groups"].status is Status.FAIL
+    assert "room for 1" in findings["groups"].found
+    assert exit_status(findings.values()) == 1
 
 
 def test_a_kernel_of_another_shape(well: Host, tmp_path: Path) -> None:
@@ -348,7 +364,7 @@ def test_here_as_json() -> None:
     statuses = [check["status"] for check in checks]
     assert done.stderr == ""
     assert {check["kind"] for check in checks} == {"check"}
-    assert {check["check"] for check in checks} == {*CHECKS, "fentry"}
+    assert {check["check"] for check in checks} == {*CHECKS, "fentry", "groups"}
     assert {name: summary[name] for name in ("ok", "warn", "fail")} == {
         name: statuses.count(name) for name in ("ok", "warn", "fail")
     }
@@ -403,7 +419,7 @@ def test_here_as_nobody(tmp_path: Path) -> None:
                 os._exit(1)  # whatever happens, there must not be two of pytest
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     checks = {check["check"]: check for check in map(json.loads, output.read_text().splitlines())}
-    assert set(checks) == {*CHECKS, "fentry"}
+    assert set(checks) == {*CHECKS, "fentry", "groups"}
     assert checks["capabilities"]["status"] == "fail"
     assert checks["bpf"]["found"] == "cannot be tried without privileges"
     assert checks["handlers"]["status"] == "warn"

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.compiled import object_file, printed
 from vpmu_agent.kernel.arch import X86_64, current_arch
 from vpmu_agent.kernel.errors import BtfError, KernelError, KvmNotLoadedError, SymbolError
-from vpmu_agent.kernel.layout import read_layout
+from vpmu_agent.kernel.layout import EventArray, read_layout
 
 HANDLER = 0xFFFFFFFFC08B1D50
 
@@ -38,6 +38,7 @@ struct kvm_pmc {{
 	{fields}
 	u64 counter;
 	struct kvm_vcpu *vcpu;
+	{last}
 }} the_pmc;
 struct perf_event *perf_event_create_kernel_counter({arguments})
 {{
@@ -52,15 +53,25 @@ MAINLINE_ARGUMENTS = (
 GROUPED_ARGUMENTS = MAINLINE_ARGUMENTS.replace("task, ", "task, struct perf_event *group_leader, ")
 
 
+GROUPED_FIELDS = "u8 max_nr_events;"
+SIZED_ARRAY = "union { struct perf_event *perf_event; struct perf_event *perf_events[4]; };"
+# As the RFC's DECLARE_FLEX_ARRAY() makes it.
+FLEXIBLE_ARRAY = """union {
+	struct perf_event *perf_event;
+	struct { struct { } __empty_perf_events; struct perf_event *perf_events[]; };
+};"""
+
+
 def source(
     *,
     fields: str = "",
+    last: str = "struct perf_event *perf_event;",
     count: str = "u8 event_count;",
     arguments: str = MAINLINE_ARGUMENTS,
     fixed: int = 1,
     gone: str = "",
 ) -> str:
-    text = COMMON.format(fields=fields, count=count, arguments=arguments, fixed=fixed)
+    text = COMMON.format(fields=fields, last=last, count=count, arguments=arguments, fixed=fixed)
     return text.replace(gone, gone and "gone")
 
 
@@ -108,10 +119,17 @@ def test_mainline(tmp_path: Path) -> None:
 
 
 def test_grouped_events(tmp_path: Path) -> None:
-    text = source(fields="u8 max_nr_events;", arguments=GROUPED_ARGUMENTS)
+    text = source(fields=GROUPED_FIELDS, last=SIZED_ARRAY, arguments=GROUPED_ARGUMENTS)
     layout = read_layout(root=kernel(tmp_path, text), arch=X86_64)
     assert [layout.pmc_max_nr_events] == offsets(text, tmp_path, "kvm_pmc.max_nr_events")
     assert layout.create_args == 6
+    assert layout.pmc_events == EventArray(room=4, is_flexible=False)
+
+
+def test_the_rfcs_array_has_room_for_one_event(tmp_path: Path) -> None:
+    text = source(fields=GROUPED_FIELDS, last=FLEXIBLE_ARRAY, arguments=GROUPED_ARGUMENTS)
+    layout = read_layout(root=kernel(tmp_path, text), arch=X86_64)
+    assert layout.pmc_events == EventArray(room=1, is_flexible=True)
 
 
 def test_a_kernel_that_does_not_count_a_vcpus_events(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from vpmu_agent.kernel.btf import NEW_TO_US, Btf
 from vpmu_agent.kernel.errors import BtfError, KvmNotLoadedError
 from vpmu_agent.kernel.symbols import function_addresses
 
+_POINTER = 8  # bytes
 KVM_MODULE = Path("sys/module/kvm")
 CREATE = "perf_event_create_kernel_counter"
 EVENT_COUNT = "arch.pmu.event_count"  # of struct kvm_vcpu
@@ -21,6 +22,18 @@ _SIGNATURES = (
     ("attr", "cpu", "task", "overflow_handler", "context"),
     ("attr", "cpu", "task", "group_leader", "overflow_handler", "context"),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class EventArray:
+    """The array of events in `struct kvm_pmc` on a kernel with grouped events.
+
+    `room` is how many events fit in before the array reaches the end of the struct, and so, for KVM keeps its
+    pmcs side by side in arrays, the next pmc. A flexible array declares no size, so nothing holds N to that.
+    """
+
+    room: int
+    is_flexible: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +50,7 @@ class KernelLayout:
     pmc_idx: int
     pmc_vcpu: int
     pmc_max_nr_events: int | None
+    pmc_events: EventArray | None
     vcpu_id: int
     vcpu_event_count: int | None
     event_attr: int
@@ -109,6 +123,7 @@ def layout_of(types: Btf, *, overflow_handlers: tuple[int, ...]) -> KernelLayout
         pmc_idx=offset("kvm_pmc", "idx", 1),
         pmc_vcpu=offset("kvm_pmc", "vcpu", 8),
         pmc_max_nr_events=offset("kvm_pmc", "max_nr_events", 1) if grouped else None,
+        pmc_events=_event_array(types) if grouped else None,
         vcpu_id=offset("kvm_vcpu", "vcpu_id", 4),
         vcpu_event_count=offset("kvm_vcpu", EVENT_COUNT, 1) if counted else None,
         event_attr=offset("perf_event", "attr", 0),  # an ABI struct that grows at its end
@@ -117,6 +132,12 @@ def layout_of(types: Btf, *, overflow_handlers: tuple[int, ...]) -> KernelLayout
         create_args=len(args),
         overflow_handlers=overflow_handlers,
     )
+
+
+def _event_array(types: Btf) -> EventArray:
+    member = types.member("kvm_pmc", "perf_events")
+    size = member.size or types.struct_size("kvm_pmc") - member.offset
+    return EventArray(room=size // _POINTER, is_flexible=member.size == 0)
 
 
 def _create_signature(types: Btf) -> tuple[str, ...]:
