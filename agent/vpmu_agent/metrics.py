@@ -61,6 +61,15 @@ PREDICTED = Family(
     *("vpmu_predicted_calls_total", "counter", ("vm", "call")),
     "Calls that the model predicted; equal to vpmu_calls_total for as long as KVM does as predicted.",
 )
+UNKNOWN = Family(
+    *("vpmu_unknown_calls_total", "counter", ("vm",)),
+    "Calls of which the model could say nothing: their counters were set up before the agent came, records "
+    "were lost, or they can be consequences of a divergence.",
+)
+PINNED_SIBLINGS = Family(
+    *("vpmu_pinned_siblings_total", "counter", ("vm",)),
+    "Group members created pinned beside their leader, which perf_event_open() would refuse.",
+)
 ERRORS = Family("vpmu_call_errors_total", "counter", ("vm", "call", "errno"), "Calls that failed, by errno.")
 DURATION = Family(
     "vpmu_call_duration_seconds", "histogram", ("vm", "call"), "Time from a call's entry to its return."
@@ -98,7 +107,20 @@ LOST = Family(
 VMS = Family("vpmu_agent_vms", "gauge", (), "VMs known: those alive, and those gone since the last scrape.")
 SCRAPE = Family("vpmu_agent_scrape_duration_seconds", "gauge", (), "Time that collecting this scrape took.")
 
-VM_FAMILIES = (CALLS, PREDICTED, ERRORS, DURATION, HOST, DIVERGENCES, GROUPS, EVENTS, ORPHANED, GROUP_SIZE)
+VM_FAMILIES = (
+    CALLS,
+    PREDICTED,
+    UNKNOWN,
+    ERRORS,
+    DURATION,
+    HOST,
+    DIVERGENCES,
+    GROUPS,
+    EVENTS,
+    ORPHANED,
+    GROUP_SIZE,
+    PINNED_SIBLINGS,
+)
 PMC_FAMILIES = (PMC_CALLS, PMC_DIVERGENCES)
 AGENT_FAMILIES = (BUILD, PROBES, LOST, VMS, SCRAPE)
 FAMILIES = (*VM_FAMILIES, *PMC_FAMILIES, *AGENT_FAMILIES)
@@ -183,6 +205,8 @@ _DIVERGENCES = tuple(kind for kind in Kind if kind.is_divergence)
 def _vm_families(vms: Mapping[str, VmTally]) -> Iterator[Metric]:
     yield CALLS.metric(((name, call), n) for name, vm in vms.items() for call, n in vm.calls.items())
     yield PREDICTED.metric(((name, call), n) for name, vm in vms.items() for call, n in vm.predicted.items())
+    yield UNKNOWN.metric(((name,), vm.unknown) for name, vm in vms.items())
+    yield PINNED_SIBLINGS.metric(((name,), vm.pinned_siblings) for name, vm in vms.items())
     yield ERRORS.metric(
         ((name, call, errno_name(number)), n)
         for name, vm in vms.items()

@@ -60,6 +60,10 @@ class VmTally:
     """In nanoseconds."""
     group_sizes: Histogram = field(default_factory=lambda: Histogram(SIZE_BOUNDS))
     """Of every group, at the creation of its first event."""
+    unknown: int = 0
+    """Calls that the model could say nothing of."""
+    pinned_siblings: int = 0
+    """Members with a leader that were created pinned, which perf_event_open() would refuse."""
     pmc_calls: dict[tuple[int, str, CallName], int] = field(default_factory=lambda: defaultdict(int))
     """By vCPU, pmc and call."""
     pmc_divergences: dict[tuple[int, str, Kind], int] = field(default_factory=lambda: defaultdict(int))
@@ -79,6 +83,8 @@ class VmTally:
             divergences=self.divergences.copy(),
             durations={name: histogram.copy() for name, histogram in self.durations.items()},
             group_sizes=self.group_sizes.copy(),
+            unknown=self.unknown,
+            pinned_siblings=self.pinned_siblings,
             pmc_calls=self.pmc_calls.copy(),
             pmc_divergences=self.pmc_divergences.copy(),
         )
@@ -106,11 +112,16 @@ class Tally:
             vm.predicted[predicted] += 1
         if call.result:
             vm.errors[name, -call.result] += 1
-        if name is CallName.CREATE and not call.leader:
-            vm.group_sizes.add(call.max_nr_events)
+        if name is CallName.CREATE:
+            if call.leader:
+                vm.pinned_siblings += call.attr.pinned
+            else:
+                vm.group_sizes.add(call.max_nr_events)
         kind = verdict.kind
-        # Not is_divergence: nearly all calls are one of these two, and a property is dear here.
-        if kind is not Kind.PREDICTED and kind is not Kind.UNKNOWN:
+        # Not is_divergence: nearly all calls are as predicted, and a property is dear here.
+        if kind is Kind.UNKNOWN:
+            vm.unknown += 1
+        elif kind is not Kind.PREDICTED:
             self.divergences += 1
             vm.divergences[kind] += 1
             vm.pmc_divergences[call.vcpu, call.pmc_name, kind] += 1

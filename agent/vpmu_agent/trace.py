@@ -246,6 +246,9 @@ class TextPrinter:
         for name, vm in sorted(tally.vms.items()):
             for (call, number), count in sorted(vm.errors.items()):
                 lines.append(f"{name}: {call} failed with {errno_name(number)}: {count}")
+            if vm.pinned_siblings:
+                siblings = f"{name}: {_count(vm.pinned_siblings, 'sibling')} created pinned"
+                lines.append(self._style(f"{siblings}, which perf_event_open() refuses", fg="yellow"))
             for (vcpu, pmc, kind), count in sorted(vm.pmc_divergences.items()):
                 lines.append(self._style(f"{name}: vCPU {vcpu} {pmc}: {kind}: {count}", fg="red"))
         return ["", *lines] if lines else []

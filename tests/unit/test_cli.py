@@ -59,7 +59,9 @@ def test_replay_as_text(recording: Path) -> None:
     assert result.exit_code == 0
     assert result.stderr == ""
     assert result.stdout.count("predicted") == 14
-    assert result.stdout.splitlines()[-1].split()[:5] == ["web01", "2", "2", "2", "2"]
+    *_, counts, _, siblings = result.stdout.splitlines()
+    assert counts.split()[:5] == ["web01", "2", "2", "2", "2"]
+    assert siblings == "db01: 1 sibling created pinned, which perf_event_open() refuses"
 
 
 def test_replay_as_json_gives_the_recorded_lines_and_the_summaries(recording: Path) -> None:
