@@ -32,6 +32,8 @@ struct vpmu_attr {
 /* Calls under way, by thread and call: creation sleeps, so a CPU is no key. */
 BPF_HASH(inflight, u64, struct vpmu_call, VPMU_MAX_INFLIGHT);
 BPF_ARRAY(lost, u64, VPMU_LOST_REASONS);
+/* Processes that user space was told of, by tgid: their struct mm_struct, for a tgid comes back. */
+BPF_TABLE("lru_hash", u32, u64, processes, VPMU_MAX_PROCESSES);
 /*
  * Set once every probe is attached, cleared before the first is taken off: a call is then seen with all its
  * neighbours or not at all.
@@ -105,6 +107,37 @@ static __always_inline void fill_pmc(struct vpmu_call *c, u64 pmc)
 #endif
 }
 
+struct vpmu_process_command {
+	struct vpmu_process process;
+	char command[VPMU_COMMAND_SIZE];
+};
+
+static __always_inline void tell_process(u32 tgid)
+{
+	u64 task = bpf_get_current_task(), mm = 0, start = 0, end = 0, *told;
+	struct vpmu_process_command *p;
+	u32 size;
+
+	bpf_probe_read_kernel(&mm, sizeof(mm), (void *)(task + VPMU_TASK_MM));
+	if (!mm)
+		return;	/* it is on its way out and has no command line any more */
+	told = processes.lookup(&tgid);
+	if (told && *told == mm)
+		return;
+	p = calls.ringbuf_reserve(sizeof(*p));
+	if (!p)
+		return;	/* at the next call, then */
+	bpf_probe_read_kernel(&start, sizeof(start), (void *)(mm + VPMU_MM_ARG_START));
+	bpf_probe_read_kernel(&end, sizeof(end), (void *)(mm + VPMU_MM_ARG_END));
+	size = end - start < VPMU_COMMAND_SIZE ? end - start : VPMU_COMMAND_SIZE - 1;
+	p->process.tgid = tgid;
+	p->process.size = size & (VPMU_COMMAND_SIZE - 1);
+	if (bpf_probe_read_user(p->command, p->process.size, (void *)start))
+		p->process.size = 0;
+	calls.ringbuf_submit(p, 0);
+	processes.update(&tgid, &mm);
+}
+
 /* Keeps the call until its return; `c` has everything but time, thread and result. */
 static __always_inline int begin(struct vpmu_call *c, const struct vpmu_attr *attr)
 {
@@ -125,6 +158,7 @@ static __always_inline int begin(struct vpmu_call *c, const struct vpmu_attr *at
 	/* The same thread cannot be in the same call twice: the last one's return was missed. */
 	if (inflight.lookup(&key))
 		count_lost(VPMU_LOST_MISSED_RETURN);
+	tell_process(c->tgid);
 	c->time_ns = bpf_ktime_get_ns();
 	if (inflight.update(&key, c))
 		count_lost(VPMU_LOST_INFLIGHT_FULL);

@@ -31,6 +31,17 @@ enum vpmu_lost {
 	VPMU_LOST_REASONS,
 };
 
+/*
+ * Comes before the first call of a process. The process may be gone before user space has looked at it: a guest
+ * can be as short-lived as a tenth of a second, and its name stands only here.
+ */
+struct vpmu_process {
+	__u32 tgid;
+	__u32 size;			/* bytes of the command line that follow in VPMU_COMMAND_SIZE bytes */
+};
+
+#define VPMU_COMMAND_SIZE 512
+
 struct vpmu_call {
 	__u64 time_ns;			/* bpf_ktime_get_ns() at entry */
 	__u64 duration_ns;

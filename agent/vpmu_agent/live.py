@@ -64,7 +64,7 @@ def attached(mode: Mode, vms: Vms) -> Iterator[Source]:
         stop = True
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    with probes.attach(mode=mode, vm_name=vms.name) as live:
+    with probes.attach(mode=mode, vms=vms) as live:
         former = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield Source(live, lambda: stop)

@@ -35,6 +35,15 @@ class Vms:
 
     def __init__(self) -> None:
         self._vms: dict[int, _Vm] = {}
+        self._commands: dict[int, Sequence[str]] = {}
+
+    def met(self, tgid: int, command: Sequence[str]) -> None:
+        """Takes note of a process that made its first call, for it may be gone before it is looked at.
+
+        `command` is the beginning of its command line, as the process had it then.
+        """
+        self._vms.pop(tgid, None)  # if there was one, it was another process
+        self._commands[tgid] = command
 
     def name(self, tgid: int) -> str:
         """The name of a VM, `pid-N` if its process does not say (or no longer exists)."""
@@ -47,7 +56,9 @@ class Vms:
             # A process that is gone may still have calls in the ring: they are its own.
             vm.checked = now
             return vm.name
-        name = self._unshared(vm_name(_command(process)) or f"pid-{tgid}", tgid)
+        told = self._commands.pop(tgid, ())
+        command = _command(process) or told
+        name = self._unshared(vm_name(command) or f"pid-{tgid}", tgid)
         self._vms[tgid] = _Vm(name, process, now)
         return name
 
@@ -59,6 +70,7 @@ class Vms:
     def forget(self, tgid: int) -> None:
         """Drops what is remembered of a process that is gone."""
         self._vms.pop(tgid, None)
+        self._commands.pop(tgid, None)
 
     def _unshared(self, name: str, tgid: int) -> str:
         taken = {vm.name: other for other, vm in self._vms.items() if other != tgid}

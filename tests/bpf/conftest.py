@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
+from vpmu_agent.kernel import btf
 from vpmu_agent.model.call import Call
 from vpmu_agent.probes import FUNCTIONS, Probes
 from vpmu_agent.probes.program import compile_program
+from vpmu_agent.vms import Vms
 
 SOURCE = Path(__file__).with_name("lookalike.c")
 
@@ -51,15 +53,24 @@ class Lookalike:
         descriptors = [*bpf.uprobe_fds.values()]
         bpf.uprobe_fds.clear()
         try:
-            with Probes(bpf, mode="uprobe", vm_name=lambda tgid: f"pid-{tgid}") as probes:
+            with Probes(bpf, mode="uprobe", vms=Vms()) as probes:
                 yield probes
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def run(self, probes: Probes, *, read_while_running: bool = True, stop: bool = True, **plan: int) -> Run:
+    def run(
+        self,
+        probes: Probes,
+        *,
+        name: str = "",
+        read_while_running: bool = True,
+        stop: bool = True,
+        **plan: int,
+    ) -> Run:
+        words = [f"{key}={value}" for key, value in plan.items()] + [f"--name=guest={name}"] * bool(name)
         process = subprocess.Popen(
-            [self.path, "run", *(f"{key}={value}" for key, value in plan.items())],
+            [self.path, "run", *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -85,7 +96,13 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Lookalik
         command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-no-pie", "-pthread", *flags]
         subprocess.run([*command, "-o", path, SOURCE], check=True)
         layout = subprocess.run([path, "layout"], check=True, capture_output=True, text=True).stdout
-        return Lookalike(path, json.loads(layout))
+        types = btf.vmlinux()
+        process = {
+            "VPMU_TASK_MM": types.member("task_struct", "mm").offset,
+            "VPMU_MM_ARG_START": types.member("mm_struct", "arg_start").offset,
+            "VPMU_MM_ARG_END": types.member("mm_struct", "arg_end").offset,
+        }
+        return Lookalike(path, json.loads(layout) | process)
 
     return build_once
 

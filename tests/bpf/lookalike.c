@@ -221,10 +221,11 @@ static void print_layout(void)
 
 static int set(const char *word)
 {
-	static const struct { const char *key; int *value; } keys[] = {
+	const struct { const char *key; int *value; } keys[] = {
 		{ "threads", &plan.threads }, { "rounds", &plan.rounds }, { "size", &plan.size },
 		{ "fail_at", &plan.fail_at }, { "sleep_us", &plan.sleep_us }, { "others", &plan.others },
 		{ "lbr", &plan.lbr }, { "jump", &plan.jump },
+		{ "--name", &(int){ 0 } },	/* for whoever reads the command line */
 	};
 	size_t n = strcspn(word, "=");
 

@@ -120,5 +120,12 @@ def test_a_call_that_never_returns_is_counted_when_its_thread_calls_again(stock:
     assert run.seen() == without_failed(run.told)
 
 
+def test_a_guest_that_is_gone_before_anybody_looks_still_has_its_name(stock: Lookalike) -> None:
+    with stock.probes() as probes:
+        for name in ("web01", "db01"):
+            run = stock.run(probes, name=name, read_while_running=False, stop=False, rounds=1)
+            assert {call.vm for call in run.calls} == {name}
+
+
 def without_failed(told: Counter[str]) -> Counter[str]:
     return Counter({name: count for name, count in told.items() if name != "failed" and count})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -16,17 +16,18 @@ from tests.unit.scenes import Guest
 from vpmu_agent import cli, probes
 from vpmu_agent.model.call import Call
 from vpmu_agent.probes import FUNCTIONS, Mode
+from vpmu_agent.probes.record import VmNames
 
 
 class ScriptedProbes:
     """What `Probes` promises. The calls are this process's own, so that their VM is alive."""
 
-    def __init__(self, vm_name: Callable[[int], str], *, mode: Mode, diverging: bool, lost: int) -> None:
+    def __init__(self, vms: VmNames, *, mode: Mode, diverging: bool, lost: int) -> None:
         self.mode = "fexit" if mode == "auto" else mode
         self.functions = tuple(FUNCTIONS.values())
         self.closed = False
         tgid = os.getpid()
-        guest = Guest(vm_name(tgid), tgid)
+        guest = Guest(vms.name(tgid), tgid)
         first, *life = guest.life(size=2)
         self._batches = [[first], life, list(guest.life(pmc=1))]
         if diverging:
@@ -61,10 +62,10 @@ class ScriptedProbes:
         self.closed = True
 
 
-def attach(*, mode: Mode = "auto", vm_name: Callable[[int], str]) -> ScriptedProbes:
+def attach(*, mode: Mode = "auto", vms: VmNames) -> ScriptedProbes:
     """In place of `probes.attach()`; the environment says what shall happen."""
     return ScriptedProbes(
-        vm_name,
+        vms,
         mode=mode,
         diverging="DIVERGING" in os.environ,
         lost=int(os.environ.get("LOST", "0")),

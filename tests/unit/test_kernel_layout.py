@@ -17,7 +17,8 @@ HANDLER = 0xFFFFFFFFC08B1D50
 COMMON = """
 typedef unsigned char u8;
 typedef unsigned long long u64;
-struct task_struct;
+struct mm_struct {{ struct {{ u64 others[7]; unsigned long arg_start, arg_end; }}; }} the_mm;
+struct task_struct {{ u64 others[9]; struct mm_struct *mm; }} the_task;
 struct perf_event_attr {{ unsigned type, size; u64 config; u64 flags; }};
 struct perf_event {{
 	u64 before[5];
@@ -98,6 +99,9 @@ def test_mainline(tmp_path: Path) -> None:
         layout.pmc_vcpu,
         layout.vcpu_id,
         layout.vcpu_event_count,
+        layout.task_mm,
+        layout.mm_arg_start,
+        layout.mm_arg_end,
         layout.event_attr,
         layout.event_overflow_handler,
         layout.event_overflow_handler_context,
@@ -109,6 +113,9 @@ def test_mainline(tmp_path: Path) -> None:
         "kvm_pmc.vcpu",
         "kvm_vcpu.vcpu_id",
         "kvm_vcpu.arch.pmu.event_count",
+        "task_struct.mm",
+        "mm_struct.arg_start",
+        "mm_struct.arg_end",
         "perf_event.attr",
         "perf_event.overflow_handler",
         "perf_event.overflow_handler_context",

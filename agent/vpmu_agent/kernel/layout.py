@@ -56,6 +56,9 @@ class KernelLayout:
     event_attr: int
     event_overflow_handler: int
     event_overflow_handler_context: int
+    task_mm: int
+    mm_arg_start: int
+    mm_arg_end: int
     create_args: int
     overflow_handlers: tuple[int, ...]
 
@@ -129,6 +132,9 @@ def layout_of(types: Btf, *, overflow_handlers: tuple[int, ...]) -> KernelLayout
         event_attr=offset("perf_event", "attr", 0),  # an ABI struct that grows at its end
         event_overflow_handler=offset("perf_event", "overflow_handler", 8),
         event_overflow_handler_context=offset("perf_event", "overflow_handler_context", 8),
+        task_mm=offset("task_struct", "mm", 8),
+        mm_arg_start=offset("mm_struct", "arg_start", 8),
+        mm_arg_end=offset("mm_struct", "arg_end", 8),
         create_args=len(args),
         overflow_handlers=overflow_handlers,
     )

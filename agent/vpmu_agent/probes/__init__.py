@@ -6,7 +6,7 @@ import atexit
 import ctypes
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
@@ -15,7 +15,7 @@ from vpmu_agent.kernel.features import try_fexit, try_kprobe
 from vpmu_agent.kernel.layout import KernelLayout, read_layout
 from vpmu_agent.model.call import Call
 from vpmu_agent.probes.program import RING_PAGES, ProbeError, because, captured_stderr, compile_program
-from vpmu_agent.probes.record import LOST_REASONS, Decoder
+from vpmu_agent.probes.record import LOST_REASONS, Decoder, VmNames
 
 if TYPE_CHECKING:
     import bcc
@@ -38,12 +38,12 @@ _BATCH = 8192  # records per poll: what comes faster than it is read must not ke
 class Probes:
     """Compiled and attached probes, and the calls that they send."""
 
-    def __init__(self, bpf: bcc.BPF, *, mode: str, vm_name: Callable[[int], str]) -> None:
+    def __init__(self, bpf: bcc.BPF, *, mode: str, vms: VmNames) -> None:
         self.mode = mode
         self.functions = tuple(FUNCTIONS.values())
         self._bpf = bpf
         epoch_ns = time.time_ns() - time.monotonic_ns()  # bpf_ktime_get_ns() is CLOCK_MONOTONIC
-        self._decoder = Decoder(epoch_ns=epoch_ns, vm_name=vm_name)
+        self._decoder = Decoder(epoch_ns=epoch_ns, vms=vms)
         self._raw: list[bytes] = []
         bpf[b"calls"].open_ring_buffer(self._receive)
         self._set_live(1)
@@ -52,7 +52,7 @@ class Probes:
         """The calls that are there, oldest first; waits up to `timeout_s` for the first one."""
         self._bpf.ring_buffer_poll(int(timeout_s * 1000))
         raw, self._raw = self._raw, []
-        return [self._decoder.call(data) for data in raw]
+        return [call for data in raw if (call := self._decoder.call(data))]
 
     def lost(self) -> dict[str, int]:
         """How many calls were lost since the start, by reason; "total" is their sum."""
@@ -88,7 +88,7 @@ class Probes:
         self._bpf[b"live"][ctypes.c_int(0)] = ctypes.c_uint32(live)
 
 
-def attach(*, mode: Mode = "auto", vm_name: Callable[[int], str], ring_pages: int = RING_PAGES) -> Probes:
+def attach(*, mode: Mode = "auto", vms: VmNames, ring_pages: int = RING_PAGES) -> Probes:
     """Attaches the probes to the running kernel: fentry/fexit where it takes them, else kprobe/kretprobe.
 
     Raises KernelError where the kernel lacks something the probes need, and ProbeError where it refuses them.
@@ -108,7 +108,7 @@ def attach(*, mode: Mode = "auto", vm_name: Callable[[int], str], ring_pages: in
         except ProbeError as error:
             refused.append(f"{tried}: {error}")
         else:
-            return Probes(bpf, mode=tried, vm_name=vm_name)
+            return Probes(bpf, mode=tried, vms=vms)
     todo = "`vpmu-agent doctor` says what this host lacks"
     if os.geteuid() != 0:
         todo = f"run it as root, or with CAP_BPF, CAP_PERFMON and CAP_SYSLOG; {todo}"
@@ -125,6 +125,9 @@ def constants(layout: KernelLayout) -> Mapping[str, int]:
         "VPMU_HANDLER": handlers[0],
         "VPMU_HANDLER_INTR": handlers[1],
         "VPMU_CREATE_ARGS": layout.create_args,
+        "VPMU_TASK_MM": layout.task_mm,
+        "VPMU_MM_ARG_START": layout.mm_arg_start,
+        "VPMU_MM_ARG_END": layout.mm_arg_end,
         "VPMU_PMC_TYPE": layout.pmc_type,
         "VPMU_PMC_IDX": layout.pmc_idx,
         "VPMU_PMC_VCPU": layout.pmc_vcpu,

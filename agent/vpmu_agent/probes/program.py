@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 MAX_INFLIGHT = 16384
 """Calls under way at once; one vCPU thread is in one at the most. About 3 MB of the kernel's memory."""
 
+MAX_PROCESSES = 4096
+"""VM processes whose command line user space need not be told again."""
+
 RING_PAGES = 1024
 """Pages of the ring buffer, a power of two: 4 MiB hold some 30,000 calls that user space has not read yet."""
 
@@ -51,6 +54,7 @@ def compile_program(
     import bcc
 
     defines = {**constants, "VPMU_RING_PAGES": ring_pages, "VPMU_MAX_INFLIGHT": max_inflight}
+    defines["VPMU_MAX_PROCESSES"] = MAX_PROCESSES
     flags = [
         f"-D{name}={value}ULL" if value > 2**31 else f"-D{name}={value}" for name, value in defines.items()
     ]

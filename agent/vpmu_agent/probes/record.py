@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import struct
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, Protocol
 
 from vpmu_agent.model.call import Attr, Call, CallName, PmcType
 
@@ -53,6 +53,8 @@ FIELDS = struct_fields(_TEXT, "vpmu_call")
 _STRUCT = struct.Struct("=" + "".join(fmt for _, fmt in FIELDS))
 RECORD_SIZE = _STRUCT.size
 _Record = namedtuple("_Record", [name for name, _ in FIELDS])  # type: ignore[misc] # names known at run time
+_PROCESS = struct.Struct("=" + "".join(fmt for _, fmt in struct_fields(_TEXT, "vpmu_process")))
+_PROCESS_SIZE = _PROCESS.size + int(re.findall(r"^#define VPMU_COMMAND_SIZE (\d+)$", _TEXT, re.MULTILINE)[0])
 _CALLS = [CallName(_short(name, "VPMU_")) for name in enum_names(_TEXT, "vpmu_call_name")]
 _PMC_TYPES = [PmcType(_short(name, "VPMU_")) for name in enum_names(_TEXT, "vpmu_pmc_type")]
 
@@ -78,20 +80,37 @@ def _attr(type_: int, config: int, sample_period: int, flags: int) -> Attr:
     )
 
 
+class VmNames(Protocol):
+    """Whoever knows which VM a process is; `vms.Vms` does."""
+
+    def met(self, tgid: int, command: Sequence[str]) -> None:
+        """A process made its first call; `command` is what there is of its command line."""
+
+    def name(self, tgid: int) -> str:
+        """The VM's name."""
+
+
 class Decoder:
     """Turns records into calls, in the order in which they came.
 
-    `epoch_ns` is what to add to CLOCK_MONOTONIC to get nanoseconds since the epoch; `vm_name` names the VM of
-    a process.
+    `epoch_ns` is what to add to CLOCK_MONOTONIC to get nanoseconds since the epoch.
     """
 
-    def __init__(self, *, epoch_ns: int, vm_name: Callable[[int], str]) -> None:
+    def __init__(self, *, epoch_ns: int, vms: VmNames) -> None:
         self._epoch_ns = epoch_ns
-        self._vm_name = vm_name
+        self._vms = vms
         self._lost = 0
 
-    def call(self, data: bytes) -> Call:
-        """The call that one record tells of. Raises struct.error if it is not one record's length."""
+    def call(self, data: bytes) -> Call | None:
+        """The call that one record tells of, None for a record of a process.
+
+        Raises struct.error if it is neither by its length.
+        """
+        if len(data) == _PROCESS_SIZE:
+            tgid, size = _PROCESS.unpack_from(data)
+            command = data[_PROCESS.size : _PROCESS.size + size].decode(errors="replace")
+            self._vms.met(tgid, command.rstrip("\0").split("\0"))
+            return None
         r: Any = _Record._make(_STRUCT.unpack(data))
         # Two CPUs can read the total and then get their places in the ring the other way round.
         lost = max(0, r.lost - self._lost)
@@ -106,7 +125,7 @@ class Decoder:
             leader=r.leader,
             result=r.result,
             attr=_attr(r.attr_type, r.attr_config, r.attr_sample_period, r.attr_flags),
-            vm=self._vm_name(r.tgid),
+            vm=self._vms.name(r.tgid),
             tgid=r.tgid,
             tid=r.tid,
             vcpu=r.vcpu_id,
