@@ -1,0 +1,1 @@
+"""The lab: an unmodified KVM with real guests, in a VM on this machine. See README.md."""

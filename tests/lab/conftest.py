@@ -1,0 +1,46 @@
+"""What every lab test has: KVM's vPMU live, and a test PMU that refuses nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from . import live, places, pmu
+
+SYS_PERF_EVENT_OPEN = 298  # x86-64
+PERF_TYPE_HARDWARE = 0
+PERF_FLAG_FD_CLOEXEC = 8
+
+
+def pytest_runtest_setup() -> None:
+    # A failure and no skip: `make test` must not pass without these.
+    if not places.in_vm():
+        pytest.fail("lab tests run in the lab VM only: make lab", pytrace=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _live_vpmu() -> None:
+    live.make_live()
+
+
+@pytest.fixture(autouse=True)
+def _willing_pmu(_live_vpmu: None) -> Iterator[None]:
+    """Ends what a test told the test PMU to refuse."""
+    yield
+    pmu.set_room(0)
+    pmu.fail_creation(0)
+
+
+@pytest.fixture
+def host_event() -> Iterator[int]:
+    """A cycles event of an ordinary perf user, opened by this process on itself."""
+    attr = struct.pack("=IIQ", PERF_TYPE_HARDWARE, 64, 0).ljust(64, b"\0")
+    libc = ctypes.CDLL(None, use_errno=True)
+    event = libc.syscall(SYS_PERF_EVENT_OPEN, attr, 0, -1, -1, PERF_FLAG_FD_CLOEXEC)
+    assert event >= 0, os.strerror(ctypes.get_errno())
+    yield event
+    os.close(event)

@@ -1,0 +1,39 @@
+"""Makes KVM's vPMU live in the lab VM: takes KVM out, gives the VM the test PMU, puts KVM back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from . import places
+from .errors import LabError
+
+ENABLE_PMU = Path("/sys/module/kvm/parameters/enable_pmu")
+TEST_PMU = "VPMU_LAB_TEST_PMU"  # where vpmu_test_pmu.ko is
+
+
+def make_live() -> None:
+    """Loads the test PMU and then KVM, which looks for a PMU once, when it is loaded.
+
+    Raises LabError where this is not the lab VM, a module cannot be loaded, or KVM still has no vPMU.
+    """
+    if not places.in_vm():
+        raise LabError("this replaces the kernel's KVM, so it runs in the lab VM only: make lab")
+    for module in ("kvm_amd", "kvm_intel", "kvm", "vpmu_test_pmu"):
+        if (Path("/sys/module") / module / "refcnt").exists():
+            _run("rmmod", module)
+    _run("insmod", os.environ[TEST_PMU])
+    _run("modprobe", "kvm_amd")
+    if ENABLE_PMU.read_text().strip() != "Y":
+        raise LabError(f"KVM was loaded after the test PMU and has no vPMU all the same ({ENABLE_PMU} is N)")
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LabError(f"{' '.join(command)} failed: {done.stderr.strip()}")
+
+
+if __name__ == "__main__":
+    make_live()

@@ -1,0 +1,55 @@
+"""Runs the lab tests: `python -m tests.lab.run [pytest arguments]` boots one VM and runs pytest in it."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+
+from . import places, vm
+
+TESTS = "tests/lab"
+# One test boots two Linux guests under an emulated KVM: 120 s, pyproject's limit, is short for that.
+TEST_TIMEOUT_S = 240
+
+
+def main() -> int:
+    """Exits with pytest's status, or 1 if the VM dies or hangs."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.lab.run",
+        description="Runs the lab tests in one VM; other arguments go to pytest.",
+    )
+    vm.add_options(parser, timeout_s=1500.0)
+    arguments, for_pytest = parser.parse_known_args()
+    if not any(word.startswith(TESTS) for word in for_pytest):
+        for_pytest.append(TESTS)
+
+    def action() -> int:
+        which = vm.chosen_kernel(arguments)
+        _warm()
+        print(f"lab: booting {which.release}", flush=True)
+        return vm.run(_pytest(*for_pytest), which=which, timeout_s=arguments.timeout)
+
+    return vm.exit_status(action)
+
+
+def _pytest(*arguments: str) -> list[str]:
+    # The plugins that pytest would find on its own take seconds to import in the VM; one is used.
+    return [
+        *("env", "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1", "python", "-m", "pytest", "-p", "pytest_timeout"),
+        *("-p", "no:cacheprovider", "-o", f"timeout={TEST_TIMEOUT_S}", *arguments),
+    ]
+
+
+def _warm() -> None:
+    """Lets pytest compile the tests here: it keeps its own bytecode, which the VM reads but cannot write."""
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", TESTS],
+        cwd=places.REPO,
+        stdout=subprocess.DEVNULL,
+        check=False,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * A PMU for a machine that has none, so that KVM's vPMU can be live in a VM.
+ *
+ * It registers a PMU of type PERF_TYPE_RAW whose events count nanoseconds while they are scheduled in, and makes
+ * perf_get_x86_pmu_capability() tell KVM that the host has counters. KVM itself is unmodified: it creates, enables,
+ * pauses and releases real perf events.
+ *
+ * What the PMU saw is in /proc/vpmu_test_pmu, one line per owner: the tests hold the agent's counts against these.
+ * Not built: overflow interrupts (sampling events never overflow).
+ */
+
+#include <linux/atomic.h>
+#include <linux/kprobes.h>
+#include <linux/module.h>
+#include <linux/percpu.h>
+#include <linux/perf_event.h>
+#include <linux/proc_fs.h>
+#include <linux/sched/clock.h>
+#include <linux/seq_file.h>
+#include <linux/slab.h>
+
+#include <asm/perf_event.h>
+
+#define PROC_NAME "vpmu_test_pmu"
+
+/* What KVM is told about the host. AMD's vPMU looks at gp and width only, Intel's at all of it. */
+static int version = 2;
+static int gp = 6;
+static int fixed;
+static int width = 48;
+static int events_mask_len;
+module_param(version, int, 0444);
+module_param(gp, int, 0444);
+module_param(fixed, int, 0444);
+module_param(width, int, 0444);
+module_param(events_mask_len, int, 0444);
+MODULE_PARM_DESC(version, "Architectural PMU version (Intel)");
+MODULE_PARM_DESC(gp, "General-purpose counters");
+MODULE_PARM_DESC(fixed, "Fixed counters (Intel)");
+MODULE_PARM_DESC(width, "Bits of every counter");
+MODULE_PARM_DESC(events_mask_len, "Architectural events described (Intel)");
+
+static uint room;
+module_param(room, uint, 0644);
+MODULE_PARM_DESC(room, "Events that fit on one CPU at a time, 0 for no limit");
+
+static uint fail_errno;
+static atomic_t fail_left = ATOMIC_INIT(0);
+module_param(fail_errno, uint, 0644);
+MODULE_PARM_DESC(fail_errno, "Fail KVM's event creation with this errno, 0 for never");
+
+static int fail_after_set(const char *val, const struct kernel_param *kp)
+{
+	int n, ret = kstrtoint(val, 0, &n);
+
+	if (!ret)
+		atomic_set(&fail_left, n);
+	return ret;
+}
+
+static int fail_after_get(char *buf, const struct kernel_param *kp)
+{
+	return sysfs_emit(buf, "%d\n", atomic_read(&fail_left));
+}
+
+static const struct kernel_param_ops fail_after_ops = { .set = fail_after_set, .get = fail_after_get };
+module_param_cb(fail_after, &fail_after_ops, NULL, 0644);
+MODULE_PARM_DESC(fail_after, "KVM's creations that still succeed before fail_errno applies; counts down");
+
+/* Events of one process, KVM's and its own apart. Lives until the module goes: an event points to its owner. */
+struct owner {
+	struct list_head node;
+	bool kvm;
+	pid_t tgid;
+	char comm[TASK_COMM_LEN];
+	atomic_t initialised;	/* event_init() succeeded */
+	atomic_t destroyed;	/* event->destroy() called */
+	atomic_t failed;	/* event_init() refused, as fail_errno asks */
+	atomic_t added;		/* add() succeeded: on a CPU */
+	atomic_t removed;	/* del() */
+	atomic_t refused;	/* add() refused for lack of room */
+};
+
+static LIST_HEAD(owners);
+static DEFINE_MUTEX(owners_lock);
+static DEFINE_PER_CPU(uint, events_added);
+
+/* By name, not by module: KVM may be built in. The context is what KVM passes for its pmc. */
+static bool made_by_kvm(struct perf_event *event)
+{
+	char name[KSYM_SYMBOL_LEN];
+
+	if (!event->overflow_handler || !event->overflow_handler_context)
+		return false;
+	snprintf(name, sizeof(name), "%ps", event->overflow_handler);
+	return str_has_prefix(name, "kvm_perf_overflow");
+}
+
+static struct owner *owner_of_current(bool kvm)
+{
+	struct owner *owner;
+
+	mutex_lock(&owners_lock);
+	list_for_each_entry(owner, &owners, node)
+		if (owner->tgid == current->tgid && owner->kvm == kvm)
+			goto out;
+
+	owner = kzalloc(sizeof(*owner), GFP_KERNEL);
+	if (owner) {
+		owner->kvm = kvm;
+		owner->tgid = current->tgid;
+		get_task_comm(owner->comm, current->group_leader);
+		list_add_tail(&owner->node, &owners);
+	}
+out:
+	mutex_unlock(&owners_lock);
+	return owner;
+}
+
+static void test_pmu_destroy(struct perf_event *event)
+{
+	struct owner *owner = event->pmu_private;
+
+	atomic_inc(&owner->destroyed);
+}
+
+static int test_pmu_event_init(struct perf_event *event)
+{
+	struct owner *owner;
+
+	if (event->attr.type != PERF_TYPE_RAW && event->attr.type != PERF_TYPE_HARDWARE)
+		return -ENOENT;
+
+	owner = owner_of_current(made_by_kvm(event));
+	if (!owner)
+		return -ENOMEM;
+
+	if (owner->kvm && READ_ONCE(fail_errno) && atomic_dec_if_positive(&fail_left) < 0) {
+		atomic_inc(&owner->failed);
+		return -(int)READ_ONCE(fail_errno);
+	}
+
+	event->pmu_private = owner;
+	event->destroy = test_pmu_destroy;
+	atomic_inc(&owner->initialised);
+	return 0;
+}
+
+static void test_pmu_read(struct perf_event *event)
+{
+	u64 now = local_clock();
+	u64 before = local64_xchg(&event->hw.prev_count, now);
+
+	local64_add(now - before, &event->count);
+}
+
+static void test_pmu_start(struct perf_event *event, int flags)
+{
+	local64_set(&event->hw.prev_count, local_clock());
+	event->hw.state = 0;
+}
+
+static void test_pmu_stop(struct perf_event *event, int flags)
+{
+	if (event->hw.state & PERF_HES_STOPPED)
+		return;
+	test_pmu_read(event);
+	event->hw.state = PERF_HES_STOPPED | PERF_HES_UPTODATE;
+}
+
+/* add() and del() run with interrupts off on the CPU that they are for. */
+static int test_pmu_add(struct perf_event *event, int flags)
+{
+	struct owner *owner = event->pmu_private;
+	uint limit = READ_ONCE(room);
+
+	if (limit && __this_cpu_read(events_added) >= limit) {
+		atomic_inc(&owner->refused);
+		return -EAGAIN;
+	}
+	__this_cpu_inc(events_added);
+	atomic_inc(&owner->added);
+
+	event->hw.state = PERF_HES_STOPPED | PERF_HES_UPTODATE;
+	if (flags & PERF_EF_START)
+		test_pmu_start(event, flags);
+	return 0;
+}
+
+static void test_pmu_del(struct perf_event *event, int flags)
+{
+	struct owner *owner = event->pmu_private;
+
+	test_pmu_stop(event, flags);
+	__this_cpu_dec(events_added);
+	atomic_inc(&owner->removed);
+}
+
+static struct pmu test_pmu = {
+	.module		= THIS_MODULE,
+	.task_ctx_nr	= perf_hw_context,
+	.event_init	= test_pmu_event_init,
+	.add		= test_pmu_add,
+	.del		= test_pmu_del,
+	.start		= test_pmu_start,
+	.stop		= test_pmu_stop,
+	.read		= test_pmu_read,
+};
+
+static void test_capability(struct x86_pmu_capability *cap)
+{
+	*cap = (struct x86_pmu_capability) {
+		.version		= version,
+		.num_counters_gp	= gp,
+		.num_counters_fixed	= fixed,
+		.bit_width_gp		= width,
+		.bit_width_fixed	= width,
+		.events_mask_len	= events_mask_len,
+	};
+}
+NOKPROBE_SYMBOL(test_capability);
+
+static int capability_entry(struct kprobe *p, struct pt_regs *regs)
+{
+	instruction_pointer_set(regs, (unsigned long)test_capability);
+	return 1;
+}
+
+/* Without a post_handler kprobes may optimize the probe into a jump, and then a changed ip is ignored. */
+static void capability_done(struct kprobe *p, struct pt_regs *regs, unsigned long flags)
+{
+}
+
+static struct kprobe capability_probe = {
+	.symbol_name	= "perf_get_x86_pmu_capability",
+	.pre_handler	= capability_entry,
+	.post_handler	= capability_done,
+};
+
+static int owners_show(struct seq_file *m, void *v)
+{
+	struct owner *o;
+
+	seq_puts(m, "owner tgid initialised destroyed failed added removed refused comm\n");
+	mutex_lock(&owners_lock);
+	list_for_each_entry(o, &owners, node)
+		seq_printf(m, "%s %d %d %d %d %d %d %d %s\n", o->kvm ? "kvm" : "perf", o->tgid,
+			   atomic_read(&o->initialised), atomic_read(&o->destroyed), atomic_read(&o->failed),
+			   atomic_read(&o->added), atomic_read(&o->removed), atomic_read(&o->refused), o->comm);
+	mutex_unlock(&owners_lock);
+	return 0;
+}
+
+static int __init vpmu_test_pmu_init(void)
+{
+	int ret;
+
+	if (!proc_create_single(PROC_NAME, 0444, NULL, owners_show))
+		return -ENOMEM;
+
+	ret = perf_pmu_register(&test_pmu, "cpu", PERF_TYPE_RAW);
+	if (ret)
+		goto err_proc;
+
+	ret = register_kprobe(&capability_probe);
+	if (ret)
+		goto err_pmu;
+	return 0;
+
+err_pmu:
+	perf_pmu_unregister(&test_pmu);
+err_proc:
+	remove_proc_entry(PROC_NAME, NULL);
+	return ret;
+}
+
+/* Cannot run while an event exists: perf holds a reference to the module for each. */
+static void __exit vpmu_test_pmu_exit(void)
+{
+	struct owner *owner, *next;
+
+	unregister_kprobe(&capability_probe);
+	perf_pmu_unregister(&test_pmu);
+	remove_proc_entry(PROC_NAME, NULL);
+	list_for_each_entry_safe(owner, next, &owners, node)
+		kfree(owner);
+}
+
+module_init(vpmu_test_pmu_init);
+module_exit(vpmu_test_pmu_exit);
+MODULE_LICENSE("GPL");
+MODULE_DESCRIPTION("A PMU for a machine without one, for vpmu-agent's lab");
