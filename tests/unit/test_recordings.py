@@ -1,0 +1,88 @@
+"""What the lab recorded of real guests (`make recordings`), through everything that comes after a call."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.unit.commands import invoke
+from vpmu_agent.metrics import VpmuCollector, Watch
+from vpmu_agent.model.call import Call, CallName
+from vpmu_agent.model.check import Kind, Monitor
+from vpmu_agent.recording import Recording
+
+DATA = sorted((Path(__file__).parents[1] / "data").glob("*.jsonl"))
+
+
+@pytest.fixture(params=DATA, ids=lambda path: path.stem)
+def path(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.param
+    return found
+
+
+@pytest.fixture
+def calls(path: Path) -> list[Call]:
+    with path.open("rb") as file:
+        return [call for batch in Recording(file, path.name).batches() for call in batch]
+
+
+def lines(text: str, kind: str) -> list[str]:
+    return [line for line in text.splitlines() if json.loads(line)["kind"] == kind]
+
+
+def test_there_are_recordings_of_both_guests() -> None:
+    assert {path.stem for path in DATA} >= {"guest_a", "guest_b"}
+
+
+def test_a_replay_prints_what_the_trace_did(path: Path) -> None:
+    result = invoke("replay", "--output", "json", str(path))
+    recorded = path.read_text()
+    assert result.exit_code == 0
+    assert lines(result.stdout, "call") == lines(recorded, "call")
+    assert lines(result.stdout, "summary") == lines(recorded, "summary")
+
+
+def test_kvm_did_as_the_model_predicts(calls: list[Call]) -> None:
+    monitor = Monitor()
+    verdicts = [monitor.observe(call) for call in calls]
+    assert {verdict.kind for verdict in verdicts} == {Kind.PREDICTED}
+    predicted = Counter(name for verdict in verdicts for name in verdict.predicted)
+    assert predicted == Counter(call.name for call in calls)
+    assert list(monitor.groups()) == []
+
+
+def test_kvm_counted_its_events_itself(calls: list[Call]) -> None:
+    held: Counter[tuple[int, int]] = Counter()
+    for call in calls:
+        assert call.event_count == held[call.tgid, call.vcpu]
+        held[call.tgid, call.vcpu] += (call.name is CallName.CREATE) - (call.name is CallName.RELEASE)
+    assert not +held
+
+
+def test_the_metrics_add_up_to_the_recording(path: Path, calls: list[Call]) -> None:
+    watch = Watch()
+    watch.feed(calls)
+    registry = CollectorRegistry()
+    registry.register(VpmuCollector(watch, mode="fexit", attached=4, lost=dict))
+    samples = [
+        sample
+        for family in text_string_to_metric_families(generate_latest(registry).decode())
+        for sample in family.samples
+    ]
+    for line in lines(path.read_text(), "summary"):
+        summary = json.loads(line)
+        scraped = {
+            sample.labels["call"]: sample.value
+            for sample in samples
+            if sample.name == "vpmu_calls_total" and sample.labels["vm"] == summary["vm"]
+        }
+        assert scraped == summary["calls"]
+    diverged = sum(sample.value for sample in samples if sample.name == "vpmu_divergences_total")
+    assert diverged == 0
+    seconds = sum(sample.value for sample in samples if sample.name == "vpmu_host_seconds_total")
+    assert seconds == pytest.approx(sum(call.duration_ns for call in calls) / 1e9)
