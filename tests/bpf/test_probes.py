@@ -116,7 +116,7 @@ def test_a_call_that_never_returns_is_counted_when_its_thread_calls_again(stock:
     with stock.probes() as probes:
         run = stock.run(probes, rounds=3, jump=1)
     # The last of the three is not followed by another.
-    assert run.lost == {"total": 2, "ring_full": 0, "inflight_full": 0, "missed_return": 2}
+    assert run.lost == {"total": 2, "ring_full": 0, "inflight_full": 0, "missed_return": 2, "not_run": 0}
     assert run.seen() == without_failed(run.told)
 
 

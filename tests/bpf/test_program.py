@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.bpf.conftest import Lookalike
+from vpmu_agent.kernel import btf, libbpf
+from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.probes import record
 from vpmu_agent.probes.program import compile_program
 
@@ -74,3 +76,12 @@ def test_python_and_c_agree_on_the_record(tmp_path: Path) -> None:
         offset += size
     assert [name for name, _ in record.FIELDS] == fields
     assert told == [*expected, str(record.RECORD_SIZE)]
+
+
+def test_missed_runs_are_read_from_where_the_kernel_has_them(stock: Lookalike) -> None:
+    member = btf.vmlinux().member("bpf_prog_info", "recursion_misses")
+    assert (member.offset, member.size) == (libbpf.RECURSION_MISSES, 8)
+    with stock.probes() as probes:
+        assert probes.lost()["not_run"] == 0
+    with pytest.raises(KernelError, match="cannot ask the kernel"):
+        libbpf.recursion_misses(-1)

@@ -52,6 +52,7 @@ def libbpf() -> ctypes.CDLL:
             (number, string, string, pointer, ctypes.c_size_t, ctypes.POINTER(ProgLoadOpts)),
         ),
         "bpf_raw_tracepoint_open": (number, (string, number)),
+        "bpf_obj_get_info_by_fd": (number, (number, pointer, ctypes.POINTER(ctypes.c_uint32))),
         "bpf_map_create": (
             number,
             (number, string, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32, pointer),
@@ -64,6 +65,22 @@ def libbpf() -> ctypes.CDLL:
         function.restype = result
         function.argtypes = arguments
     return library
+
+
+_PROG_INFO_SIZE, RECURSION_MISSES = 216, 208  # struct bpf_prog_info (include/uapi/linux/bpf.h) of Linux 5.12
+
+
+def recursion_misses(program: int) -> int:
+    """How often the kernel did not run a program because it was already running on that CPU.
+
+    0 before Linux 5.12, which does not tell. KernelError if `program` is no descriptor of a program.
+    """
+    info = ctypes.create_string_buffer(_PROG_INFO_SIZE)
+    size = ctypes.c_uint32(_PROG_INFO_SIZE)
+    ctypes.set_errno(0)
+    if libbpf().bpf_obj_get_info_by_fd(program, info, ctypes.byref(size)):
+        raise KernelError(f"cannot ask the kernel about a BPF program: {strerror(ctypes.get_errno())}")
+    return ctypes.c_uint64.from_buffer(info, RECURSION_MISSES).value
 
 
 def strerror(code: int) -> str:

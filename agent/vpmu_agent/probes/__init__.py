@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from vpmu_agent.kernel.features import try_fexit, try_kprobe
 from vpmu_agent.kernel.layout import KernelLayout, read_layout
+from vpmu_agent.kernel.libbpf import recursion_misses
 from vpmu_agent.model.call import Call
 from vpmu_agent.probes.program import RING_PAGES, ProbeError, because, captured_stderr, compile_program
 from vpmu_agent.probes.record import LOST_REASONS, Decoder, VmNames
@@ -55,9 +56,16 @@ class Probes:
         return [call for data in raw if (call := self._decoder.call(data))]
 
     def lost(self) -> dict[str, int]:
-        """How many calls were lost since the start, by reason; "total" is their sum."""
+        """How many calls were lost since the start, by reason; "total" is their sum.
+
+        `not_run` are those that the kernel did not run a probe for (struct bpf_prog_info, recursion_misses),
+        among which may be calls of others than KVM.
+        """
         table = self._bpf[b"lost"]
-        return {reason: table[ctypes.c_int(i)].value for i, reason in enumerate(LOST_REASONS)}
+        lost = {reason: int(table[ctypes.c_int(i)].value) for i, reason in enumerate(LOST_REASONS)}
+        lost["not_run"] = sum(recursion_misses(program.fd) for program in self._bpf.funcs.values())
+        lost["total"] += lost["not_run"]
+        return lost
 
     def stop(self) -> list[Call]:
         """Lets no new calls in, and returns those that were still on their way."""
