@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
@@ -20,8 +20,9 @@ from vpmu_agent.metrics import VpmuCollector, Watch
 from vpmu_agent.model.call import CallName
 from vpmu_agent.model.predict import STEPS
 from vpmu_agent.model.predict import predict as predictions
+from vpmu_agent.output import OutputError, print_line, settle_stdout
 from vpmu_agent.predicted import predicted_json, predicted_text
-from vpmu_agent.recording import Header, OutputError, Recorder, Recording, RecordingError
+from vpmu_agent.recording import Header, Recorder, Recording, RecordingError
 from vpmu_agent.schema import PMC_NAMES
 from vpmu_agent.server import Address, ListenError, Server, parse_address
 from vpmu_agent.trace import Filters, JsonPrinter, Printer, Session, TextPrinter
@@ -51,7 +52,10 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (KernelError, ListenError, OutputError) as error:
+        except (KernelError, ListenError) as error:
+            raise _CannotRun(str(error)) from error
+        except OutputError as error:
+            settle_stdout()
             raise _CannotRun(str(error)) from error
         except RecordingError as error:
             raise _BadInput(str(error)) from error
@@ -280,7 +284,7 @@ def predict(*, events: int, fail_at: int | None, steps: str, output: str) -> Non
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     for line in predicted_json(predicted) if output == "json" else predicted_text(predicted):
-        click.echo(line)
+        print_line(line)
 
 
 @cli.command()
@@ -347,8 +351,5 @@ def _opened(file: str) -> Iterator[tuple[BinaryIO, str]]:
 
 
 def _exit(session: Session) -> NoReturn:
-    if session.unread:
-        # Or Python would complain at its end that it could not flush.
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    settle_stdout()
     sys.exit(PROBLEM if session.tally.divergences else 0)

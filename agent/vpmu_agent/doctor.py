@@ -19,8 +19,8 @@ from vpmu_agent.kernel.features import Trial
 from vpmu_agent.kernel.layout import CREATE, KernelLayout, kvm_types, layout_of, require_kvm
 from vpmu_agent.kernel.libbpf import libbpf
 from vpmu_agent.kernel.symbols import function_addresses
+from vpmu_agent.output import print_line
 from vpmu_agent.probes import FUNCTIONS
-from vpmu_agent.recording import OutputError
 from vpmu_agent.schema import SCHEMA, dumps
 
 WIDTH = 100
@@ -69,19 +69,10 @@ def run(*, as_json: bool) -> int:
     """
     findings = []
     for finding in examine(Host()):
-        _print(dumps(finding_json(finding)) if as_json else finding_text(finding))
+        print_line(dumps(finding_json(finding)) if as_json else finding_text(finding))
         findings.append(finding)
-    _print(dumps(summary_json(findings)) if as_json else summary_text(findings))
+    print_line(dumps(summary_json(findings)) if as_json else summary_text(findings))
     return exit_status(findings)
-
-
-def _print(text: str) -> None:
-    try:
-        click.echo(text)
-    except BrokenPipeError:  # nobody reads on, which click knows to be no error
-        raise
-    except OSError as error:
-        raise OutputError(f"cannot write the output: {error.strerror}") from error
 
 
 def exit_status(findings: Iterable[Finding]) -> int:

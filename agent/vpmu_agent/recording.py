@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from vpmu_agent.model.call import Call
+from vpmu_agent.output import OutputError
 from vpmu_agent.schema import SCHEMA, CallReader, dumps, summary_json
 from vpmu_agent.tally import Tally
 
@@ -20,10 +21,6 @@ MAX_LINE = 16 * 1024
 
 class RecordingError(Exception):
     """A recording that cannot be read, or not be made; the message names the file and is for the user."""
-
-
-class OutputError(Exception):
-    """What is written to takes no more; the message is for the user."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ import click
 
 from vpmu_agent.model.call import Attr, Call, CallName
 from vpmu_agent.model.check import Kind, Monitor, Verdict
-from vpmu_agent.recording import OutputError, Recorder
+from vpmu_agent.output import OutputError
+from vpmu_agent.recording import Recorder
 from vpmu_agent.schema import call_json, lost_json, summary_json
 from vpmu_agent.tally import Tally, errno_name
 
