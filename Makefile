@@ -5,7 +5,8 @@ PYTHON := .venv/bin/python
 # What the agent needs to run (bcc and libbpf), what the tests compile with, what the lab boots with.
 PACKAGES := python3-bpfcc python3-venv libbpf1 \
 	gcc libc6-dev libelf-dev make \
-	linux-image-amd64 linux-headers-amd64 qemu-system-x86 udev kmod iproute2 procps zstd cpio
+	linux-image-amd64 linux-headers-amd64 qemu-system-x86 udev kmod iproute2 procps zstd cpio \
+	busybox-static file
 
 .PHONY: demo test check lint format unit slow bpf lab recordings clean
 
