@@ -67,6 +67,12 @@ for dir in /dev /proc /sys /run {results}; do mount --rbind $dir $root$dir; done
 mount -t tmpfs tmpfs $root/var/tmp
 """
 
+# For a kernel that is not installed on the machine: modprobe finds its modules where it looks for them.
+ENTER_MODULES = """\
+mount -t tmpfs tmpfs $root/lib/modules
+ln -s {modules} $root/lib/modules/
+"""
+
 
 def run(
     command: Sequence[str],
@@ -86,7 +92,7 @@ def run(
     status_file = results / "status"
     # A file, because the kernel's command line, where virtme-run puts it, ends after 2048 characters.
     script = results / "command.sh"
-    script.write_text(_script(command, env, results, f"2>{STDERR_PORT}"))
+    script.write_text(_script(which, command, env, results, f"2>{STDERR_PORT}"))
     arguments = _virtme_run(which, results, accelerated=accelerated(which))
     started = time.monotonic()
     console = _supervise([*arguments, "--script-sh", f"sh {script}"], timeout_s, output or _to_stdout)
@@ -103,7 +109,7 @@ def run(
 def shell(which: Kernel, *, results: Path, env: Mapping[str, str]) -> int:
     """Gives the person at this terminal a shell in the VM."""
     script = results / "command.sh"
-    script.write_text(_script(["bash"], env, results, ""))
+    script.write_text(_script(which, ["bash"], env, results, ""))
     script.chmod(0o755)
     arguments = [*_virtme_run(which, results, accelerated=accelerated(which)), "--shell", str(script)]
     with tempfile.TemporaryDirectory(prefix="vpmu-lab-") as scratch:
@@ -155,7 +161,9 @@ def _tool(name: str) -> Path:
     return tool
 
 
-def _script(command: Sequence[str], env: Mapping[str, str], results: Path, redirect: str) -> str:
+def _script(
+    which: Kernel, command: Sequence[str], env: Mapping[str, str], results: Path, redirect: str
+) -> str:
     """The shell script that virtme-run's init runs in the VM."""
     variables = {
         "PATH": f"{sys.prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -171,6 +179,7 @@ def _script(command: Sequence[str], env: Mapping[str, str], results: Path, redir
     inner = f"cd {shlex.quote(str(places.REPO))} && exec {shlex.join(command)}"
     return (
         ENTER_ROOT.format(results=shlex.quote(str(results)))
+        + ("" if which.is_installed else ENTER_MODULES.format(modules=shlex.quote(str(which.modules))))
         + "status=0\n"
         + f'env -i TERM="$TERM" {exports} chroot $root /bin/sh -c {shlex.quote(inner)} {redirect}'
         + " || status=$?\n"

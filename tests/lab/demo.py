@@ -1,7 +1,9 @@
-"""The demo: a real Linux guest uses perf, and vpmu-agent shows what KVM does for it (`make demo`).
+"""The demos: a real guest counts events, and vpmu-agent shows what KVM does for it.
 
-Outside of the VM this boots it and shows that time passes; in the VM it starts the agent three times (a
-daemon with metrics, a trace to look at, a trace to compare), runs the guest, and holds everything against the
+`make demo` runs Linux, which uses perf, on Debian's kernel; `make demo-grouped` a guest that reads four
+events with one `rdmsr`, on a kernel whose KVM groups events. Outside of the VM this boots it and shows that
+time passes; in the VM it starts the agent three times (a daemon with metrics, a trace to look at, a trace to
+compare), runs the guest, and holds everything against the
 test PMU. Its last line on stdout is the summary that the agent itself printed.
 """
 
@@ -12,14 +14,15 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from . import agent, boot, live, places, pmu, vm
-from .guests import guest_b
+from .grouped import control
+from .guests import Guest, guest_a, guest_b
 from .scrape import parse, read, total
 
-VM = "web01"
 LISTEN = "127.0.0.1:9775"
 SHOWN = (
     "vpmu_calls_total",
@@ -29,6 +32,52 @@ SHOWN = (
     "vpmu_agent_lost_records_total",
 )
 QUIET_S = 10.0
+FIELD_BITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """A guest to watch: its VM's name, what it is, how it starts, and what it tells meanwhile."""
+
+    vm: str
+    what: str
+    start: Callable[[], Guest]
+    told: Callable[[Guest], Iterator[str]]
+
+
+def _linux_told(guest: Guest) -> Iterator[str]:
+    for _ in range(2):
+        yield f"read its counters: {json.dumps(guest.wait_for('round'))}"
+    guest.wait_for("done")
+
+
+def _start_all_in_one() -> Guest:
+    control.define_groups(4)
+    control.define_members(0xC0, 0xC2, 0xC3)
+    control.splice(FIELD_BITS)
+    return guest_a("allinone01", counters=1, rounds=2)
+
+
+def _all_in_one_told(guest: Guest) -> Iterator[str]:
+    for ((value,),) in zip(guest.wait_for("vcpus")["vcpus"][0], strict=True):
+        fields = [value >> i * FIELD_BITS & (1 << FIELD_BITS) - 1 for i in range(4)]
+        names = ("cycles", "instructions", "branches", "branch misses")
+        counts = ", ".join(f"{name} {count:#06x}" for name, count in zip(names, fields, strict=True))
+        yield f"one rdmsr read {value:#018x}: {counts}"
+
+
+STOCK = Demo(
+    "web01",
+    "Linux under KVM, with a group of four hardware events",
+    lambda: guest_b("web01", rounds=2),
+    _linux_told,
+)
+GROUPED = Demo(
+    "allinone01",
+    f"one counter that holds four events, {FIELD_BITS} bits each, which KVM counts with a group of four",
+    _start_all_in_one,
+    _all_in_one_told,
+)
 
 
 def main() -> int:
@@ -39,20 +88,19 @@ def main() -> int:
 
     def action() -> int:
         if places.in_vm():
-            return _inside()
-        which = vm.chosen_kernel(arguments)
+            return _inside(GROUPED if arguments.grouped else STOCK)
         with _progress() as say:
             say("building what the VM needs")
+            which = vm.chosen_kernel(arguments)
             how = "hardware virtualization" if boot.accelerated(which) else "software emulation, some 20 s"
-            say(f"booting Debian's kernel {which.release} ({how})")
-            return vm.run(
-                ["python", "-m", "tests.lab.demo"], which=which, timeout_s=arguments.timeout, output=say.line
-            )
+            say(f"booting the kernel {which.release} ({how})")
+            command = ["python", "-m", "tests.lab.demo", *["--grouped"] * arguments.grouped]
+            return vm.run(command, which=which, timeout_s=arguments.timeout, output=say.line)
 
     return vm.exit_status(action)
 
 
-def _inside() -> int:
+def _inside(demo: Demo) -> int:
     started = time.monotonic()
 
     def say(words: str) -> None:
@@ -62,14 +110,13 @@ def _inside() -> int:
     live.make_live()
     say("starting the agent: `vpmu-agent run`, `vpmu-agent trace` (they import, compile and attach)")
     with agent.run(LISTEN), agent.trace() as to_compare, agent.Agent("trace", terminal=True) as to_look_at:
-        say(f"attached; starting the guest {VM}: Linux under KVM, with a group of four hardware events")
-        with guest_b(VM, rounds=2) as guest:
+        say(f"attached; starting the guest {demo.vm}: {demo.what}")
+        with demo.start() as guest:
             tgid = guest.tgid
-            for _ in range(2):
-                say(f"{VM} read its counters: {json.dumps(guest.wait_for('round'))}")
-            guest.wait_for("done")
+            for words in demo.told(guest):
+                say(f"{demo.vm}: {words}")
             guest.finish()
-        say(f"{VM} is over; stopping the trace")
+        say(f"{demo.vm} is over; stopping the trace")
         to_look_at.interrupt()
         seen = to_compare.stop()
         say(f"http://{LISTEN}/metrics has, among others:")
@@ -78,12 +125,14 @@ def _inside() -> int:
     for line in text.splitlines():
         if line.startswith(SHOWN):
             print(f"    {line}")
-    diverged = int(total(metrics, "vpmu_divergences_total", vm=VM))
-    print(f'    sum(vpmu_divergences_total{{vm="{VM}"}}) {diverged}')
+    diverged = int(total(metrics, "vpmu_divergences_total", vm=demo.vm))
+    print(f'    sum(vpmu_divergences_total{{vm="{demo.vm}"}}) {diverged}')
 
-    summary = seen.summary(VM)
+    summary = seen.summary(demo.vm)
     counts = pmu.kvm_counts(tgid)
-    scraped = {call: int(total(metrics, "vpmu_calls_total", vm=VM, call=call)) for call in summary["calls"]}
+    scraped = {
+        call: int(total(metrics, "vpmu_calls_total", vm=demo.vm, call=call)) for call in summary["calls"]
+    }
     say(f"the test PMU's own count: {counts.initialised} events initialised, {counts.destroyed} destroyed")
     wrong = list(_disagreements(summary, counts, scraped, diverged))
     for words in wrong:
@@ -99,7 +148,7 @@ def _disagreements(
 ) -> Iterator[str]:
     calls = summary["calls"]
     if counts.initialised < 4:
-        yield f"{VM} made KVM create {counts.initialised} events, not at least 4"
+        yield f"the guest made KVM create {counts.initialised} events, not at least 4"
     if (calls["create"], calls["release"]) != (counts.initialised, counts.destroyed):
         yield "the trace's creates and releases are not the test PMU's"
     if scraped != calls:

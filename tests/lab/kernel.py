@@ -20,9 +20,19 @@ class Kernel:
     release: str
 
     @property
+    def modules(self) -> Path:
+        """Its modules, in the same root file system as its image."""
+        return self.image.parents[1] / "lib" / "modules" / self.release
+
+    @property
     def build_tree(self) -> Path:
         """What modules for this kernel are built against (linux-headers, or the kernel's own build tree)."""
-        return Path("/lib/modules") / self.release / "build"
+        return self.modules / "build"
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether it is a kernel of this machine, and not one in a folder of its own."""
+        return self.image.parent == BOOT
 
 
 def read(image: Path) -> Kernel:

@@ -1,4 +1,4 @@
-"""Makes tests/data/ anew: what `vpmu-agent trace --record` writes of guest A and of guest B.
+"""Makes tests/data/ anew: what `vpmu-agent trace --record` writes of real guests.
 
 The recordings differ from run to run in addresses and times, so they are made by hand and not by a test.
 """
@@ -6,19 +6,39 @@ The recordings differ from run to run in addresses and times, so they are made b
 from __future__ import annotations
 
 import argparse
+import errno
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from . import agent, live, places, pmu, vm
 from .errors import LabError
+from .grouped import control
 from .guests import Guest, guest_a, guest_b
 
 DATA = places.REPO / "tests" / "data"
-RECORDINGS: dict[str, Callable[[], Guest]] = {
+
+
+def _grouped() -> Guest:
+    control.define_groups(4, 1, 2, 3)
+    return guest_a("grouped01", rounds=2, vcpus=2)
+
+
+def _partial_groups() -> Guest:
+    """The third of four events cannot be created."""
+    control.define_groups(4)
+    control.fail_create(2, errno.ENOSPC)
+    return guest_a("partial01", counters=1)
+
+
+STOCK: dict[str, Callable[[], Guest]] = {
     "guest_a.jsonl": lambda: guest_a("tiny01", rounds=2, vcpus=2),
     "guest_b.jsonl": lambda: guest_b("web01", rounds=2),
+}
+GROUPED: dict[str, Callable[[], Guest]] = {
+    "grouped.jsonl": _grouped,
+    "partial_groups.jsonl": _partial_groups,
 }
 
 
@@ -30,16 +50,16 @@ def main() -> int:
 
     def action() -> int:
         if places.in_vm():
-            return _inside()
+            return _inside(GROUPED if arguments.grouped else STOCK)
         with places.new_results_dir() as results:
             status = vm.run(
-                ["python", "-m", "tests.lab.record"],
+                ["python", "-m", "tests.lab.record", *["--grouped"] * arguments.grouped],
                 which=vm.chosen_kernel(arguments),
                 timeout_s=arguments.timeout,
                 results=results,
             )
             if status == 0:
-                for name in RECORDINGS:
+                for name in GROUPED if arguments.grouped else STOCK:
                     shutil.copyfile(results / name, DATA / name)
                     print(f"made {(DATA / name).relative_to(places.REPO)}")
         return status
@@ -47,9 +67,9 @@ def main() -> int:
     return vm.exit_status(action)
 
 
-def _inside() -> int:
+def _inside(recordings: Mapping[str, Callable[[], Guest]]) -> int:
     live.make_live()
-    for name, start in RECORDINGS.items():
+    for name, start in recordings.items():
         _record(places.results_dir() / name, start)
     return 0
 
@@ -59,7 +79,9 @@ def _record(file: Path, start: Callable[[], Guest]) -> None:
         guest.finish()
         counts = pmu.kvm_counts(guest.tgid)
         seen = tracing.stop()
-    creates, releases = (len(seen.calls(call=call)) for call in ("create", "release"))
+    creates, releases = (
+        sum(line["result"] == 0 for line in seen.calls(call=call)) for call in ("create", "release")
+    )
     if (creates, releases) != (counts.initialised, counts.destroyed):
         raise LabError(f"{file.name}: {creates} creates and {releases} releases, the PMU saw {counts}")
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from . import boot, build, guests, kernel, live, places
 from .errors import LabError
+from .grouped.build import grouped_kernel
 from .kernel import Kernel
 
 
@@ -49,6 +50,9 @@ def add_options(parser: argparse.ArgumentParser, *, timeout_s: float) -> None:
         "--kernel", type=Path, help="bzImage to boot (default: the newest Debian kernel in /boot)"
     )
     parser.add_argument(
+        "--grouped", action="store_true", help="boot the kernel whose KVM groups events; builds it if need be"
+    )
+    parser.add_argument(
         "--timeout",
         type=float,
         default=timeout_s,
@@ -59,7 +63,9 @@ def add_options(parser: argparse.ArgumentParser, *, timeout_s: float) -> None:
 
 def chosen_kernel(arguments: argparse.Namespace) -> Kernel:
     """The kernel that the options name."""
-    return kernel.read(arguments.kernel) if arguments.kernel else kernel.newest_stock()
+    if arguments.kernel:
+        return kernel.read(arguments.kernel)
+    return grouped_kernel() if arguments.grouped else kernel.newest_stock()
 
 
 def exit_status(action: Callable[[], int]) -> int:

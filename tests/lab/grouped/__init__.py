@@ -1,0 +1,1 @@
+"""A kernel whose KVM creates grouped events, built from Debian's sources; see README.md."""
