@@ -291,6 +291,7 @@ def _create_member(pmc: _Pmc, call: Call, leader: int | None) -> Verdict:
         kind = Kind.ENABLED_EARLY
     elif call.result < 0:
         kind = Kind.PARTIAL_GROUP
+        expected += " to succeed"
     else:
         return Verdict(Kind.PREDICTED, index, leader, predicted=predicted)
     return Verdict(pmc.fault(kind), index, leader, expected, predicted)

@@ -2,9 +2,9 @@
 /*
  * A PMU for a machine that has none, so that KVM's vPMU can be live in a VM.
  *
- * It registers a PMU of type PERF_TYPE_RAW whose events count nanoseconds while they are scheduled in, and makes
- * perf_get_x86_pmu_capability() tell KVM that the host has counters. KVM itself is unmodified: it creates, enables,
- * pauses and releases real perf events.
+ * It registers a PMU of type PERF_TYPE_RAW whose events count nanoseconds while they are scheduled in (or, with
+ * count_select, a number that a test knows), and makes perf_get_x86_pmu_capability() tell KVM that the host has
+ * counters. KVM itself is unmodified: it creates, enables, pauses and releases real perf events.
  *
  * What the PMU saw is in /proc/vpmu_test_pmu, one line per owner: the tests hold the agent's counts against these.
  * Not built: overflow interrupts (sampling events never overflow).
@@ -44,6 +44,10 @@ MODULE_PARM_DESC(events_mask_len, "Architectural events described (Intel)");
 static uint room;
 module_param(room, uint, 0644);
 MODULE_PARM_DESC(room, "Events that fit on one CPU at a time, 0 for no limit");
+
+static bool count_select;
+module_param(count_select, bool, 0644);
+MODULE_PARM_DESC(count_select, "An event that ran has counted its event select number, however long it ran");
 
 static uint fail_errno;
 static atomic_t fail_left = ATOMIC_INIT(0);
@@ -152,7 +156,10 @@ static void test_pmu_read(struct perf_event *event)
 	u64 now = local_clock();
 	u64 before = local64_xchg(&event->hw.prev_count, now);
 
-	local64_add(now - before, &event->count);
+	if (READ_ONCE(count_select))
+		local64_set(&event->count, event->attr.config & ARCH_PERFMON_EVENTSEL_EVENT);
+	else
+		local64_add(now - before, &event->count);
 }
 
 static void test_pmu_start(struct perf_event *event, int flags)
