@@ -379,7 +379,8 @@ def test_memory_does_not_grow_with_the_recording(monkeypatch: pytest.MonkeyPatch
         finally:
             tracemalloc.stop()
 
-    assert peak(4000) < peak(1000) * 1.2
+    # Sixteen times the calls; when Python collects its garbage makes a difference of two or three.
+    assert peak(16_000) < peak(1000) * 5
 
 
 def test_every_call_name_can_be_recorded() -> None:
