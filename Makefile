@@ -8,8 +8,8 @@ PACKAGES := python3-bpfcc python3-venv libbpf1 \
 	linux-image-amd64 linux-headers-amd64 qemu-system-x86 udev kmod iproute2 procps zstd cpio \
 	busybox-static file
 
-# What the lab's own kernel is built with.
-PACKAGES += linux-source-6.1 coccinelle dwarves flex bison bc libssl-dev rsync xz-utils
+# What the lab's own kernel is built with; spatch loads libpython3.11.so, which only libpython3-dev has.
+PACKAGES += linux-source-6.1 coccinelle libpython3-dev dwarves flex bison bc libssl-dev rsync xz-utils
 
 .PHONY: demo demo-grouped test check lint format unit slow bpf lab lab-stock lab-grouped lab-kernel \
 	recordings clean
