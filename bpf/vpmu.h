@@ -3,7 +3,7 @@
  * What the probes send to user space.
  *
  * agent/vpmu_agent/probes/record.py reads this very text, so that the layout is written once: inside the
- * struct only `__uN name;` and `__sN name;`, each naturally aligned; in the enums only NAME and NAME = N.
+ * struct only `__uN name;` and `__sN name;`, each naturally aligned; in the enums only NAME, counted from 0.
  */
 #ifndef VPMU_H
 #define VPMU_H
