@@ -7,23 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from vpmu_agent.model.call import Attr, Call, CallName, PmcType
+from tests.unit.scenes import USER_CYCLES
+from vpmu_agent.model.call import Call, CallName, PmcType
 from vpmu_agent.model.check import Kind, Monitor, State, Verdict
 
-ATTR = Attr(
-    type=4,
-    config=0x76,
-    sample_period=0,
-    disabled=False,
-    pinned=True,
-    exclude_user=False,
-    exclude_kernel=False,
-    exclude_hv=False,
-    exclude_idle=True,
-    exclude_host=True,
-    exclude_guest=False,
-    precise_ip=0,
-)
 PMC = 0xFFFF_8880_0000_1000
 
 
@@ -37,7 +24,7 @@ def call(name: str, event: int, *, leader: int = 0, size: int = 1, result: int =
         event=event,
         leader=leader,
         result=result,
-        attr=replace(ATTR, disabled=size > 1),
+        attr=replace(USER_CYCLES, disabled=size > 1),
         vm="web01",
         tgid=100,
         tid=101,
@@ -176,7 +163,7 @@ CREATE, ENABLE, RELEASE = 0, 3, 6
         ([*GROUP[:2], replace(GROUP[2], leader=2), *GROUP[3:]], 2, Kind.WRONG_LEADER),
         ([*GROUP[:2], replace(GROUP[2], leader=99), *GROUP[3:]], 2, Kind.WRONG_LEADER),
         ([*program(3), call("create", 9, leader=1, size=3)], 6, Kind.EXTRA_MEMBER),
-        ([GROUP[0], replace(GROUP[1], attr=ATTR), *GROUP[2:]], 1, Kind.ENABLED_EARLY),
+        ([GROUP[0], replace(GROUP[1], attr=USER_CYCLES), *GROUP[2:]], 1, Kind.ENABLED_EARLY),
         ([*GROUP[:2], GROUP[ENABLE]], 2, Kind.ENABLED_EARLY),
         ([*GROUP[:ENABLE], GROUP[ENABLE + 1], GROUP[ENABLE]], 3, Kind.ENABLED_OUT_OF_ORDER),
         ([*GROUP[: ENABLE + 2], *release(3)], 5, Kind.NOT_ENABLED),

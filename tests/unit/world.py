@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from vpmu_agent.model.call import Attr, Call, CallName, PmcType
+from tests.unit.scenes import USER_CYCLES
+from vpmu_agent.model.call import Call, CallName, PmcType
 from vpmu_agent.model.check import Kind
 from vpmu_agent.model.mechanism import Pmc, Pmu, Steps, pmc_stop_counter, reprogram_counter
 
@@ -139,20 +140,7 @@ class World:
                 event=event,
                 leader=leader,
                 result=result,
-                attr=Attr(
-                    type=4,
-                    config=counter.pmc.current_config,
-                    sample_period=0,
-                    disabled=disabled,
-                    pinned=True,
-                    exclude_user=False,
-                    exclude_kernel=False,
-                    exclude_hv=False,
-                    exclude_idle=True,
-                    exclude_host=True,
-                    exclude_guest=False,
-                    precise_ip=0,
-                ),
+                attr=replace(USER_CYCLES, config=counter.pmc.current_config, disabled=disabled),
                 vm="web01",
                 tgid=TGID,
                 tid=TGID + 1 + counter.vcpu,
