@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What the probes send to user space.
+ * What the probes share with user space: the maps' keys and values, and the records in the ring.
  *
- * agent/vpmu_agent/probes/record.py reads this very text, so that the layout is written once: inside the
- * struct only `__uN name;` and `__sN name;`, each naturally aligned; in the enums only NAME, counted from 0.
+ * agent/vpmu_agent/probes/record.py reads this very text, so that the layout is written once: inside a struct
+ * only `__uN name;`, `__sN name;` and arrays of them, each naturally aligned and without padding; in the enums
+ * only NAME, counted from 0. VPMU_* sizes that are no numbers here come from the model (model/automaton.py).
  */
 #ifndef VPMU_H
 #define VPMU_H
@@ -22,18 +23,97 @@ enum vpmu_pmc_type {
 	VPMU_LBR,	/* the guest-LBR event, which has no pmc */
 };
 
-/* Index into the map `lost`: all losses, then the same by reason. */
+/* Index into the map `lost`, a count for each reason. */
 enum vpmu_lost {
-	VPMU_LOST_TOTAL,
-	VPMU_LOST_RING_FULL,		/* user space did not keep up */
-	VPMU_LOST_INFLIGHT_FULL,	/* more calls under way at once than there is room for */
+	VPMU_LOST_RING_FULL,		/* a record: user space did not keep up. Every count still has the call. */
+	VPMU_LOST_INFLIGHT_FULL,	/* more threads in a call than there is room for */
 	VPMU_LOST_MISSED_RETURN,	/* an entry whose return was never seen (kretprobe: nmissed) */
+	VPMU_LOST_PMCS_FULL,		/* a call of a pmc for which there is no room */
+	VPMU_LOST_VCPUS_FULL,		/* a call of a vCPU for which there is no room */
 	VPMU_LOST_REASONS,
 };
 
+#define VPMU_CALLS 4		/* enum vpmu_call_name */
+#define VPMU_BUCKETS 12		/* of durations: tally.DURATION_BOUNDS_NS, and one for the rest */
+#define VPMU_SIZES 6		/* of group sizes: tally.SIZE_BOUNDS, and one for the rest */
+
+/* The one entry of the map `control`, which user space writes. */
+struct vpmu_control {
+	__u32 epoch;			/* 0: no call is let in; another than before: calls were lost, nobody knows whose */
+	__u32 stream;			/* send every call, not only what user space must see */
+};
+
+/* Key of the map `vcpus`. */
+struct vpmu_vcpu_key {
+	__u32 tgid;
+	__s32 vcpu_id;			/* -1 for guest LBR */
+};
+
 /*
- * Comes before the first call of a process. The process may be gone before user space has looked at it: a guest
- * can be as short-lived as a tenth of a second, and its name stands only here.
+ * Value of the map `vcpus`: what was counted of one vCPU, and what its pmcs hold now. KVM makes one call at a
+ * time for a vCPU (vcpu->mutex), so no CPU writes here beside another one.
+ */
+struct vpmu_vcpu {
+	__u64 calls[VPMU_CALLS];
+	__u64 predicted[VPMU_CALLS];
+	__u64 duration_ns[VPMU_CALLS];
+	__u64 create_buckets[VPMU_BUCKETS];
+	__u64 enable_buckets[VPMU_BUCKETS];
+	__u64 pause_buckets[VPMU_BUCKETS];
+	__u64 release_buckets[VPMU_BUCKETS];
+	__u64 verdicts[VPMU_KINDS];	/* by model.automaton.Kind */
+	__u64 pinned_siblings;
+	__u64 sizes[VPMU_SIZES];
+	__u64 sizes_sum;
+	__s64 groups[VPMU_STATES];	/* pmcs that hold events now, by model.automaton.State */
+	__s64 events;
+	__s64 orphans;
+	__s64 event_count;		/* kvm_pmu.event_count as it should be at the next call, -1 if not known */
+};
+
+/* Key of the map `pmcs`. */
+struct vpmu_pmc_key {
+	__u64 pmc;			/* struct kvm_pmc *; of guest LBR the event */
+	__u32 tgid;
+	__u32 unused;
+};
+
+/* Value of the map `pmcs`: the registers of the automaton, and who the pmc is. */
+struct vpmu_pmc {
+	__u64 calls[VPMU_CALLS];
+	__u64 members;			/* bit i: perf_events[i] is held */
+	__u64 enabled;
+	__u64 orphans;			/* bit i: perf_events[i] is there, but a release passed it by */
+	__u64 walk;			/* while releasing: what is still to come */
+	__u64 gone;			/* bit i: released in this program */
+	__u32 left;			/* events that no entry of perf_events holds any more */
+	__u32 faults;			/* bit of each Kind that this program has had */
+	__u32 epoch;
+	__s32 vcpu_id;
+	__u8 state;			/* model.automaton.State */
+	__u8 size;
+	__u8 paused;
+	__u8 found;			/* scratch */
+	__u8 pmc_type;
+	__u8 pmc_idx;
+	__u8 unused[2];
+	__u32 attr_type;		/* of the last create, as the next three */
+	__u32 verdicts[VPMU_KINDS];	/* by model.automaton.Kind */
+	__u64 attr_config;
+	__u64 attr_sample_period;
+	__u64 attr_flags;
+	__u64 events[VPMU_SLOTS];	/* struct perf_event * */
+};
+
+/* Key of the map `errors`, whose value is a __u64: creations that failed. */
+struct vpmu_error_key {
+	__u32 tgid;
+	__u32 error;			/* errno, positive */
+};
+
+/*
+ * In the ring, before the first call of a vCPU of a process. The process may be gone before user space has
+ * looked at it: a guest can be as short-lived as a tenth of a second, and its name stands only here.
  */
 struct vpmu_process {
 	__u32 tgid;
@@ -42,6 +122,7 @@ struct vpmu_process {
 
 #define VPMU_COMMAND_SIZE 512
 
+/* In the ring: a divergence, a creation that failed, or any call while `stream` is set. */
 struct vpmu_call {
 	__u64 time_ns;			/* bpf_ktime_get_ns() at entry */
 	__u64 duration_ns;
@@ -49,19 +130,25 @@ struct vpmu_call {
 	__u64 event;			/* struct perf_event *, 0 if it could not be created */
 	__u64 leader;			/* group_leader, 0 if none */
 	__s64 result;			/* 0 or a negative errno */
-	__u64 lost;			/* VPMU_LOST_TOTAL as this record was sent */
+	__u64 lost;			/* all losses so far, as this record was sent */
 	__u64 attr_config;
 	__u64 attr_sample_period;
 	__u64 attr_flags;		/* the bit field of struct perf_event_attr that starts with `disabled` */
+	__u64 expected_at;		/* what `expected` speaks of: an index, a size, a count or a mask */
 	__u32 attr_type;
 	__u32 tgid;
 	__u32 tid;
 	__s32 vcpu_id;			/* -1 for guest LBR */
+	__s32 event_count;		/* kvm_pmu.event_count of the vCPU at entry, -1 if not known */
 	__u8 call;			/* enum vpmu_call_name */
 	__u8 pmc_type;			/* enum vpmu_pmc_type */
 	__u8 pmc_idx;			/* kvm_pmc.idx: fixed counters start at 32 */
 	__u8 max_nr_events;		/* at entry; 1 where struct kvm_pmc has no such field */
-	__s32 event_count;		/* kvm_pmu.event_count of the vCPU at entry, -1 if not known */
+	__u8 verdict;			/* model.automaton.Kind */
+	__u8 expected;			/* model.automaton.Expected */
+	__s8 event_index;		/* -1: not known */
+	__s8 leader_index;		/* -1: none, or not known */
+	__u32 expected_size;		/* N of the group that `expected` speaks of */
 };
 
 #endif

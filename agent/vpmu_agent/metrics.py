@@ -19,8 +19,9 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from vpmu_agent.model.automaton import Kind, State
 from vpmu_agent.model.call import Call
-from vpmu_agent.model.check import Kind, Monitor, State
+from vpmu_agent.model.check import Monitor
 from vpmu_agent.tally import Histogram, Tally, VmTally, errno_name
 
 GONE_S = 15 * 60.0

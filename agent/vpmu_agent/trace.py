@@ -12,8 +12,9 @@ from typing import Protocol, TextIO
 
 import click
 
+from vpmu_agent.model.automaton import Kind
 from vpmu_agent.model.call import Attr, Call, CallName
-from vpmu_agent.model.check import Kind, Monitor, Verdict
+from vpmu_agent.model.check import Monitor, Verdict
 from vpmu_agent.output import OutputError
 from vpmu_agent.recording import Recorder
 from vpmu_agent.schema import call_json, lost_json, summary_json

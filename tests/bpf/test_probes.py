@@ -9,8 +9,9 @@ from itertools import groupby
 import pytest
 
 from tests.bpf.conftest import Lookalike
+from vpmu_agent.model.automaton import Kind
 from vpmu_agent.model.call import CallName, PmcType
-from vpmu_agent.model.check import Kind, Monitor
+from vpmu_agent.model.check import Monitor
 
 
 @pytest.mark.parametrize("threads", [1, 4])

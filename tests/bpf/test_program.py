@@ -75,7 +75,7 @@ def test_python_and_c_agree_on_the_record(tmp_path: Path) -> None:
         expected += [str(offset), str(size)]
         offset += size
     assert [name for name, _ in record.FIELDS] == fields
-    assert told == [*expected, str(record.RECORD_SIZE)]
+    assert told == [*expected, str(record.CALL.size)]
 
 
 def test_missed_runs_are_read_from_where_the_kernel_has_them(stock: Lookalike) -> None:

@@ -11,8 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.unit.scenes import Guest
 from vpmu_agent.metrics import AGENT_FAMILIES, FAMILIES, PMC_FAMILIES, VM_FAMILIES, VpmuCollector, Watch
+from vpmu_agent.model.automaton import Kind, State
 from vpmu_agent.model.call import Call, CallName
-from vpmu_agent.model.check import Kind, State
 from vpmu_agent.tally import DURATION_BOUNDS_NS
 
 WEB, DB = 4242, 777

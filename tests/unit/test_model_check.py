@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.scenes import USER_CYCLES
+from vpmu_agent.model.automaton import Kind, State
 from vpmu_agent.model.call import Call, CallName, PmcType
-from vpmu_agent.model.check import Kind, Monitor, State, Verdict
+from vpmu_agent.model.check import Monitor, Verdict
 
 PMC = 0xFFFF_8880_0000_1000
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from tests.unit.mutations import a_leader, drop, duplicate, flip, is_valid, lead, swap
 from tests.unit.world import TGID, World
+from vpmu_agent.model.automaton import Kind
 from vpmu_agent.model.call import Call, CallName
-from vpmu_agent.model.check import Kind, Monitor
+from vpmu_agent.model.check import Monitor
 
 seeds = st.integers(0, 2**32)
 

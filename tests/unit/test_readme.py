@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from vpmu_agent.cli import cli
-from vpmu_agent.model.check import Kind
+from vpmu_agent.model.automaton import Kind
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 

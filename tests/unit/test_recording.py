@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.scenes import Guest
+from vpmu_agent.model.automaton import Kind
 from vpmu_agent.model.call import Attr, Call, CallName, PmcType
-from vpmu_agent.model.check import Kind, Verdict
+from vpmu_agent.model.check import Verdict
 from vpmu_agent.output import OutputError
 from vpmu_agent.recording import MAX_LINE, Header, Recorder, Recording, RecordingError
 from vpmu_agent.schema import call_json

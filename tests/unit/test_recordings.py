@@ -12,8 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.unit.commands import invoke
 from vpmu_agent.metrics import VpmuCollector, Watch
+from vpmu_agent.model.automaton import Kind
 from vpmu_agent.model.call import Call, CallName
-from vpmu_agent.model.check import Kind, Monitor
+from vpmu_agent.model.check import Monitor
 from vpmu_agent.recording import Recording
 
 DATA = sorted((Path(__file__).parents[1] / "data").glob("*.jsonl"))

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.unit.scenes import USER_CYCLES, Guest
+from vpmu_agent.model.automaton import Kind
 from vpmu_agent.model.call import Call, CallName, PmcType
-from vpmu_agent.model.check import Kind
 from vpmu_agent.output import OutputError
 from vpmu_agent.recording import Header, Recorder, Recording
 from vpmu_agent.trace import Filters, JsonPrinter, Printer, Session, TextPrinter, attr_text, duration_text

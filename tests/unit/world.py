@@ -8,8 +8,8 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from tests.unit.scenes import USER_CYCLES
+from vpmu_agent.model.automaton import Kind
 from vpmu_agent.model.call import Call, CallName, PmcType
-from vpmu_agent.model.check import Kind
 from vpmu_agent.model.mechanism import Pmc, Pmu, Steps, pmc_stop_counter, reprogram_counter
 
 TGID = 100

@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import struct
 from collections import namedtuple
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
+from itertools import accumulate
 from typing import Any, Protocol
 
+from vpmu_agent.model.automaton import SLOTS, Kind, State
 from vpmu_agent.model.call import Attr, Call, CallName, PmcType
 
-_FORMATS = {"__u8": "B", "__u32": "I", "__s32": "i", "__u64": "Q", "__s64": "q"}
+_FORMATS = {"__u8": "B", "__s8": "b", "__u32": "I", "__s32": "i", "__u64": "Q", "__s64": "q"}
 
 # Bits of the bit field in struct perf_event_attr (include/uapi/linux/perf_event.h), counted from `disabled`.
 _DISABLED, _PINNED = 1 << 0, 1 << 2
@@ -30,12 +32,31 @@ def _body(text: str, declaration: str) -> str:
     return re.sub(r"/\*.*?\*/", "", match[1], flags=re.DOTALL)
 
 
-def struct_fields(text: str, name: str) -> list[tuple[str, str]]:
-    """The fields of `struct name` in C text: their names and their formats in the terms of `struct`."""
+def struct_fields(text: str, name: str, sizes: Mapping[str, int]) -> list[tuple[str, str, int]]:
+    """The fields of `struct name` in C text: name, format in the terms of `struct`, how many of them.
+
+    `sizes` has the array sizes that are names.
+    """
     return [
-        (field, _FORMATS[c_type])
-        for c_type, field in re.findall(r"(\w+) (\w+);", _body(text, f"struct {name}"))
+        (field, _FORMATS[c_type], int(sizes.get(size, size)) if size else 1)
+        for c_type, field, size in re.findall(r"(\w+) (\w+)(?:\[(\w+)\])?;", _body(text, f"struct {name}"))
     ]
+
+
+class Layout:
+    """One struct of bpf/vpmu.h: its size in bytes and its fields, arrays laid out flat."""
+
+    def __init__(self, name: str, sizes: Mapping[str, int] | None = None) -> None:
+        fields = struct_fields(_TEXT, name, SIZES | dict(sizes or {}))
+        # "=": no padding, for the header's fields are ordered so that C adds none either.
+        self.struct = struct.Struct("=" + "".join(f"{count}{fmt}" for _, fmt, count in fields))
+        self.size = self.struct.size
+        starts = [0, *accumulate(count for _, _, count in fields)]
+        self.fields = {
+            field: slice(start, start + count)
+            for (field, _, count), start in zip(fields, starts, strict=False)
+        }
+        """Where each field is among the numbers that `struct` unpacks."""
 
 
 def enum_names(text: str, name: str) -> list[str]:
@@ -48,18 +69,31 @@ def _short(enumerator: str, prefix: str) -> str:
 
 
 _TEXT = (files("vpmu_agent") / "bpf" / "vpmu.h").read_text()
-FIELDS = struct_fields(_TEXT, "vpmu_call")
-# "=": no padding, for the header's fields are ordered so that C adds none either.
-_STRUCT = struct.Struct("=" + "".join(fmt for _, fmt in FIELDS))
-RECORD_SIZE = _STRUCT.size
-_Record = namedtuple("_Record", [name for name, _ in FIELDS])  # type: ignore[misc] # names known at run time
-_PROCESS = struct.Struct("=" + "".join(fmt for _, fmt in struct_fields(_TEXT, "vpmu_process")))
-_PROCESS_SIZE = _PROCESS.size + int(re.findall(r"^#define VPMU_COMMAND_SIZE (\d+)$", _TEXT, re.MULTILINE)[0])
+SIZES = {
+    **{name: int(value) for name, value in re.findall(r"^#define (VPMU_\w+) (\d+)\b", _TEXT, re.MULTILINE)},
+    "VPMU_KINDS": len(Kind),
+    "VPMU_STATES": len(State),
+    "VPMU_SLOTS": SLOTS,
+}
+"""The sizes of arrays: those of the header, and those that the model gives."""
+CALL, PROCESS = Layout("vpmu_call"), Layout("vpmu_process")
+CONTROL = Layout("vpmu_control")
+VCPU_KEY, VCPU = Layout("vpmu_vcpu_key"), Layout("vpmu_vcpu")
+ERROR_KEY = Layout("vpmu_error_key")
+PMC_KEY = Layout("vpmu_pmc_key")
+_Record = namedtuple("_Record", list(CALL.fields))  # type: ignore[misc] # names known at run time
+_PROCESS_SIZE = PROCESS.size + SIZES["VPMU_COMMAND_SIZE"]
 _CALLS = [CallName(_short(name, "VPMU_")) for name in enum_names(_TEXT, "vpmu_call_name")]
 _PMC_TYPES = [PmcType(_short(name, "VPMU_")) for name in enum_names(_TEXT, "vpmu_pmc_type")]
 
+
+def pmc_layout(slots: int) -> Layout:
+    """`struct vpmu_pmc` of a program that follows so many members of a group."""
+    return Layout("vpmu_pmc", {"VPMU_SLOTS": slots})
+
+
 LOST_REASONS = [_short(name, "VPMU_LOST_") for name in enum_names(_TEXT, "vpmu_lost")][:-1]
-"""What the entries of the map `lost` count, the first being their total."""
+"""What the entries of the map `lost` count."""
 
 
 @lru_cache(maxsize=4096)
@@ -107,11 +141,11 @@ class Decoder:
         Raises struct.error if it is neither by its length.
         """
         if len(data) == _PROCESS_SIZE:
-            tgid, size = _PROCESS.unpack_from(data)
-            command = data[_PROCESS.size : _PROCESS.size + size].decode(errors="replace")
+            tgid, size = PROCESS.struct.unpack_from(data)
+            command = data[PROCESS.size : PROCESS.size + size].decode(errors="replace")
             self._vms.met(tgid, command.rstrip("\0").split("\0"))
             return None
-        r: Any = _Record._make(_STRUCT.unpack(data))
+        r: Any = _Record._make(CALL.struct.unpack(data))
         # Two CPUs can read the total and then get their places in the ring the other way round.
         lost = max(0, r.lost - self._lost)
         self._lost += lost
