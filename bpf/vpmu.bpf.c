@@ -36,19 +36,6 @@ struct vpmu_attr {
 	u64 flags;
 };
 
-/* The call that a thread is in. */
-struct vpmu_inflight {
-	u64 time_ns;
-	u64 pmc;
-	u64 event;
-	u64 leader;
-	u64 attr_config;
-	u64 attr_sample_period;
-	u64 attr_flags;
-	u32 attr_type;
-	u32 call;	/* enum vpmu_call_name */
-};
-
 /* An event that no entry of perf_events holds any more. */
 struct vpmu_left_key {
 	u64 event;
@@ -57,7 +44,7 @@ struct vpmu_left_key {
 	u32 epoch;
 };
 
-/* Calls under way, by thread: creation sleeps, so a CPU is no key. */
+/* Creation sleeps, so a CPU is no key. */
 BPF_HASH(inflight, u32, struct vpmu_inflight, VPMU_MAX_INFLIGHT);
 BPF_HASH(pmcs, struct vpmu_pmc_key, struct vpmu_pmc, VPMU_MAX_PMCS);
 BPF_HASH(vcpus, struct vpmu_vcpu_key, struct vpmu_vcpu, VPMU_MAX_VCPUS);
@@ -193,20 +180,23 @@ static __always_inline void put_event(struct vpmu_pmc *p, u64 index, u64 event)
 	p->events[index & (VPMU_SLOTS - 1)] = event;
 }
 
-static __always_inline void leave_events(struct vpmu_pmc *p, const struct vpmu_pmc_key *key, u64 mask)
+static __always_inline void leave_event(struct vpmu_pmc *p, const struct vpmu_pmc_key *key, u64 index)
 {
+	struct vpmu_left_key k = {
+		.event = p->events[index & (VPMU_SLOTS - 1)], .pmc = key->pmc, .tgid = key->tgid, .epoch = p->epoch,
+	};
 	u8 there = 1;
 
-	for (int i = 0; i < VPMU_SLOTS && mask >> i; i++) {
-		struct vpmu_left_key k = {
-			.event = p->events[i], .pmc = key->pmc, .tgid = key->tgid, .epoch = p->epoch,
-		};
-
-		if (!(mask >> i & 1) || left.lookup(&k))
-			continue;
-		left.update(&k, &there);
+	/* Fails where the event was left behind before; the map evicts its oldest rather than being full. */
+	if (!left.insert(&k, &there))
 		p->left++;
-	}
+}
+
+static __always_inline void leave_events(struct vpmu_pmc *p, const struct vpmu_pmc_key *key, u64 mask)
+{
+	for (int i = 0; i < VPMU_SLOTS && mask >> i; i++)
+		if (mask >> i & 1)
+			leave_event(p, key, i);
 }
 
 static __always_inline void find_again(struct vpmu_pmc *p, const struct vpmu_pmc_key *key, u64 event)
@@ -218,24 +208,6 @@ static __always_inline void find_again(struct vpmu_pmc *p, const struct vpmu_pmc
 		p->left--;
 	}
 }
-
-struct vpmu_verdict {
-	u64 at;
-	u32 kind;
-	u32 expected;
-	u32 size;
-	s32 event;
-	s32 leader;
-};
-
-/* What a call brings. */
-struct vpmu_brings {
-	u64 event;
-	u64 leader;
-	u32 failed;
-	u32 disabled;
-	u32 n;
-};
 
 #include "monitor.h"
 
@@ -287,75 +259,110 @@ static __always_inline void forget(u64 pmc, u32 tgid)
 		v->epoch = 0;
 }
 
-/* Keeps the call until its return; `c` has everything but the time. */
-static __always_inline int begin(struct vpmu_inflight *c, const struct vpmu_attr *attr)
+/* The thread's entry, for a call that begins; NULL if it cannot be followed. */
+static __always_inline struct vpmu_inflight *begin(u32 call, u64 pmc, u64 event, u32 *stream)
 {
 	u64 id = bpf_get_current_pid_tgid();
-	u32 tid = id, stream;
-	struct vpmu_inflight *former;
+	u32 tid = id;
+	struct vpmu_inflight *c;
 
-	if (!epoch_now(&stream))
+	if (!epoch_now(stream))
 		return 0;
+	c = inflight.lookup(&tid);
+	if (!c) {
+		struct vpmu_inflight idle = { .tgid = id >> 32, .call = VPMU_CALLS };
+
+		inflight.update(&tid, &idle);
+		c = inflight.lookup(&tid);
+		if (!c) {
+			count_lost(VPMU_LOST_INFLIGHT_FULL);
+			forget(pmc ? pmc : event, id >> 32);
+			return 0;
+		}
+	}
+	/* KVM makes no call within a call: the former one's return was missed. */
+	if (c->call != VPMU_CALLS) {
+		count_lost(VPMU_LOST_MISSED_RETURN);
+		forget(c->pmc ? c->pmc : c->event, id >> 32);
+	}
+	c->call = call;
+	c->pmc = pmc;
+	c->event = event;
+	c->leader = 0;
+	c->has_attr = 0;
+	return c;
+}
+
+static __always_inline void keep_attr(struct vpmu_inflight *c, const struct vpmu_attr *attr)
+{
+	c->has_attr = 1;
 	c->attr_type = attr->type;
 	c->attr_config = attr->config;
 	c->attr_sample_period = attr->sample_period;
 	c->attr_flags = attr->flags;
-	/* KVM makes no call within a call: the former one's return was missed. */
-	former = inflight.lookup(&tid);
-	if (former) {
-		count_lost(VPMU_LOST_MISSED_RETURN);
-		forget(former->pmc ? former->pmc : former->event, id >> 32);
-	}
-	c->time_ns = bpf_ktime_get_ns();
-	if (inflight.update(&tid, c)) {
-		count_lost(VPMU_LOST_INFLIGHT_FULL);
-		forget(c->pmc ? c->pmc : c->event, id >> 32);
-	}
-	return 0;
 }
 
 static __always_inline int create_entry(u64 attr_addr, u64 leader, u64 handler, u64 context)
 {
-	struct vpmu_inflight c = { .call = VPMU_CREATE, .leader = leader };
 	struct vpmu_attr attr = {};
+	struct vpmu_inflight *c;
+	u32 stream;
 
-	if (is_kvm_handler(handler)) {
+	if (!is_kvm_handler(handler)) {
+		if (handler || context)
+			return 0;
 		vpmu_read(&attr, sizeof(attr), attr_addr);
-		c.pmc = context;
-		return begin(&c, &attr);
+		if (!is_guest_lbr(&attr))
+			return 0;
+	} else {
+		vpmu_read(&attr, sizeof(attr), attr_addr);
 	}
-	if (handler || context)
+	c = begin(VPMU_CREATE, context, 0, &stream);
+	if (!c)
 		return 0;
-	vpmu_read(&attr, sizeof(attr), attr_addr);
-	if (!is_guest_lbr(&attr))
-		return 0;
-	return begin(&c, &attr);
+	keep_attr(c, &attr);
+	c->leader = leader;
+	c->time_ns = bpf_ktime_get_ns();
+	return 0;
 }
 
 static __always_inline int event_entry(u8 call, u64 event)
 {
-	struct vpmu_inflight c = { .call = call, .event = event };
 	struct vpmu_attr attr = {};
-	u64 handler = 0;
+	struct vpmu_inflight *c;
+	u64 handler[2] = {};
+	bool is_kvms;
+	u32 stream;
 
 	if (!event)
 		return 0;
-	vpmu_read(&handler, sizeof(handler), event + VPMU_EVENT_HANDLER);
-	if (is_kvm_handler(handler)) {
-		vpmu_read(&c.pmc, sizeof(c.pmc), event + VPMU_EVENT_CONTEXT);
-		vpmu_read(&attr, sizeof(attr), event + VPMU_EVENT_ATTR);
-	} else {
+#if VPMU_EVENT_CONTEXT == VPMU_EVENT_HANDLER + 8
+	vpmu_read(handler, sizeof(handler), event + VPMU_EVENT_HANDLER);
+#else
+	vpmu_read(&handler[0], sizeof(handler[0]), event + VPMU_EVENT_HANDLER);
+	vpmu_read(&handler[1], sizeof(handler[1]), event + VPMU_EVENT_CONTEXT);
+#endif
+	is_kvms = is_kvm_handler(handler[0]);
+	if (!is_kvms) {
 		vpmu_read(&attr, sizeof(attr), event + VPMU_EVENT_ATTR);
 		if (!is_guest_lbr(&attr))
 			return 0;
 	}
-	return begin(&c, &attr);
+	c = begin(call, is_kvms ? handler[1] : 0, event, &stream);
+	if (!c)
+		return 0;
+	if (stream) {
+		vpmu_read(&attr, sizeof(attr), event + VPMU_EVENT_ATTR);
+		keep_attr(c, &attr);
+	}
+	c->time_ns = bpf_ktime_get_ns();
+	return 0;
 }
 
 /* Who the pmc is: read anew with each program, for another VM of the same process may have its memory now. */
 static __always_inline void identify(struct vpmu_pmc *p, u64 pmc)
 {
-	u32 type = 0;
+	u64 type = 0;	/* and what follows it; little endian */
 
 	p->vcpu = 0;
 	if (!pmc) {
@@ -363,9 +370,14 @@ static __always_inline void identify(struct vpmu_pmc *p, u64 pmc)
 		p->vcpu_id = -1;
 		return;
 	}
-	vpmu_read(&type, sizeof(type), pmc + VPMU_PMC_TYPE);
-	p->pmc_type = type;
+#if VPMU_PMC_IDX == VPMU_PMC_TYPE + 4
+	vpmu_read(&type, 5, pmc + VPMU_PMC_TYPE);
+	p->pmc_idx = type >> 32;
+#else
+	vpmu_read(&type, 4, pmc + VPMU_PMC_TYPE);
 	vpmu_read(&p->pmc_idx, sizeof(p->pmc_idx), pmc + VPMU_PMC_IDX);
+#endif
+	p->pmc_type = type;
 	vpmu_read(&p->vcpu, sizeof(p->vcpu), pmc + VPMU_PMC_VCPU);
 	vpmu_read(&p->vcpu_id, sizeof(p->vcpu_id), p->vcpu + VPMU_VCPU_ID);
 }
@@ -443,38 +455,38 @@ static __always_inline void count_error(u32 tgid, s64 result)
 		__sync_fetch_and_add(count, 1);
 }
 
-static __always_inline int call_return(u8 call, u64 returned)
+static __always_inline int call_return(u32 call, u64 returned)
 {
 	u64 now = bpf_ktime_get_ns(), id = bpf_get_current_pid_tgid(), duration;
-	struct vpmu_brings brings = { .n = 1 };
-	struct vpmu_verdict verdict = { .event = -1, .leader = -1, .size = 1 };
 	struct vpmu_pmc_key key = { .tgid = id >> 32 };
 	u32 tid = id, stream = 0, epoch = epoch_now(&stream);
 	struct vpmu_inflight *c = inflight.lookup(&tid);
-	s32 event_count = -1;
 	s64 result = 0, expected;
 	struct vpmu_call *record;
 	struct vpmu_pmc *p;
 	struct vpmu_vcpu *v;
 	bool is_program;
 	u8 byte = 0;
+	u32 kind;
 
 	if (!c || c->call != call)
 		return 0;
 	duration = now - c->time_ns;
-	brings.event = c->event;
+	c->failed = 0;
+	c->disabled = 0;
+	c->n = 1;
+	c->event_count = -1;
 	if (call == VPMU_CREATE) {
-		brings.leader = c->leader;
-		brings.disabled = c->attr_flags & ATTR_DISABLED;
+		c->disabled = c->attr_flags & ATTR_DISABLED;
 		if (returned >= (u64)-MAX_ERRNO) {
 			result = (s64)returned;
-			brings.failed = 1;
+			c->failed = 1;
 		} else {
-			brings.event = returned;
+			c->event = returned;
 		}
 	}
-	key.pmc = c->pmc ? c->pmc : brings.event;
-	is_program = call == VPMU_CREATE && !brings.leader;
+	key.pmc = c->pmc ? c->pmc : c->event;
+	is_program = call == VPMU_CREATE && !c->leader;
 	p = pmc_of(&key, c->pmc, is_program);
 	if (!p) {
 		count_lost(VPMU_LOST_PMCS_FULL);
@@ -499,45 +511,53 @@ static __always_inline int call_return(u8 call, u64 returned)
 #ifdef VPMU_PMC_MAX_NR_EVENTS
 	if (c->pmc) {
 		vpmu_read(&byte, sizeof(byte), c->pmc + VPMU_PMC_MAX_NR_EVENTS);
-		brings.n = byte ? byte : 1;
+		c->n = byte ? byte : 1;
 	}
 #endif
 #ifdef VPMU_VCPU_EVENT_COUNT
 	if (p->vcpu) {
 		byte = 0;
 		vpmu_read(&byte, sizeof(byte), p->vcpu + VPMU_VCPU_EVENT_COUNT);
-		event_count = byte;
+		c->event_count = byte;
 	}
 #endif
 
-	VPMU_CHECK(call, p, &key, &brings, v, &verdict);
-	if (is_miscounted(v, call, brings.failed, event_count, &expected) &&
-	    (verdict.kind == VPMU_KIND_PREDICTED || verdict.kind == VPMU_KIND_UNKNOWN)) {
-		verdict.kind = VPMU_KIND_EVENT_COUNT_MISMATCH;
-		verdict.expected = VPMU_EXPECTED_EVENT_COUNT;
-		verdict.at = expected;
-		verdict.size = 1;
+	/* The verifier forgets which way each of these came: what follows is then looked at once. */
+	asm volatile("" : : : "memory");
+	VPMU_CHECK(call, p, &key, c, v);
+	if (is_miscounted(v, call, c->failed, c->event_count, &expected) &&
+	    (c->kind == VPMU_KIND_PREDICTED || c->kind == VPMU_KIND_UNKNOWN)) {
+		c->kind = VPMU_KIND_EVENT_COUNT_MISMATCH;
+		c->expected = VPMU_EXPECTED_EVENT_COUNT;
+		c->at = expected;
+		c->size = 1;
 	}
 	count_held(v, p, 1);
+	asm volatile("" : : : "memory");
+	kind = c->kind;
 
 	v->calls[call]++;
 	p->calls[call]++;
 	v->duration_ns[call] += duration;
 	v->create_buckets[call * VPMU_BUCKETS + duration_bucket(duration)]++;
-	v->verdicts[verdict.kind & VPMU_KINDS_MASK]++;
-	if (verdict.kind != VPMU_KIND_PREDICTED)
-		p->verdicts[verdict.kind & VPMU_KINDS_MASK]++;
+	v->verdicts[kind & VPMU_KINDS_MASK]++;
+	if (kind != VPMU_KIND_PREDICTED)
+		p->verdicts[kind & VPMU_KINDS_MASK]++;
 	if (call == VPMU_CREATE) {
-		if (brings.leader) {
+		p->attr_type = c->attr_type;
+		p->attr_config = c->attr_config;
+		p->attr_sample_period = c->attr_sample_period;
+		p->attr_flags = c->attr_flags;
+		if (c->leader) {
 			v->pinned_siblings += !!(c->attr_flags & ATTR_PINNED);
 		} else {
-			v->sizes[size_bucket(brings.n)]++;
-			v->sizes_sum += brings.n;
+			v->sizes[size_bucket(c->n)]++;
+			v->sizes_sum += c->n;
 		}
 		if (result)
 			count_error(key.tgid, result);
 	}
-	if (!stream && !result && verdict.kind <= VPMU_KIND_UNKNOWN)
+	if (!stream && !result && kind <= VPMU_KIND_UNKNOWN)
 		goto out;
 
 	record = calls.ringbuf_reserve(sizeof(*record));
@@ -548,34 +568,34 @@ static __always_inline int call_return(u8 call, u64 returned)
 	record->time_ns = c->time_ns;
 	record->duration_ns = duration;
 	record->pmc = c->pmc;
-	record->event = brings.event;
-	record->leader = brings.leader;
+	record->event = c->event;
+	record->leader = c->leader;
 	record->result = result;
 	record->lost = all_lost();
-	record->attr_config = c->attr_config;
-	record->attr_sample_period = c->attr_sample_period;
-	record->attr_flags = c->attr_flags;
-	record->expected_at = verdict.at;
-	record->attr_type = c->attr_type;
+	record->attr_config = c->has_attr ? c->attr_config : p->attr_config;
+	record->attr_sample_period = c->has_attr ? c->attr_sample_period : p->attr_sample_period;
+	record->attr_flags = c->has_attr ? c->attr_flags : p->attr_flags;
+	record->attr_type = c->has_attr ? c->attr_type : p->attr_type;
+	record->expected_at = c->at;
 	record->tgid = key.tgid;
 	record->tid = tid;
 	record->vcpu_id = p->vcpu_id;
-	record->event_count = event_count;
+	record->event_count = c->event_count;
 	record->call = call;
 	record->pmc_type = p->pmc_type;
 	record->pmc_idx = p->pmc_idx;
-	record->max_nr_events = brings.n;
-	record->verdict = verdict.kind;
-	record->expected = verdict.expected;
-	record->event_index = verdict.event;
-	record->leader_index = verdict.leader;
-	record->expected_size = verdict.size;
+	record->max_nr_events = c->n;
+	record->verdict = kind;
+	record->expected = c->expected;
+	record->event_index = c->event_index;
+	record->leader_index = c->leader_index;
+	record->expected_size = c->size;
 	calls.ringbuf_submit(record, 0);
 out:
 	/* The guest-LBR event belongs to no pmc: it is one of its own, and gone with it. */
 	if (!c->pmc && p && p->state == VPMU_STATE_EMPTY)
 		pmcs.delete(&key);
-	inflight.delete(&tid);
+	c->call = VPMU_CALLS;
 	return 0;
 }
 

@@ -1,7 +1,7 @@
 """The BPF monitor on made-up calls: BPF_PROG_TEST_RUN on raw-tracepoint twins of the probes' bodies.
 
-What the probes would read of the kernel they read of this process: a block of memory with pmcs, vCPUs and events
-in a layout of its own.
+What the probes would read of the kernel they read of this process: a block of memory with pmcs, vCPUs and
+events in a layout of its own.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ class _Names:
 class Twins:
     """A loaded monitor, and the memory that it takes for the kernel's."""
 
-    def __init__(self, *, grouped: bool, vcpus: int = 4, pmcs: int = 4, events: int = 4096) -> None:
+    def __init__(
+        self, *, grouped: bool, vcpus: int = 4, pmcs: int = 4, events: int = 4096, ring_pages: int = 64
+    ) -> None:
         import bcc
 
         types = btf.vmlinux()
@@ -68,7 +70,7 @@ class Twins:
         }
         self._grouped = grouped
         constants = _CONSTANTS | (_GROUPED if grouped else _STOCK) | offsets
-        self._bpf = compile_program(constants, user_memory=True, twins=True)
+        self._bpf = compile_program(constants, user_memory=True, twins=True, ring_pages=ring_pages)
         self._runs = {}
         self._arguments = ctypes.create_string_buffer(_ARGUMENTS.size)
         for name in CallName:
@@ -92,7 +94,7 @@ class Twins:
         self._seen: list[bytes] = []
         self._decoder = record.Decoder(epoch_ns=0, vms=_Names())
         self._bpf[b"calls"].open_ring_buffer(self._receive)
-        self._epoch = 0
+        self._epoch, self._stream = 0, True
         self.begin()
 
     def begin(self) -> None:
@@ -107,6 +109,12 @@ class Twins:
 
     def observe(self, call: Call) -> tuple[Call, Verdict]:
         """Makes one call; returns it as the monitor saw it, and its verdict."""
+        self.make(call)
+        (seen,) = self.received()
+        return seen
+
+    def make(self, call: Call) -> None:
+        """Makes one call."""
         if call.lost:
             self._bump()
         pmc = self._pmc(call)
@@ -120,10 +128,17 @@ class Twins:
             struct.pack_into("=QQ", self._memory, event - self._base, _HANDLER, pmc)
             self._run(call.name, "entry", event)
             self._run(call.name, "return", 0)
+
+    def received(self) -> list[tuple[Call, Verdict]]:
+        """What the monitor sent since the last time."""
         self._bpf.ring_buffer_consume()
-        (seen,) = (seen for data in self._seen if (seen := self._decoder.call(data)))
-        self._seen.clear()
-        return seen
+        raw, self._seen = self._seen, []
+        return [seen for data in raw if (seen := self._decoder.call(data))]
+
+    def stream(self, *, on: bool) -> None:
+        """Whether every call is to be sent. At first it is."""
+        self._stream = on
+        self._bump()
 
     def vcpu(self, vcpu: int) -> dict[str, tuple[int, ...]]:
         """What the monitor counted of a vCPU, by the fields of `struct vpmu_vcpu`."""
@@ -132,14 +147,15 @@ class Twins:
         numbers = record.VCPU.struct.unpack(bytes(table[key]))
         return {name: numbers[at] for name, at in record.VCPU.fields.items()}
 
-    def lost(self) -> int:
-        """Calls that the monitor lost, for any reason."""
-        return sum(int(count.value) for count in self._bpf[b"lost"].values())
+    def lost(self) -> dict[str, int]:
+        """Calls and records that the monitor lost, by reason."""
+        counts = [int(count.value) for count in self._bpf[b"lost"].values()]
+        return dict(zip(record.LOST_REASONS, counts, strict=True))
 
     def _bump(self) -> None:
         self._epoch += 1
         table = self._bpf[b"control"]
-        table[ctypes.c_int(0)] = table.Leaf(self._epoch, 1)
+        table[ctypes.c_int(0)] = table.Leaf(self._epoch, self._stream)
 
     def _pmc(self, call: Call) -> int:
         address = self._pmcs.get(call.pmc)

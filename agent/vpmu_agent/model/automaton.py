@@ -1,31 +1,33 @@
 """The automaton of one pmc, as data: from it come the check in Python and the monitor in BPF.
 
-Every pmc is followed on its own, in a few registers. A call is either *due* (the model has already said that it
-must come next) or it opens something new (a program, a pause, a resume, a release), which only the guest can
-decide. The rules are those of `mechanism.py`, read the other way round: from a call to what may have made it.
+Every pmc is followed on its own, in a few registers. A call is either *due* (the model has already said that
+it must come next) or it opens something new (a program, a pause, a resume, a release), which only the guest
+can decide. The rules are those of `mechanism.py`, read the other way round: from a call to what may have made
+it.
 
-After a divergence the automaton goes on from what was really seen, so that what follows is judged as well; but a
-kind is reported once in a program, and what can only be a consequence is called unknown: one fault in the
-kernel gives one or two divergences, not one for every call after it.
+After a divergence the automaton goes on from what was really seen, so that what follows is judged as well;
+but a kind is reported once in a program, and what can only be a consequence is called unknown: one fault in
+the kernel gives one or two divergences, not one for every call after it.
 
-Guards and effects are written in a subset of Python that has the same meaning in C (`translate.py`). Registers:
+Guards and effects are written in a subset of Python that means the same in C (`translate.py`). Registers:
 
-    state size            where the group stands, and its N (`max_nr_events` when it was programmed)
-    members               bit i: perf_events[i] is held
-    enabled               bit i: perf_events[i] is enabled
-    orphans               bit i: perf_events[i] is there, but a release passed it by; one with a larger N may find it
-    gone                  bit i: perf_events[i] was released in this program
-    walk                  while releasing: bit i, perf_events[i] is still to come
-    left                  how many events no entry of perf_events holds any more, and nobody will release
-    paused                `is_paused`
-    faults                bit of each Kind that this program has had
+    state size    where the group stands, and its N (`max_nr_events` when it was programmed)
+    members       bit i: perf_events[i] is held
+    enabled       bit i: perf_events[i] is enabled
+    orphans       bit i: perf_events[i] is there, but a release passed it by; one with a larger N may find it
+    gone          bit i: perf_events[i] was released in this program
+    walk          while releasing: bit i, perf_events[i] is still to come
+    left          how many events no entry of perf_events holds any more, and nobody will release
+    paused        `is_paused`
+    faults        bit of each Kind that this program has had
 
 What a call brings: `event`, `leader` (addresses), `failed` (result < 0), `disabled` (of its attributes), `n`
-(`max_nr_events` now, at least 1), `index` and `leader_index` (where perf_events has the two, -1 if it has not).
-Functions: `bit(i)`, `below(i)` (all lower bits), `lowest(mask)` (its lowest bit alone), `low(mask)` (the index of
-that), `width(mask)` (one more than the index of its highest bit), `count(mask)`; of the event: `released()` (in
-this program), `left_behind()`; effects: `put(i)` (perf_events[i] is the event), `leave(mask)` (these entries are
-overwritten), `found()` (the event is held again, if it was left behind).
+(`max_nr_events` now, at least 1), `index` and `leader_index` (where perf_events has the two, else -1).
+
+Functions: `bit(i)`, `below(i)` (all lower bits), `lowest(mask)` (its lowest bit alone), `low(mask)` (the
+index of that), `width(mask)` (one more than the index of its highest bit), `count(mask)`, `fault(kind)` (its
+bit); of the event: `released()` (in this program), `left_behind()`. Effects: `put(i)` (perf_events[i] is the
+event), `leave(i)` (that entry is overwritten), `leave_all(mask)`, `found()` (the event is not left behind).
 """
 
 from __future__ import annotations
@@ -136,9 +138,9 @@ class Says:
 class Rule:
     """What a call in one of `states` means, if `when` holds: of several rules the first one counts.
 
-    The first of `says` that holds is the verdict; it sees the registers as they were before the effects. `let`
-    are values worked out before both. `event` and `leader` are indices, -1 where not known. `predicted` are the
-    calls that the model predicts on seeing this one, itself included where it opened something new.
+    The first of `says` that holds is the verdict; it sees the registers as they were before the effects.
+    `let` are values worked out before both. `event` and `leader` are indices, -1 where not known. `predicted`
+    are the calls that the model predicts on seeing this one, itself included where it opened something new.
     """
 
     call: CallName
@@ -173,7 +175,7 @@ _UNEXPECTED = Says(Kind.UNEXPECTED_CALL)
 # The create of member `at` succeeded.
 _ADD = """
 if orphans & bit(at):
-    leave(bit(at))
+    leave(at)
 found()
 orphans &= ~bit(at)
 gone &= ~bit(at)
@@ -197,7 +199,7 @@ _PROGRAM = f"""
 if state == UNKNOWN:
     orphans = 0
 else:
-    leave(members)
+    leave_all(members)
 members = 0
 enabled = 0
 gone = 0
@@ -268,48 +270,29 @@ _CREATES = (
             (_ENABLE, "size if not failed and at + 1 == size else 0"),
         ),
     ),
+    # A program. With a leader where there is none, that was never created; what follows shows whether a
+    # member is missing.
     Rule(
         _CREATE,
-        (State.UNKNOWN,),
+        _STATES,
         (
-            Says(Kind.ENABLED_EARLY, "not disabled and n > 1", Expected.CREATE, size="n"),
-            Says(Kind.NOT_ENABLED, "disabled and n == 1", Expected.CREATE, size="n"),
-            _PREDICTED,
-        ),
-        when="not leader",
-        let=(("at", "0"),),
-        effects=_PROGRAM,
-        event="0",
-        predicted=_PROGRAM_PREDICTS,
-    ),
-    Rule(
-        _CREATE,
-        _KNOWN,
-        (
+            Says(Kind.WRONG_LEADER, "leader", Expected.CREATE, size="n"),
             Says(Kind.NOT_ENABLED, "members and state == ENABLING"),
-            Says(Kind.ORPHANED_MEMBER, "members"),
-            Says(Kind.DEGRADED_GROUP, "size > 1 and n == 1", Expected.PROGRAM_OF, "size"),
+            Says(Kind.ORPHANED_MEMBER, "members and state != UNKNOWN"),
+            Says(
+                Kind.DEGRADED_GROUP, "size > 1 and n == 1 and state != UNKNOWN", Expected.PROGRAM_OF, "size"
+            ),
             Says(Kind.ENABLED_EARLY, "not disabled and n > 1", Expected.CREATE, size="n"),
             Says(Kind.NOT_ENABLED, "disabled and n == 1", Expected.CREATE, size="n"),
             _PREDICTED,
         ),
-        when="not leader",
+        when="not leader or state == EMPTY",
         let=(("at", "0"),),
         effects=_PROGRAM,
         event="0",
         predicted=_PROGRAM_PREDICTS,
     ),
     Rule(_CREATE, (State.UNKNOWN,), (_UNKNOWN,), let=(_FREE,), effects=_ADOPT),
-    # Its leader was never created. What follows shows whether a member is missing.
-    Rule(
-        _CREATE,
-        (State.EMPTY,),
-        (Says(Kind.WRONG_LEADER, expected=Expected.CREATE, size="n"),),
-        let=(("at", "0"),),
-        effects=_PROGRAM,
-        event="0",
-        predicted=_PROGRAM_PREDICTS,
-    ),
     # Nothing says that it should be enabled, and no release will come to it.
     Rule(
         _CREATE,
@@ -441,9 +424,7 @@ _RELEASES = (
         when="index < 0 and left_behind()",
         effects="found()",
     ),
-    Rule(
-        _RELEASE, _KNOWN, (Says(Kind.RELEASED_TWICE, "released()"), *_STRANGER), when="index < 0"
-    ),
+    Rule(_RELEASE, _KNOWN, (Says(Kind.RELEASED_TWICE, "released()"), *_STRANGER), when="index < 0"),
     Rule(
         _RELEASE,
         (State.RELEASING,),

@@ -112,11 +112,23 @@ class _Pmc:
     """The registers of one `struct kvm_pmc`, and the events that its entries hold."""
 
     __slots__ = (
-        *("enabled", "events", "faults", "gone", "left", "left_events", "members", "name", "orphans"),
+        *(
+            "enabled",
+            "epoch",
+            "events",
+            "faults",
+            "gone",
+            "left",
+            "left_events",
+            "members",
+            "name",
+            "orphans",
+        ),
         *("paused", "size", "state", "tgid", "vcpu", "vm", "walk"),
     )
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, epoch: int) -> None:
+        self.epoch = epoch
         self.vm, self.tgid, self.vcpu, self.name = call.vm, call.tgid, call.vcpu, call.pmc_name
         self.state, self.size = _UNKNOWN_STATE, 1
         self.members = self.enabled = self.orphans = self.gone = self.walk = 0
@@ -170,16 +182,22 @@ class Monitor:
     def __init__(self) -> None:
         self._pmcs: dict[tuple[int, int], _Pmc] = {}
         self._event_counts: dict[tuple[int, int], int] = {}
+        self._epoch = 0
 
     def observe(self, call: Call) -> Verdict:
         """Says what the model makes of the next call, and moves on."""
         if call.lost:
-            self._forget_state()
+            # Nobody knows whose calls they were: nothing is known of any pmc, nor of a vCPU's count.
+            self._epoch += 1
+            self._event_counts.clear()
         # The guest-LBR event belongs to no pmc: it is one of its own.
         key = call.tgid, call.pmc or call.event
         pmc = self._pmcs.get(key)
         if pmc is None:
-            pmc = self._pmcs[key] = _Pmc(call)
+            pmc = self._pmcs[key] = _Pmc(call, self._epoch)
+        elif pmc.epoch != self._epoch:
+            pmc.epoch, pmc.state, pmc.left = self._epoch, _UNKNOWN_STATE, 0
+            pmc.left_events.clear()
         name, event_count = call.name, call.event_count
         said = _STEPS[name][pmc.state](
             pmc, call.event, call.leader, call.result < 0, call.attr.disabled, call.max_nr_events or 1
@@ -219,14 +237,6 @@ class Monitor:
         """Drops all that is known of a VM that is gone."""
         self._pmcs = {key: pmc for key, pmc in self._pmcs.items() if key[0] != tgid}
         self._event_counts = {key: n for key, n in self._event_counts.items() if key[0] != tgid}
-
-    def _forget_state(self) -> None:
-        """Records were lost, and nobody knows whose."""
-        for pmc in self._pmcs.values():
-            pmc.state = _UNKNOWN_STATE
-            pmc.left_events.clear()
-            pmc.left = 0
-        self._event_counts.clear()
 
 
 # The code

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from vpmu_agent.model.automaton import NEXT, RULES, Expected, Kind, Rule, Says, State
 from vpmu_agent.model.call import CallName
@@ -19,7 +19,7 @@ def source(slots: int) -> str:
         *_enum("VPMU_STATE", (state.name for state in State)),
         *_enum("VPMU_KIND", (kind.name for kind in Kind)),
         *_enum("VPMU_EXPECTED", (*(expected.name for expected in Expected), "NEXT")),
-        "#pragma clang diagnostic ignored \"-Wparentheses-equality\"",
+        '#pragma clang diagnostic ignored "-Wparentheses-equality"',
         f"#define VPMU_KINDS_MASK {(1 << (len(Kind) - 1).bit_length()) - 1}",
         *_bucket("duration_bucket", DURATION_BOUNDS_NS),
         *_bucket("size_bucket", SIZE_BOUNDS),
@@ -35,7 +35,7 @@ def source(slots: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _enum(prefix: str, names: Sequence[str]) -> list[str]:
+def _enum(prefix: str, names: Iterable[str]) -> list[str]:
     return ["enum {", *(f"    {prefix}_{name}," for name in names), "};"]
 
 
@@ -53,9 +53,9 @@ def _bucket(name: str, bounds: Sequence[int]) -> list[str]:
 def _next_call(to: Language) -> list[str]:
     """What may come next, of the registers as they were before the effects."""
     return [
-        "static __always_inline void next_call(const struct vpmu_pmc *p, struct vpmu_verdict *out)",
+        "static __always_inline void next_call(const struct vpmu_pmc *p, struct vpmu_inflight *c)",
         "{",
-        "    out->size = p->size;",
+        "    c->size = p->size;",
         *_ladder(NEXT, to, "    ", with_kind=False),
         "}",
     ]
@@ -67,13 +67,13 @@ _BEFORE = ("state", "size", "members", "enabled", "walk")  # what NEXT looks at
 def _check(call: CallName, to: Language) -> list[str]:
     head = (
         f"static __always_inline void vpmu_check_{call}(struct vpmu_pmc *p, const struct vpmu_pmc_key *key,\n"
-        "    const struct vpmu_brings *b, struct vpmu_vcpu *v, struct vpmu_verdict *out)"
+        "    struct vpmu_inflight *c, struct vpmu_vcpu *v)"
     )
     lines = [
         head,
         "{",
-        "    u64 event = b->event, leader = b->leader;",
-        "    u32 failed = b->failed, disabled = b->disabled, n = b->n;",
+        "    u64 event = c->event, leader = c->leader;",
+        "    u32 failed = c->failed, disabled = c->disabled, n = c->n;",
         "    u32 from = 1U << p->state;",
         f"    u64 {', '.join(f'{name}_before = p->{name}' for name in _BEFORE)};",
         "    s32 index = index_of(p, event), leader_index = index_of(p, leader);",
@@ -86,16 +86,16 @@ def _check(call: CallName, to: Language) -> list[str]:
 
 
 _FAULT = [
-    f"    if (out->expected == {_NEXT} && out->kind > VPMU_KIND_UNKNOWN) {{",
+    f"    if (c->expected == {_NEXT} && c->kind > VPMU_KIND_UNKNOWN) {{",
     "        struct vpmu_pmc before = {};",
     *(f"        before.{name} = {name}_before;" for name in _BEFORE),
-    "        next_call(&before, out);",
+    "        next_call(&before, c);",
     "    }",
-    "    if (out->kind > VPMU_KIND_UNKNOWN) {",
-    "        if (p->faults >> out->kind & 1 || (out->kind == VPMU_KIND_UNEXPECTED_CALL && p->faults))",
-    "            out->kind = VPMU_KIND_UNKNOWN;",
+    "    if (c->kind > VPMU_KIND_UNKNOWN) {",
+    "        if (p->faults >> c->kind & 1 || (c->kind == VPMU_KIND_UNEXPECTED_CALL && p->faults))",
+    "            c->kind = VPMU_KIND_UNKNOWN;",
     "        else",
-    "            p->faults |= 1U << out->kind;",
+    "            p->faults |= 1U << c->kind;",
     "    }",
 ]
 
@@ -109,8 +109,8 @@ def _rule(rule: Rule, to: Language, *, first: bool) -> list[str]:
     return [
         f"    {'' if first else '} else '}if ({' && '.join(when) or '1'}) {{",
         *(f"{indent}u64 {name} = {expression(value, to)};" for name, value in rule.let),
-        f"{indent}out->event = {expression(rule.event, to)};",
-        f"{indent}out->leader = {expression(rule.leader, to)};",
+        f"{indent}c->event_index = {expression(rule.event, to)};",
+        f"{indent}c->leader_index = {expression(rule.leader, to)};",
         *(f"{indent}v->predicted[VPMU_{name.name}] += {value};" for name, value in counts.items()),
         *_ladder(rule.says, to, indent, with_kind=True),
         *statements(rule.effects, to, indent),
@@ -124,14 +124,14 @@ def _ladder(says: Sequence[Says], to: Language, indent: str, *, with_kind: bool)
         opening = "" if always else f"if ({expression(say.when, to)}) "
         lines.append(f"{indent}{'else ' * bool(i)}{opening}{{")
         if with_kind:
-            lines.append(f"{indent}    out->kind = VPMU_KIND_{say.kind.name};")
+            lines.append(f"{indent}    c->kind = VPMU_KIND_{say.kind.name};")
         if say.expected is None:
-            lines.append(f"{indent}    out->expected = {_NEXT};")
+            lines.append(f"{indent}    c->expected = {_NEXT};")
         else:
-            lines.append(f"{indent}    out->expected = VPMU_EXPECTED_{say.expected.name};")
-            lines.append(f"{indent}    out->at = {expression(say.at, to)};")
+            lines.append(f"{indent}    c->expected = VPMU_EXPECTED_{say.expected.name};")
+            lines.append(f"{indent}    c->at = {expression(say.at, to)};")
             if with_kind:
-                lines.append(f"{indent}    out->size = {expression(say.size, to)};")
+                lines.append(f"{indent}    c->size = {expression(say.size, to)};")
         lines.append(f"{indent}}}")
         if always:
             break

@@ -54,8 +54,8 @@ def compile_program(
     """Compiles the probes. `constants` are the VPMU_* that bpf/vpmu.bpf.c asks for.
 
     With `fexit`, bcc also loads and attaches them at once; otherwise the caller attaches vpmu_NAME_entry and
-    vpmu_NAME_return, as kprobes or, with `user_memory`, as uprobes; `twins` are raw-tracepoint programs of the
-    same bodies, which BPF_PROG_TEST_RUN takes. `max_entries` changes MAX_ENTRIES. Raises ProbeError.
+    vpmu_NAME_return, as kprobes or, with `user_memory`, as uprobes; `twins` are raw-tracepoint programs of
+    the same bodies, which BPF_PROG_TEST_RUN takes. `max_entries` changes MAX_ENTRIES. Raises ProbeError.
     """
     if trouble := bcc_trouble():
         raise ProbeError(f"cannot load bcc: {trouble}", BCC_TODO)
