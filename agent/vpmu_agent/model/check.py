@@ -266,7 +266,7 @@ def source() -> str:
             rules = [rule for rule in RULES if rule.call is call and state in rule.states]
             lines += ["", f"def {call}_{i}(p, event, leader, failed, disabled, n):"]
             # What only a later rule asks for is not worked out for an earlier one.
-            known = set()
+            known: set[str] = set()
             for rule in rules:
                 for name in sorted(_mentioned(rule) & {"index", "leader_index"} - known):
                     of = "leader" if name == "leader_index" else "event"

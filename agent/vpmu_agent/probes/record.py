@@ -51,9 +51,9 @@ class Layout:
         fields = struct_fields(_TEXT, name, SIZES | dict(sizes or {}))
         # "=": no padding, for the header's fields are ordered so that C adds none either.
         self.struct = struct.Struct("=" + "".join(f"{count}{fmt}" for _, fmt, count in fields))
-        self.size = self.struct.size
+        self.size: int = self.struct.size
         starts = [0, *accumulate(count for _, _, count in fields)]
-        self.fields = {
+        self.fields: dict[str, slice] = {
             field: slice(start, start + count)
             for (field, _, count), start in zip(fields, starts, strict=False)
         }
