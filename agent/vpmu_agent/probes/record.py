@@ -50,9 +50,9 @@ class Layout:
         fields = struct_fields(_TEXT, name, SIZES | dict(sizes or {}))
         # "=": no padding, for the header's fields are ordered so that C adds none either.
         self.struct = struct.Struct("=" + "".join(f"{count}{fmt}" for _, fmt, count in fields))
-        self.size = self.struct.size
+        self.size: int = self.struct.size
         starts = [0, *accumulate(count for _, _, count in fields)]
-        self.fields = {
+        self.fields: dict[str, slice] = {
             field: slice(start, start + count)
             for (field, _, count), start in zip(fields, starts, strict=False)
         }
@@ -90,6 +90,15 @@ _PMC_TYPES = [PmcType(_short(name, "VPMU_")) for name in enum_names(_TEXT, "vpmu
 def pmc_layout(slots: int) -> Layout:
     """`struct vpmu_pmc` of a program that follows so many members of a group."""
     return Layout("vpmu_pmc", {"VPMU_SLOTS": slots})
+
+
+@lru_cache
+def pmc_name(pmc_type: int, pmc_idx: int) -> str:
+    """`gp0`, `fixed1` or `lbr`: `Call.pmc_name`, of the numbers in a record or map."""
+    kind = _PMC_TYPES[pmc_type]
+    if kind is PmcType.LBR:
+        return "lbr"
+    return f"{kind}{pmc_idx - _FIXED_BASE_IDX if kind is PmcType.FIXED else pmc_idx}"
 
 
 LOST_REASONS = [_short(name, "VPMU_LOST_") for name in enum_names(_TEXT, "vpmu_lost")][:-1]
