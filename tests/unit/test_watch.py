@@ -165,6 +165,29 @@ def test_maps_are_not_read_at_every_sweep(vms: Processes) -> None:
     watch.sweep()
 
 
+def test_many_vms_are_looked_for_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOOKS", 10)
+    tgids = range(1, 96)
+    vms = Processes(**{f"guest-{tgid}": tgid for tgid in tgids})
+    maps = Maps(*(Guest(vms.names[tgid], tgid).life() for tgid in tgids))
+    watch = Watch(maps, vms)
+    watch.snapshot()
+    looks: list[int] = []
+
+    def is_alive(tgid: int) -> bool:
+        looks.append(tgid)
+        return tgid in vms.alive
+
+    monkeypatch.setattr(vms, "is_alive", is_alive)
+    for _ in range(10):
+        watch.sweep()
+    assert sorted(looks) == list(tgids)
+    vms.alive = set()
+    for _ in range(100):
+        watch.sweep()
+    assert list(maps.vcpus()) == []
+
+
 class Forgetful(Processes):
     """`Vms` once it was told of a process's first call: it takes it for a new one until it looks again."""
 
