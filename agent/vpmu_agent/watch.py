@@ -223,7 +223,6 @@ class Watch:
                 gone[tgid] = name
         with self._lock:
             if gone:
-                self._names |= gone
                 self._keep(gone)
                 self._probes.forget(gone.keys())
                 for tgid in gone:

@@ -212,11 +212,13 @@ def test_a_vm_with_another_vcpu_is_not_gone() -> None:
 
 def test_a_tgid_that_is_in_use_again_was_the_former_vms() -> None:
     vms = Forgetful(web01=WEB)
-    watch = Watch(Maps(Guest("web01", WEB).life()), vms)
+    maps = Maps(Guest("web01", WEB).life())
+    watch = Watch(maps, vms)
     watch.snapshot()
     vms.told, vms.names[WEB] = frozenset({WEB}), "db01"
     watch.sweep()
-    assert created(watch) == {"web01": 1}
+    maps.feed(Guest("db01", WEB).life(size=2))
+    assert created(watch) == {"db01": 2, "web01": 1}
 
 
 def test_a_name_that_was_told_after_the_scrape_is_the_one_that_stays() -> None:
