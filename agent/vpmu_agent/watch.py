@@ -8,7 +8,7 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from operator import add
+from operator import add, itemgetter
 from typing import Protocol
 
 from vpmu_agent.model.automaton import Kind
@@ -25,7 +25,7 @@ LOOKS = 200
 
 _PMC = pmc_layout(1).fields  # the same for any number of slots: they come last
 _PMC_CALLS, _PMC_VERDICTS = _PMC["calls"], _PMC["verdicts"]
-_VCPU_ID, _PMC_TYPE, _PMC_IDX = (_PMC[name].start for name in ("vcpu_id", "pmc_type", "pmc_idx"))
+_which_pmc = itemgetter(*(_PMC[name].start for name in ("vcpu_id", "pmc_type", "pmc_idx")))
 _CALLS_ROW = 3 + _PMC_CALLS.stop - _PMC_CALLS.start
 _KINDS = [kind for kind in Kind if kind.is_divergence]
 _PMC_DIVERGENCES = slice(_PMC_VERDICTS.stop - len(_KINDS), _PMC_VERDICTS.stop)  # the last ones of Kind
@@ -103,14 +103,13 @@ class Counts:
             self._divergences + other._divergences,
         )
 
-    def add_pmc(self, numbers: Sequence[int]) -> None:
+    def add_pmc(self, numbers: tuple[int, ...]) -> None:
         """Takes the counts of one pmc."""
-        pmc = numbers[_VCPU_ID], numbers[_PMC_TYPE], numbers[_PMC_IDX]
-        self._calls.extend((*pmc, *numbers[_PMC_CALLS]))
+        self._calls.extend(_which_pmc(numbers) + numbers[_PMC_CALLS])
         if any(numbers[_PMC_DIVERGENCES]):
             for kind, count in enumerate(numbers[_PMC_DIVERGENCES]):
                 if count:
-                    self._divergences.extend((*pmc, kind, count))
+                    self._divergences.extend((*_which_pmc(numbers), kind, count))
 
     def pmc_calls(self) -> dict[tuple[int, str], list[int]]:
         """By vCPU and pmc, the number of calls of each name."""
