@@ -16,7 +16,7 @@ import click
 
 from vpmu_agent import live
 from vpmu_agent.kernel.errors import KernelError
-from vpmu_agent.metrics import VpmuCollector, Watch
+from vpmu_agent.metrics import Exporter
 from vpmu_agent.model.call import CallName
 from vpmu_agent.model.predict import STEPS
 from vpmu_agent.model.predict import predict as predictions
@@ -27,6 +27,7 @@ from vpmu_agent.schema import PMC_NAMES
 from vpmu_agent.server import Address, ListenError, Server, parse_address
 from vpmu_agent.trace import Filters, JsonPrinter, Printer, Session, TextPrinter
 from vpmu_agent.vms import Vms, running
+from vpmu_agent.watch import Watch
 
 if TYPE_CHECKING:
     from vpmu_agent.probes import Mode
@@ -248,22 +249,15 @@ def run(*, listen: Address, per_counter: bool, duration: float | None, mode: Mod
     vms = Vms()
     # Before the probes, which take their time: what is wrong with the address shows at once.
     with closing(Server(listen)) as server, live.attached(mode, vms) as source:
-        watch = Watch()
-        server.start(
-            VpmuCollector(
-                watch,
-                mode=source.mode,
-                attached=len(source.functions),
-                lost=source.lost,
-                per_counter=per_counter,
-            )
-        )
+        # These probes have no maps to read yet.
+        watch = Watch(source.probes, vms, per_counter=per_counter)  # type: ignore[arg-type]
+        server.start(Exporter(watch))
         click.echo(f"serving http://{server.address}/metrics", err=True)
         click.echo(source.attached, err=True)
         try:
-            live.watch(source, watch, vms, duration)
+            live.watch(source, watch, duration)
         finally:
-            server.close()  # a scrape asks the probes
+            server.close()  # a scrape reads the probes' maps
 
 
 @cli.command()

@@ -14,10 +14,10 @@ from vpmu_agent.model.call import Call
 if TYPE_CHECKING:
     from types import FrameType
 
-    from vpmu_agent.metrics import Watch
     from vpmu_agent.probes import Mode, Probes
     from vpmu_agent.trace import Session
     from vpmu_agent.vms import Vms
+    from vpmu_agent.watch import Watch
 
 _POLL_S = 0.1
 _SWEEP_S = 1.0
@@ -29,7 +29,7 @@ class Source:
     def __init__(self, probes: Probes, stopped: Callable[[], bool]) -> None:
         self.mode = probes.mode
         self.functions = probes.functions
-        self._probes = probes
+        self.probes = probes
         self._stopped = stopped
 
     @property
@@ -41,15 +41,15 @@ class Source:
         """The calls as they come, empty batches too, until it is time to end."""
         end = time.monotonic() + (math.inf if duration_s is None else duration_s)
         while not self._stopped() and (left := end - time.monotonic()) > 0:
-            yield self._probes.poll(min(_POLL_S, left))
+            yield self.probes.poll(min(_POLL_S, left))
 
     def rest(self) -> list[Call]:
         """The calls that were still on their way; there will be no more."""
-        return self._probes.stop()
+        return self.probes.stop()
 
     def lost(self) -> Mapping[str, int]:
         """Lost records so far, by reason."""
-        return {reason: count for reason, count in self._probes.lost().items() if reason != "total"}
+        return {reason: count for reason, count in self.probes.lost().items() if reason != "total"}
 
 
 @contextmanager
@@ -83,12 +83,10 @@ def follow(source: Source, session: Session, duration_s: float | None) -> None:
     session.end(sum(source.lost().values()))
 
 
-def watch(source: Source, known: Watch, vms: Vms, duration_s: float | None) -> None:
-    """Feeds what the metrics are made of, and drops the VMs that are gone."""
+def watch(source: Source, known: Watch, duration_s: float | None) -> None:
+    """Keeps up with the probes' ring and with the VMs that are gone; the counts stay in the probes' maps."""
     swept = time.monotonic()
-    for calls in source.batches(duration_s):
-        known.feed(calls)
+    for _ in source.batches(duration_s):
         if time.monotonic() - swept >= _SWEEP_S:
-            for tgid in known.sweep(vms.is_alive):
-                vms.forget(tgid)
+            known.sweep()
             swept = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,10 +31,11 @@ class Vms:
 
     A process keeps its name until it is gone, and a tgid that comes back as another process is another VM.
     Two live VMs never share a name: the one seen later gets its tgid appended (`web01-4242`). That happens to
-    the second end of a migration within one host.
+    the second end of a migration within one host. Threads may share one of these.
     """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._vms: dict[int, _Vm] = {}
         self._commands: dict[int, Sequence[str]] = {}
 
@@ -42,11 +44,27 @@ class Vms:
 
         `command` is the beginning of its command line, as the process had it then.
         """
-        self._vms.pop(tgid, None)  # if there was one, it was another process
-        self._commands[tgid] = command
+        with self._lock:
+            self._vms.pop(tgid, None)  # if there was one, it was another process
+            self._commands[tgid] = command
 
     def name(self, tgid: int) -> str:
         """The name of a VM, `pid-N` if its process does not say (or no longer exists)."""
+        with self._lock:
+            return self._name(tgid)
+
+    def is_alive(self, tgid: int) -> bool:
+        """False once the process that `name()` named is gone, even if its tgid is in use again."""
+        vm = self._vms.get(tgid)
+        return vm is not None and vm.process is not None and _is_alive(vm.process)
+
+    def forget(self, tgid: int) -> None:
+        """Drops what is remembered of a process that is gone."""
+        with self._lock:
+            self._vms.pop(tgid, None)
+            self._commands.pop(tgid, None)
+
+    def _name(self, tgid: int) -> str:
         vm = self._vms.get(tgid)
         now = time.monotonic()
         if vm is not None and now - vm.checked < _TRUST_S:
@@ -61,16 +79,6 @@ class Vms:
         name = self._unshared(vm_name(command) or f"pid-{tgid}", tgid)
         self._vms[tgid] = _Vm(name, process, now)
         return name
-
-    def is_alive(self, tgid: int) -> bool:
-        """False once the process that `name()` named is gone, even if its tgid is in use again."""
-        vm = self._vms.get(tgid)
-        return vm is not None and vm.process is not None and _is_alive(vm.process)
-
-    def forget(self, tgid: int) -> None:
-        """Drops what is remembered of a process that is gone."""
-        self._vms.pop(tgid, None)
-        self._commands.pop(tgid, None)
 
     def _unshared(self, name: str, tgid: int) -> str:
         taken = {vm.name: other for other, vm in self._vms.items() if other != tgid}

@@ -94,6 +94,15 @@ def pmc_layout(slots: int) -> Layout:
     return Layout("vpmu_pmc", {"VPMU_SLOTS": slots})
 
 
+@lru_cache
+def pmc_name(pmc_type: int, pmc_idx: int) -> str:
+    """`gp0`, `fixed1` or `lbr`: `Call.pmc_name`, of the numbers in a record or map."""
+    kind = _PMC_TYPES[pmc_type]
+    if kind is PmcType.LBR:
+        return "lbr"
+    return f"{kind}{pmc_idx - _FIXED_BASE_IDX if kind is PmcType.FIXED else pmc_idx}"
+
+
 LOST_REASONS = [_short(name, "VPMU_LOST_") for name in enum_names(_TEXT, "vpmu_lost")][:-1]
 """What the entries of the map `lost` count."""
 
