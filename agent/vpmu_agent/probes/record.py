@@ -87,6 +87,7 @@ _Record = _named("_Record", list(CALL.fields))
 _PROCESS_SIZE = PROCESS.size + SIZES["VPMU_COMMAND_SIZE"]
 _CALLS = [CallName(_short(name, "VPMU_")) for name in enum_names(_TEXT, "vpmu_call_name")]
 _PMC_TYPES = [PmcType(_short(name, "VPMU_")) for name in enum_names(_TEXT, "vpmu_pmc_type")]
+PMC_TYPE_LBR = _PMC_TYPES.index(PmcType.LBR)
 
 
 def pmc_layout(slots: int) -> Layout:
