@@ -11,7 +11,7 @@ PACKAGES := python3-bpfcc python3-venv libbpf1 \
 # What the lab's own kernel is built with; spatch loads libpython3.11.so, which only libpython3-dev has.
 PACKAGES += linux-source-6.1 coccinelle libpython3-dev dwarves flex bison bc libssl-dev rsync xz-utils
 
-.PHONY: demo demo-grouped test check lint format unit slow bpf lab lab-stock lab-grouped lab-kernel \
+.PHONY: demo demo-grouped test check lint format unit slow bpf fuzz lab lab-stock lab-grouped lab-kernel \
 	recordings clean
 
 demo: .venv/ready
@@ -56,6 +56,10 @@ lab-kernel: .venv/ready
 # More random programs than `unit` has time for.
 slow: .venv/ready
 	.venv/bin/pytest -q tests/unit -m slow --timeout 1800
+
+# A million random sequences through the BPF monitor and the Python check; a quarter of an hour on two cores.
+fuzz: .venv/ready
+	$(PYTHON) -m tests.bpf.fuzz
 
 # Makes tests/data/ anew from the lab's guests.
 recordings: .venv/ready lab-kernel

@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Probes on the calls that KVM makes to perf for its guests' counters.
+ * Probes on the calls that KVM makes to perf for its guests' counters, and the monitor that checks them.
  *
  * The same bodies stand behind fentry/fexit (VPMU_FEXIT) and behind kprobe/kretprobe entry points; the latter
- * also serve as uprobes (VPMU_USER_MEMORY) where a kernel offers nothing else to attach to. Everything that
- * depends on the kernel comes in as VPMU_* constants, read from its BTF and kallsyms by
- * agent/vpmu_agent/kernel/.
+ * also serve as uprobes (VPMU_USER_MEMORY) where a kernel offers nothing else to attach to, and behind
+ * raw-tracepoint entry points (VPMU_TWINS), which BPF_PROG_TEST_RUN can run. Everything that depends on the
+ * kernel comes in as VPMU_* constants, read from its BTF and kallsyms by agent/vpmu_agent/kernel/. The check
+ * itself, vpmu_check_*(), is made from the model by agent/vpmu_agent/probes/monitor.py, and stands in the place
+ * of the line that includes "monitor.h".
  *
  * Whose event is it? KVM's events carry KVM's overflow handler and the pmc as its context, so an event says
- * for itself that it is KVM's, also when it was created before these probes came, and no map of known events
- * has to be kept, filled up, or cleaned. An event of anybody else costs a read or two.
+ * for itself that it is KVM's, also when it was created before these probes came. An event of anybody else
+ * costs a read or two.
+ *
+ * A call that is as predicted costs look-ups and counters and sends nothing.
  */
 #include <uapi/linux/ptrace.h>
 #include "vpmu.h"
@@ -17,6 +21,9 @@
 #define PERF_TYPE_RAW		4
 #define INTEL_FIXED_VLBR_EVENT	0x1b00	/* arch/x86/include/asm/perf_event.h */
 #define MAX_ERRNO		4095	/* include/linux/err.h */
+#define ATTR_DISABLED		(1 << 0)
+#define ATTR_PINNED		(1 << 2)
+#define NOT_FOUND		0xff
 
 /* The start of struct perf_event_attr, which is ABI (include/uapi/linux/perf_event.h). */
 struct vpmu_attr {
@@ -29,16 +36,27 @@ struct vpmu_attr {
 	u64 flags;
 };
 
-/* Calls under way, by thread and call: creation sleeps, so a CPU is no key. */
-BPF_HASH(inflight, u64, struct vpmu_call, VPMU_MAX_INFLIGHT);
-BPF_ARRAY(lost, u64, VPMU_LOST_REASONS);
+/* An event that no entry of perf_events holds any more. */
+struct vpmu_left_key {
+	u64 event;
+	u64 pmc;
+	u32 tgid;
+	u32 epoch;
+};
+
+/* Creation sleeps, so a CPU is no key. */
+BPF_HASH(inflight, u32, struct vpmu_inflight, VPMU_MAX_INFLIGHT);
+BPF_HASH(pmcs, struct vpmu_pmc_key, struct vpmu_pmc, VPMU_MAX_PMCS);
+BPF_HASH(vcpus, struct vpmu_vcpu_key, struct vpmu_vcpu, VPMU_MAX_VCPUS);
+BPF_HASH(errors, struct vpmu_error_key, u64, VPMU_MAX_ERRORS);
+BPF_TABLE("lru_hash", struct vpmu_left_key, u8, left, VPMU_MAX_LEFT);
 /* Processes that user space was told of, by tgid: their struct mm_struct, for a tgid comes back. */
 BPF_TABLE("lru_hash", u32, u64, processes, VPMU_MAX_PROCESSES);
-/*
- * Set once every probe is attached, cleared before the first is taken off: a call is then seen with all its
- * neighbours or not at all.
- */
-BPF_ARRAY(live, u32, 1);
+/* What new entries begin as: too large for the stack. */
+BPF_ARRAY(no_pmc, struct vpmu_pmc, 1);
+BPF_ARRAY(no_vcpu, struct vpmu_vcpu, 1);
+BPF_ARRAY(lost, u64, VPMU_LOST_REASONS);
+BPF_ARRAY(control, struct vpmu_control, 1);
 BPF_RINGBUF_OUTPUT(calls, VPMU_RING_PAGES);
 
 static __always_inline void vpmu_read(void *to, u32 size, u64 from)
@@ -52,14 +70,36 @@ static __always_inline void vpmu_read(void *to, u32 size, u64 from)
 
 static __always_inline void count_lost(int reason)
 {
-	int total = VPMU_LOST_TOTAL;
 	u64 *count = lost.lookup(&reason);
 
 	if (count)
 		__sync_fetch_and_add(count, 1);
-	count = lost.lookup(&total);
-	if (count)
-		__sync_fetch_and_add(count, 1);
+}
+
+static __always_inline u64 all_lost(void)
+{
+	u64 *count, sum = 0;
+
+#pragma unroll
+	for (int i = 0; i < VPMU_LOST_REASONS; i++) {
+		int reason = i;
+
+		count = lost.lookup(&reason);
+		if (count)
+			sum += *count;
+	}
+	return sum;
+}
+
+static __always_inline u32 epoch_now(u32 *stream)
+{
+	int first = 0;
+	struct vpmu_control *c = control.lookup(&first);
+
+	if (!c)
+		return 0;
+	*stream = c->stream;
+	return c->epoch;
 }
 
 static __always_inline bool is_kvm_handler(u64 handler)
@@ -74,38 +114,102 @@ static __always_inline bool is_guest_lbr(const struct vpmu_attr *attr)
 	return attr->type == PERF_TYPE_RAW && attr->config == INTEL_FIXED_VLBR_EVENT;
 }
 
-static __always_inline u64 inflight_key(u32 tid, u8 call)
+/* The functions of the automaton's language: bits of a mask, and the events behind them. */
+
+static __always_inline u64 mask_count(u64 mask)
 {
-	return (u64)tid << 8 | call;
+	mask -= mask >> 1 & 0x5555555555555555ULL;
+	mask = (mask & 0x3333333333333333ULL) + (mask >> 2 & 0x3333333333333333ULL);
+	mask = (mask + (mask >> 4)) & 0x0f0f0f0f0f0f0f0fULL;
+	return mask * 0x0101010101010101ULL >> 56;
 }
 
-static __always_inline void fill_pmc(struct vpmu_call *c, u64 pmc)
+static __always_inline u64 mask_low(u64 mask)
 {
-	u64 vcpu = 0;
-	u32 type = 0;
-	u8 event_count = 0;
+	return mask ? mask_count((mask & -mask) - 1) : 0;
+}
 
-	c->pmc = pmc;
-	c->max_nr_events = 1;
-	c->event_count = -1;
-	if (!pmc) {
-		c->pmc_type = VPMU_LBR;
-		c->vcpu_id = -1;
-		return;
+static __always_inline u64 mask_width(u64 mask)
+{
+	mask |= mask >> 1;
+	mask |= mask >> 2;
+	mask |= mask >> 4;
+	mask |= mask >> 8;
+	mask |= mask >> 16;
+	mask |= mask >> 32;
+	return mask_count(mask);
+}
+
+static __always_inline s32 find_event(struct vpmu_pmc *p, u64 event, u64 mask)
+{
+	/* Through memory, so that the verifier does not look at all that follows once for each index. */
+	volatile u8 *found = &p->found;
+	s32 index;
+
+	*found = NOT_FOUND;
+	if (!event)
+		return -1;
+	for (int i = 0; i < VPMU_SLOTS && mask >> i; i++)
+		if (mask >> i & 1 && p->events[i] == event) {
+			*found = i;
+			break;
+		}
+	index = *found;
+	return index == NOT_FOUND ? -1 : index;
+}
+
+static __always_inline s32 index_of(struct vpmu_pmc *p, u64 event)
+{
+	return find_event(p, event, p->members | p->orphans);
+}
+
+static __always_inline bool was_released(struct vpmu_pmc *p, u64 event)
+{
+	return find_event(p, event, p->gone & ~(p->members | p->orphans)) >= 0;
+}
+
+static __always_inline bool is_left_behind(struct vpmu_pmc *p, const struct vpmu_pmc_key *key, u64 event)
+{
+	struct vpmu_left_key k = { .event = event, .pmc = key->pmc, .tgid = key->tgid, .epoch = p->epoch };
+
+	return p->left && left.lookup(&k);
+}
+
+static __always_inline void put_event(struct vpmu_pmc *p, u64 index, u64 event)
+{
+	p->events[index & (VPMU_SLOTS - 1)] = event;
+}
+
+static __always_inline void leave_event(struct vpmu_pmc *p, const struct vpmu_pmc_key *key, u64 index)
+{
+	struct vpmu_left_key k = {
+		.event = p->events[index & (VPMU_SLOTS - 1)], .pmc = key->pmc, .tgid = key->tgid, .epoch = p->epoch,
+	};
+	u8 there = 1;
+
+	/* Fails where the event was left behind before; the map evicts its oldest rather than being full. */
+	if (!left.insert(&k, &there))
+		p->left++;
+}
+
+static __always_inline void leave_events(struct vpmu_pmc *p, const struct vpmu_pmc_key *key, u64 mask)
+{
+	for (int i = 0; i < VPMU_SLOTS && mask >> i; i++)
+		if (mask >> i & 1)
+			leave_event(p, key, i);
+}
+
+static __always_inline void find_again(struct vpmu_pmc *p, const struct vpmu_pmc_key *key, u64 event)
+{
+	struct vpmu_left_key k = { .event = event, .pmc = key->pmc, .tgid = key->tgid, .epoch = p->epoch };
+
+	if (p->left && left.lookup(&k)) {
+		left.delete(&k);
+		p->left--;
 	}
-	vpmu_read(&type, sizeof(type), pmc + VPMU_PMC_TYPE);
-	c->pmc_type = type;
-	vpmu_read(&c->pmc_idx, sizeof(c->pmc_idx), pmc + VPMU_PMC_IDX);
-	vpmu_read(&vcpu, sizeof(vcpu), pmc + VPMU_PMC_VCPU);
-	vpmu_read(&c->vcpu_id, sizeof(c->vcpu_id), vcpu + VPMU_VCPU_ID);
-#ifdef VPMU_VCPU_EVENT_COUNT
-	vpmu_read(&event_count, sizeof(event_count), vcpu + VPMU_VCPU_EVENT_COUNT);
-	c->event_count = event_count;
-#endif
-#ifdef VPMU_PMC_MAX_NR_EVENTS
-	vpmu_read(&c->max_nr_events, sizeof(c->max_nr_events), pmc + VPMU_PMC_MAX_NR_EVENTS);
-#endif
 }
+
+#include "monitor.h"
 
 struct vpmu_process_command {
 	struct vpmu_process process;
@@ -126,7 +230,7 @@ static __always_inline void tell_process(u32 tgid)
 		return;
 	p = calls.ringbuf_reserve(sizeof(*p));
 	if (!p)
-		return;	/* at the next call, then */
+		return;	/* at its next vCPU's first call, then */
 	bpf_probe_read_kernel(&start, sizeof(start), (void *)(mm + VPMU_MM_ARG_START));
 	bpf_probe_read_kernel(&end, sizeof(end), (void *)(mm + VPMU_MM_ARG_END));
 	size = end - start < VPMU_COMMAND_SIZE ? end - start : VPMU_COMMAND_SIZE - 1;
@@ -138,96 +242,360 @@ static __always_inline void tell_process(u32 tgid)
 	processes.update(&tgid, &mm);
 }
 
-/* Keeps the call until its return; `c` has everything but time, thread and result. */
-static __always_inline int begin(struct vpmu_call *c, const struct vpmu_attr *attr)
+/* A call of this pmc was lost: nothing is known of it any more, nor of its vCPU's count of events. */
+static __always_inline void forget(u64 pmc, u32 tgid)
+{
+	struct vpmu_pmc_key key = { .pmc = pmc, .tgid = tgid };
+	struct vpmu_pmc *p = pmcs.lookup(&key);
+	struct vpmu_vcpu_key vcpu_key = { .tgid = tgid };
+	struct vpmu_vcpu *v;
+
+	if (!p)
+		return;
+	p->epoch = 0;
+	vcpu_key.vcpu_id = p->vcpu_id;
+	v = vcpus.lookup(&vcpu_key);
+	if (v)
+		v->epoch = 0;
+}
+
+/* The thread's entry, for a call that begins; NULL if it cannot be followed. */
+static __always_inline struct vpmu_inflight *begin(u32 call, u64 pmc, u64 event, u32 *stream)
 {
 	u64 id = bpf_get_current_pid_tgid();
-	u64 key = inflight_key(id, c->call);
-	int first = 0;
-	u32 *is_live = live.lookup(&first);
+	u32 tid = id;
+	struct vpmu_inflight *c;
 
-	if (!is_live || !*is_live)
+	if (!epoch_now(stream))
 		return 0;
-	c->tgid = id >> 32;
-	c->tid = id;
+	c = inflight.lookup(&tid);
+	if (!c) {
+		struct vpmu_inflight idle = { .tgid = id >> 32, .call = VPMU_CALLS };
+
+		inflight.update(&tid, &idle);
+		c = inflight.lookup(&tid);
+		if (!c) {
+			count_lost(VPMU_LOST_INFLIGHT_FULL);
+			forget(pmc ? pmc : event, id >> 32);
+			return 0;
+		}
+	}
+	/* KVM makes no call within a call: the former one's return was missed. */
+	if (c->call != VPMU_CALLS) {
+		count_lost(VPMU_LOST_MISSED_RETURN);
+		forget(c->pmc ? c->pmc : c->event, id >> 32);
+	}
+	c->call = call;
+	c->pmc = pmc;
+	c->event = event;
+	c->leader = 0;
+	c->has_attr = 0;
+	return c;
+}
+
+static __always_inline void keep_attr(struct vpmu_inflight *c, const struct vpmu_attr *attr)
+{
+	c->has_attr = 1;
 	c->attr_type = attr->type;
 	c->attr_config = attr->config;
 	c->attr_sample_period = attr->sample_period;
 	c->attr_flags = attr->flags;
-
-	/* The same thread cannot be in the same call twice: the last one's return was missed. */
-	if (inflight.lookup(&key))
-		count_lost(VPMU_LOST_MISSED_RETURN);
-	tell_process(c->tgid);
-	c->time_ns = bpf_ktime_get_ns();
-	if (inflight.update(&key, c))
-		count_lost(VPMU_LOST_INFLIGHT_FULL);
-	return 0;
 }
 
 static __always_inline int create_entry(u64 attr_addr, u64 leader, u64 handler, u64 context)
 {
-	struct vpmu_call c = { .call = VPMU_CREATE, .leader = leader };
 	struct vpmu_attr attr = {};
+	struct vpmu_inflight *c;
+	u32 stream;
 
-	if (is_kvm_handler(handler)) {
+	if (!is_kvm_handler(handler)) {
+		if (handler || context)
+			return 0;
 		vpmu_read(&attr, sizeof(attr), attr_addr);
-		fill_pmc(&c, context);
-		return begin(&c, &attr);
+		if (!is_guest_lbr(&attr))
+			return 0;
+	} else {
+		vpmu_read(&attr, sizeof(attr), attr_addr);
 	}
-	if (handler || context)
+	c = begin(VPMU_CREATE, context, 0, &stream);
+	if (!c)
 		return 0;
-	vpmu_read(&attr, sizeof(attr), attr_addr);
-	if (!is_guest_lbr(&attr))
-		return 0;
-	fill_pmc(&c, 0);
-	return begin(&c, &attr);
+	keep_attr(c, &attr);
+	c->leader = leader;
+	c->time_ns = bpf_ktime_get_ns();
+	return 0;
 }
 
 static __always_inline int event_entry(u8 call, u64 event)
 {
-	struct vpmu_call c = { .call = call, .event = event };
 	struct vpmu_attr attr = {};
-	u64 handler = 0, context = 0;
+	struct vpmu_inflight *c;
+	u64 handler[2] = {};
+	bool is_kvms;
+	u32 stream;
 
 	if (!event)
 		return 0;
-	vpmu_read(&handler, sizeof(handler), event + VPMU_EVENT_HANDLER);
-	if (is_kvm_handler(handler)) {
-		vpmu_read(&context, sizeof(context), event + VPMU_EVENT_CONTEXT);
-		vpmu_read(&attr, sizeof(attr), event + VPMU_EVENT_ATTR);
-	} else {
+#if VPMU_EVENT_CONTEXT == VPMU_EVENT_HANDLER + 8
+	vpmu_read(handler, sizeof(handler), event + VPMU_EVENT_HANDLER);
+#else
+	vpmu_read(&handler[0], sizeof(handler[0]), event + VPMU_EVENT_HANDLER);
+	vpmu_read(&handler[1], sizeof(handler[1]), event + VPMU_EVENT_CONTEXT);
+#endif
+	is_kvms = is_kvm_handler(handler[0]);
+	if (!is_kvms) {
 		vpmu_read(&attr, sizeof(attr), event + VPMU_EVENT_ATTR);
 		if (!is_guest_lbr(&attr))
 			return 0;
 	}
-	fill_pmc(&c, context);
-	return begin(&c, &attr);
-}
-
-static __always_inline int call_return(u8 call, u64 returned)
-{
-	u64 now = bpf_ktime_get_ns();
-	u64 key = inflight_key(bpf_get_current_pid_tgid(), call);
-	struct vpmu_call *c = inflight.lookup(&key);
-	int total = VPMU_LOST_TOTAL;
-	u64 *lost_total;
-
+	c = begin(call, is_kvms ? handler[1] : 0, event, &stream);
 	if (!c)
 		return 0;
-	c->duration_ns = now - c->time_ns;
-	if (call == VPMU_CREATE) {
-		if (returned >= (u64)-MAX_ERRNO)
-			c->result = (s64)returned;
-		else
-			c->event = returned;
+	if (stream) {
+		vpmu_read(&attr, sizeof(attr), event + VPMU_EVENT_ATTR);
+		keep_attr(c, &attr);
 	}
-	lost_total = lost.lookup(&total);
-	if (lost_total)
-		c->lost = *lost_total;
-	if (calls.ringbuf_output(c, sizeof(*c), 0))
+	c->time_ns = bpf_ktime_get_ns();
+	return 0;
+}
+
+/* Who the pmc is: read anew with each program, for another VM of the same process may have its memory now. */
+static __always_inline void identify(struct vpmu_pmc *p, u64 pmc)
+{
+	u64 type = 0;	/* and what follows it; little endian */
+
+	p->vcpu = 0;
+	if (!pmc) {
+		p->pmc_type = VPMU_LBR;
+		p->vcpu_id = -1;
+		return;
+	}
+#if VPMU_PMC_IDX == VPMU_PMC_TYPE + 4
+	vpmu_read(&type, 5, pmc + VPMU_PMC_TYPE);
+	p->pmc_idx = type >> 32;
+#else
+	vpmu_read(&type, 4, pmc + VPMU_PMC_TYPE);
+	vpmu_read(&p->pmc_idx, sizeof(p->pmc_idx), pmc + VPMU_PMC_IDX);
+#endif
+	p->pmc_type = type;
+	vpmu_read(&p->vcpu, sizeof(p->vcpu), pmc + VPMU_PMC_VCPU);
+	vpmu_read(&p->vcpu_id, sizeof(p->vcpu_id), p->vcpu + VPMU_VCPU_ID);
+}
+
+static __always_inline struct vpmu_pmc *pmc_of(const struct vpmu_pmc_key *key, u64 pmc, bool is_program)
+{
+	struct vpmu_pmc *p = pmcs.lookup((struct vpmu_pmc_key *)key), *blank;
+	int first = 0;
+
+	if (!p) {
+		blank = no_pmc.lookup(&first);
+		if (blank)
+			pmcs.insert((struct vpmu_pmc_key *)key, blank);
+		p = pmcs.lookup((struct vpmu_pmc_key *)key);
+		if (!p)
+			return 0;
+		p->size = 1;
+		is_program = 1;
+	}
+	if (is_program)
+		identify(p, pmc);
+	return p;
+}
+
+static __always_inline struct vpmu_vcpu *vcpu_of(u32 tgid, s32 vcpu_id)
+{
+	struct vpmu_vcpu_key key = { .tgid = tgid, .vcpu_id = vcpu_id };
+	struct vpmu_vcpu *v = vcpus.lookup(&key), *blank;
+	int first = 0;
+
+	if (v)
+		return v;
+	blank = no_vcpu.lookup(&first);
+	if (blank)
+		vcpus.insert(&key, blank);
+	tell_process(tgid);
+	return vcpus.lookup(&key);
+}
+
+/* What the pmc holds, taken out of its vCPU's gauges (sign -1) or put in. */
+static __always_inline void count_held(struct vpmu_vcpu *v, const struct vpmu_pmc *p, s64 sign)
+{
+	if (p->members) {
+		v->groups[p->state & (VPMU_STATES - 1)] += sign;
+		v->events += sign * (s64)mask_count(p->members);
+	}
+	if (p->orphans | p->left)
+		v->orphans += sign * (s64)(mask_count(p->orphans) + p->left);
+}
+
+/*
+ * Holds the vCPU's count of events against KVM's, which counts an event once it was created, and no more after
+ * it was released: at the entry and at the return of either call its count is still without it, or with it.
+ */
+static __always_inline bool is_miscounted(struct vpmu_vcpu *v, u8 call, bool failed, s32 event_count, s64 *expected)
+{
+	*expected = v->event_count;
+	if (event_count < 0)
+		return 0;
+	if (call == VPMU_CREATE)
+		v->event_count = (event_count + !failed) & 0xff;	/* u8 event_count */
+	else if (call == VPMU_RELEASE)
+		v->event_count = (event_count - 1) & 0xff;
+	else
+		v->event_count = event_count;
+	return *expected >= 0 && *expected != event_count;
+}
+
+static __always_inline void count_error(u32 tgid, s64 result)
+{
+	struct vpmu_error_key key = { .tgid = tgid, .error = -result };
+	u64 none = 0, *count = errors.lookup_or_try_init(&key, &none);
+
+	if (count)
+		__sync_fetch_and_add(count, 1);
+}
+
+static __always_inline int call_return(u32 call, u64 returned)
+{
+	u64 now = bpf_ktime_get_ns(), id = bpf_get_current_pid_tgid(), duration;
+	struct vpmu_pmc_key key = { .tgid = id >> 32 };
+	u32 tid = id, stream = 0, epoch = epoch_now(&stream);
+	struct vpmu_inflight *c = inflight.lookup(&tid);
+	s64 result = 0, expected;
+	struct vpmu_call *record;
+	struct vpmu_pmc *p;
+	struct vpmu_vcpu *v;
+	bool is_program;
+	u8 byte = 0;
+	u32 kind;
+
+	if (!c || c->call != call)
+		return 0;
+	duration = now - c->time_ns;
+	c->failed = 0;
+	c->disabled = 0;
+	c->n = 1;
+	c->event_count = -1;
+	if (call == VPMU_CREATE) {
+		c->disabled = c->attr_flags & ATTR_DISABLED;
+		if (returned >= (u64)-MAX_ERRNO) {
+			result = (s64)returned;
+			c->failed = 1;
+		} else {
+			c->event = returned;
+		}
+	}
+	key.pmc = c->pmc ? c->pmc : c->event;
+	is_program = call == VPMU_CREATE && !c->leader;
+	p = pmc_of(&key, c->pmc, is_program);
+	if (!p) {
+		count_lost(VPMU_LOST_PMCS_FULL);
+		goto out;
+	}
+	v = vcpu_of(key.tgid, p->vcpu_id);
+	if (!v) {
+		count_lost(VPMU_LOST_VCPUS_FULL);
+		p->epoch = 0;
+		goto out;
+	}
+	count_held(v, p, -1);
+	if (p->epoch != epoch) {
+		p->epoch = epoch;
+		p->state = VPMU_STATE_UNKNOWN;
+		p->left = 0;
+	}
+	if (v->epoch != epoch) {
+		v->epoch = epoch;
+		v->event_count = -1;
+	}
+#ifdef VPMU_PMC_MAX_NR_EVENTS
+	if (c->pmc) {
+		vpmu_read(&byte, sizeof(byte), c->pmc + VPMU_PMC_MAX_NR_EVENTS);
+		c->n = byte ? byte : 1;
+	}
+#endif
+#ifdef VPMU_VCPU_EVENT_COUNT
+	if (p->vcpu) {
+		byte = 0;
+		vpmu_read(&byte, sizeof(byte), p->vcpu + VPMU_VCPU_EVENT_COUNT);
+		c->event_count = byte;
+	}
+#endif
+
+	/* The verifier forgets which way each of these came: what follows is then looked at once. */
+	asm volatile("" : : : "memory");
+	VPMU_CHECK(call, p, &key, c, v);
+	if (is_miscounted(v, call, c->failed, c->event_count, &expected) &&
+	    (c->kind == VPMU_KIND_PREDICTED || c->kind == VPMU_KIND_UNKNOWN)) {
+		c->kind = VPMU_KIND_EVENT_COUNT_MISMATCH;
+		c->expected = VPMU_EXPECTED_EVENT_COUNT;
+		c->at = expected;
+		c->size = 1;
+	}
+	count_held(v, p, 1);
+	asm volatile("" : : : "memory");
+	kind = c->kind;
+
+	v->calls[call]++;
+	p->calls[call]++;
+	v->duration_ns[call] += duration;
+	v->create_buckets[call * VPMU_BUCKETS + duration_bucket(duration)]++;
+	v->verdicts[kind & VPMU_KINDS_MASK]++;
+	if (kind != VPMU_KIND_PREDICTED)
+		p->verdicts[kind & VPMU_KINDS_MASK]++;
+	if (call == VPMU_CREATE) {
+		p->attr_type = c->attr_type;
+		p->attr_config = c->attr_config;
+		p->attr_sample_period = c->attr_sample_period;
+		p->attr_flags = c->attr_flags;
+		if (c->leader) {
+			v->pinned_siblings += !!(c->attr_flags & ATTR_PINNED);
+		} else {
+			v->sizes[size_bucket(c->n)]++;
+			v->sizes_sum += c->n;
+		}
+		if (result)
+			count_error(key.tgid, result);
+	}
+	if (!stream && !result && kind <= VPMU_KIND_UNKNOWN)
+		goto out;
+
+	record = calls.ringbuf_reserve(sizeof(*record));
+	if (!record) {
 		count_lost(VPMU_LOST_RING_FULL);
-	inflight.delete(&key);
+		goto out;
+	}
+	record->time_ns = c->time_ns;
+	record->duration_ns = duration;
+	record->pmc = c->pmc;
+	record->event = c->event;
+	record->leader = c->leader;
+	record->result = result;
+	record->lost = all_lost();
+	record->attr_config = c->has_attr ? c->attr_config : p->attr_config;
+	record->attr_sample_period = c->has_attr ? c->attr_sample_period : p->attr_sample_period;
+	record->attr_flags = c->has_attr ? c->attr_flags : p->attr_flags;
+	record->attr_type = c->has_attr ? c->attr_type : p->attr_type;
+	record->expected_at = c->at;
+	record->tgid = key.tgid;
+	record->tid = tid;
+	record->vcpu_id = p->vcpu_id;
+	record->event_count = c->event_count;
+	record->call = call;
+	record->pmc_type = p->pmc_type;
+	record->pmc_idx = p->pmc_idx;
+	record->max_nr_events = c->n;
+	record->verdict = kind;
+	record->expected = c->expected;
+	record->event_index = c->event_index;
+	record->leader_index = c->leader_index;
+	record->expected_size = c->size;
+	calls.ringbuf_submit(record, 0);
+out:
+	/* The guest-LBR event belongs to no pmc: it is one of its own, and gone with it. */
+	if (!c->pmc && p && p->state == VPMU_STATE_EMPTY)
+		pmcs.delete(&key);
+	c->call = VPMU_CALLS;
 	return 0;
 }
 
@@ -261,6 +629,13 @@ static __always_inline u64 func_ret(void *ctx)
 #define PROBE_RETURN(function, name)	KRETFUNC_PROBE(function)
 #define ARG(n)				func_arg(ctx, n)
 #define RETURNED			func_ret(ctx)
+
+#elif defined(VPMU_TWINS)
+
+#define PROBE_ENTRY(function, name)	int vpmu_##name##_entry(struct bpf_raw_tracepoint_args *ctx)
+#define PROBE_RETURN(function, name)	int vpmu_##name##_return(struct bpf_raw_tracepoint_args *ctx)
+#define ARG(n)				ctx->args[n]
+#define RETURNED			ctx->args[0]
 
 #else
 

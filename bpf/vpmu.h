@@ -69,6 +69,7 @@ struct vpmu_vcpu {
 	__s64 events;
 	__s64 orphans;
 	__s64 event_count;		/* kvm_pmu.event_count as it should be at the next call, -1 if not known */
+	__u64 epoch;
 };
 
 /* Key of the map `pmcs`. */
@@ -86,6 +87,7 @@ struct vpmu_pmc {
 	__u64 orphans;			/* bit i: perf_events[i] is there, but a release passed it by */
 	__u64 walk;			/* while releasing: what is still to come */
 	__u64 gone;			/* bit i: released in this program */
+	__u64 vcpu;			/* struct kvm_vcpu *, 0 for guest LBR */
 	__u32 left;			/* events that no entry of perf_events holds any more */
 	__u32 faults;			/* bit of each Kind that this program has had */
 	__u32 epoch;
@@ -97,12 +99,38 @@ struct vpmu_pmc {
 	__u8 pmc_type;
 	__u8 pmc_idx;
 	__u8 unused[2];
+	__u32 verdicts[VPMU_KINDS];	/* by model.automaton.Kind; what was predicted is not counted */
 	__u32 attr_type;		/* of the last create, as the next three */
-	__u32 verdicts[VPMU_KINDS];	/* by model.automaton.Kind */
 	__u64 attr_config;
 	__u64 attr_sample_period;
 	__u64 attr_flags;
 	__u64 events[VPMU_SLOTS];	/* struct perf_event * */
+};
+
+/* Value of the map `inflight`, by thread: the call that it is in. Threads keep their entry. */
+struct vpmu_inflight {
+	__u64 time_ns;
+	__u64 pmc;
+	__u64 event;
+	__u64 leader;
+	__u64 attr_config;
+	__u64 attr_sample_period;
+	__u64 attr_flags;
+	__u32 attr_type;
+	__u32 has_attr;
+	__u32 tgid;
+	__u32 call;			/* enum vpmu_call_name, VPMU_CALLS if in none */
+	__u32 failed;			/* from here on known at the return */
+	__u32 disabled;
+	__u32 n;			/* max_nr_events */
+	__s32 event_count;
+	__u64 at;			/* the verdict, as in struct vpmu_call */
+	__u32 kind;
+	__u32 expected;
+	__u32 size;
+	__s32 event_index;
+	__s32 leader_index;
+	__u32 unused;
 };
 
 /* Key of the map `errors`, whose value is a __u64: creations that failed. */

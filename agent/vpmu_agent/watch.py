@@ -8,7 +8,7 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from operator import add
+from operator import add, itemgetter
 from typing import Protocol
 
 from vpmu_agent.model.automaton import Kind
@@ -20,9 +20,12 @@ GONE_S = 15 * 60.0
 READ_S = 10.0
 """How long a VM may be there before anyone looks, where nobody scrapes: it may be gone just as quickly."""
 
+LOOKS = 200
+"""Processes that one sweep looks for: each costs 30 µs, and a host with 1,000 VMs has five seconds."""
+
 _PMC = pmc_layout(1).fields  # the same for any number of slots: they come last
 _PMC_CALLS, _PMC_VERDICTS = _PMC["calls"], _PMC["verdicts"]
-_VCPU_ID, _PMC_TYPE, _PMC_IDX = (_PMC[name].start for name in ("vcpu_id", "pmc_type", "pmc_idx"))
+_which_pmc = itemgetter(*(_PMC[name].start for name in ("vcpu_id", "pmc_type", "pmc_idx")))
 _CALLS_ROW = 3 + _PMC_CALLS.stop - _PMC_CALLS.start
 _KINDS = [kind for kind in Kind if kind.is_divergence]
 _PMC_DIVERGENCES = slice(_PMC_VERDICTS.stop - len(_KINDS), _PMC_VERDICTS.stop)  # the last ones of Kind
@@ -100,14 +103,13 @@ class Counts:
             self._divergences + other._divergences,
         )
 
-    def add_pmc(self, numbers: Sequence[int]) -> None:
+    def add_pmc(self, numbers: tuple[int, ...]) -> None:
         """Takes the counts of one pmc."""
-        pmc = numbers[_VCPU_ID], numbers[_PMC_TYPE], numbers[_PMC_IDX]
-        self._calls.extend((*pmc, *numbers[_PMC_CALLS]))
+        self._calls.extend(_which_pmc(numbers) + numbers[_PMC_CALLS])
         if any(numbers[_PMC_DIVERGENCES]):
             for kind, count in enumerate(numbers[_PMC_DIVERGENCES]):
                 if count:
-                    self._divergences.extend((*pmc, kind, count))
+                    self._divergences.extend((*_which_pmc(numbers), kind, count))
 
     def pmc_calls(self) -> dict[tuple[int, str], list[int]]:
         """By vCPU and pmc, the number of calls of each name."""
@@ -177,6 +179,7 @@ class Watch:
         self._lost = Counter[str]()  # by probes that were replaced
         self._loads = 1
         self._read_at = time.monotonic()
+        self._sweeps = 0
 
     def snapshot(self) -> Snapshot:
         """All that is known now, for one scrape."""
@@ -209,12 +212,16 @@ class Watch:
         with self._lock:
             if time.monotonic() - self._read_at >= READ_S:
                 self._learn({tgid for tgid, _, _ in self._probes.vcpus()})
-            names = self._names.copy()
-        # Looking into /proc for each of them takes its time; a scrape need not wait for it.
-        gone = {tgid: name for tgid in names if (name := self._name_if_gone(tgid, names[tgid])) is not None}
+            processes = list(self._names.items())
+        self._sweeps += 1
+        rounds = 1 + len(processes) // LOOKS
+        gone = {}
+        # Looking into /proc takes its time; a scrape need not wait for it.
+        for tgid, known in processes[self._sweeps % rounds :: rounds]:
+            if (name := self._name_if_gone(tgid, known)) is not None:
+                gone[tgid] = name
         with self._lock:
             if gone:
-                self._names |= gone
                 self._keep(gone)
                 self._probes.forget(gone.keys())
                 for tgid in gone:

@@ -7,6 +7,7 @@ import re
 import struct
 import subprocess
 import sys
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -55,27 +56,25 @@ def test_no_header_of_the_machine_is_needed(stock: Lookalike) -> None:
     assert (done.stdout, done.stderr) == ("compiled\n", "")
 
 
-def test_python_and_c_agree_on_the_record(tmp_path: Path) -> None:
-    text = HEADER.read_text()
-    fields = re.findall(r"__[us]\d+ (\w+);", text[text.index("struct vpmu_call {") :])
-    prints = "".join(
-        f'printf("%zu %zu\\n", offsetof(struct vpmu_call, {name}), sizeof(((struct vpmu_call *)0)->{name}));'
-        for name in fields
-    )
+@pytest.mark.parametrize("name", re.findall(r"^struct (\w+) {", HEADER.read_text(), re.MULTILINE))
+def test_python_and_c_agree_on_every_struct(name: str, tmp_path: Path) -> None:
+    layout = record.Layout(name)
+    prints = "".join(f'printf("%zu ", offsetof(struct {name}, {field}));' for field in layout.fields)
+    sizes = "".join(f"#define {size} {value}\n" for size, value in record.SIZES.items())
     source = tmp_path / "layout.c"
     source.write_text(
-        "#include <linux/types.h>\n#include <stddef.h>\n#include <stdio.h>\n"
-        f'#include "{HEADER}"\nint main(void) {{ {prints} printf("%zu\\n", sizeof(struct vpmu_call)); }}\n'
+        f"{sizes}#include <linux/types.h>\n#include <stddef.h>\n#include <stdio.h>\n"
+        f'#include "{HEADER}"\nint main(void) {{ {prints} printf("%zu\\n", sizeof(struct {name})); }}\n'
     )
     subprocess.run(["gcc", "-o", tmp_path / "layout", source], check=True)
     told = subprocess.run([tmp_path / "layout"], check=True, capture_output=True, text=True).stdout.split()
-    offset, expected = 0, []
-    for _, fmt in record.FIELDS:
-        size = struct.calcsize("=" + fmt)
-        expected += [str(offset), str(size)]
-        offset += size
-    assert [name for name, _ in record.FIELDS] == fields
-    assert told == [*expected, str(record.CALL.size)]
+    numbers = layout.struct.unpack(bytes(layout.size))
+    formats = [
+        fmt for count, fmt in re.findall(r"(\d+)(\w)", layout.struct.format) for _ in range(int(count))
+    ]
+    starts = [0, *accumulate(struct.calcsize(f"={fmt}") for fmt in formats)]
+    assert len(numbers) == len(formats)
+    assert told == [*(str(starts[at.start]) for at in layout.fields.values()), str(layout.size)]
 
 
 def test_missed_runs_are_read_from_where_the_kernel_has_them(stock: Lookalike) -> None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
+from tests.unit.counted import Maps
 from tests.unit.scenes import Guest
 from vpmu_agent import cli, probes
 from vpmu_agent.model.call import Call
@@ -19,10 +19,11 @@ from vpmu_agent.probes import FUNCTIONS, Mode
 from vpmu_agent.probes.record import VmNames
 
 
-class ScriptedProbes:
+class ScriptedProbes(Maps):
     """What `Probes` promises. The calls are this process's own, so that their VM is alive."""
 
     def __init__(self, vms: VmNames, *, mode: Mode, diverging: bool, lost: int) -> None:
+        super().__init__()
         self.mode = "fexit" if mode == "auto" else mode
         self.functions = tuple(FUNCTIONS.values())
         self.closed = False
@@ -40,11 +41,13 @@ class ScriptedProbes:
     def poll(self, timeout_s: float) -> list[Call]:
         """The next batch; waits if there is none, as the real one does."""
         if self._batches:
-            return self._batches.pop(0)
+            calls = self._batches.pop(0)
+            self.feed(calls)
+            return calls
         time.sleep(timeout_s)
         return []
 
-    def lost(self) -> Mapping[str, int]:
+    def lost(self) -> dict[str, int]:
         """All of them for want of room."""
         return {"total": self._lost, "ring_full": self._lost, "inflight_full": 0, "missed_return": 0}
 

@@ -7,15 +7,16 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.unit.commands import invoke
-from vpmu_agent.metrics import VpmuCollector, Watch
+from tests.unit.counted import Maps, Processes
+from vpmu_agent.metrics import Exporter
 from vpmu_agent.model.automaton import Kind
 from vpmu_agent.model.call import Call, CallName
 from vpmu_agent.model.check import Monitor
 from vpmu_agent.recording import Recording
+from vpmu_agent.watch import Watch
 
 DATA = sorted((Path(__file__).parents[1] / "data").glob("*.jsonl"))
 
@@ -71,15 +72,9 @@ def test_kvm_counted_its_events_itself(calls: list[Call]) -> None:
 
 
 def test_the_metrics_add_up_to_the_recording(path: Path, calls: list[Call]) -> None:
-    watch = Watch()
-    watch.feed(calls)
-    registry = CollectorRegistry()
-    registry.register(VpmuCollector(watch, mode="fexit", attached=4, lost=dict))
-    samples = [
-        sample
-        for family in text_string_to_metric_families(generate_latest(registry).decode())
-        for sample in family.samples
-    ]
+    watch = Watch(Maps(calls), Processes(**{call.vm: call.tgid for call in calls}))
+    text = b"".join(Exporter(watch).scrape(openmetrics=False)).decode()
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     for line in lines(path.read_text(), "summary"):
         summary = json.loads(line)
         scraped = {

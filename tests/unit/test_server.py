@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import http.client
 import socket
 import threading
@@ -11,19 +12,40 @@ from urllib.error import HTTPError
 
 import pytest
 
+from tests.unit.counted import Maps, Processes
 from tests.unit.scenes import Guest
-from vpmu_agent import server
-from vpmu_agent.metrics import VpmuCollector, Watch
-from vpmu_agent.server import Address, ListenError, Server, parse_address
+from vpmu_agent import metrics, server
+from vpmu_agent.metrics import Exporter
+from vpmu_agent.server import Address, ListenError, Server, accepts_gzip, accepts_openmetrics, parse_address
+from vpmu_agent.watch import Watch
+
+WEB = 4242
 
 
 @pytest.fixture
-def running() -> Iterator[Server]:
-    watch = Watch()
-    watch.feed(Guest("web01", 4242).life())
+def maps() -> Maps:
+    return Maps(Guest("web01", WEB).life())
+
+
+@pytest.fixture
+def vms() -> Processes:
+    return Processes(web01=WEB)
+
+
+@pytest.fixture
+def watch(maps: Maps, vms: Processes) -> Watch:
+    return Watch(maps, vms)
+
+
+@pytest.fixture
+def running(watch: Watch) -> Iterator[Server]:
     with closing(Server(Address("127.0.0.1", 0))) as made:
-        made.start(VpmuCollector(watch, mode="fexit", attached=4, lost=dict))
+        made.start(Exporter(watch))
         yield made
+
+
+def exporter() -> Exporter:
+    return Exporter(Watch(Maps(), Processes()))
 
 
 def get(of: Server, path: str, *, method: str = "GET") -> tuple[int, str, str]:
@@ -64,17 +86,96 @@ def test_metrics_are_served(running: Server) -> None:
     status, content_type, body = get(running, "/metrics")
     assert status == 200
     assert content_type.startswith("text/plain; version=")
-    assert 'vpmu_calls_total{call="create",vm="web01"} 1.0' in body
+    assert 'vpmu_calls_total{call="create",vm="web01"} 1\n' in body
 
 
-def test_openmetrics_and_compression_are_negotiated(running: Server) -> None:
-    connection = http.client.HTTPConnection(running.address.host, running.address.port, timeout=10)
-    headers = {"Accept": "application/openmetrics-text; version=1.0.0", "Accept-Encoding": "gzip"}
-    connection.request("GET", "/metrics", headers=headers)
-    answer = connection.getresponse()
-    assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
-    assert answer.headers["Content-Encoding"] == "gzip"
-    connection.close()
+def scrape(of: Server, **headers: str) -> tuple[http.client.HTTPMessage, bytes]:
+    connection = http.client.HTTPConnection(of.address.host, of.address.port, timeout=10)
+    with closing(connection):
+        connection.request("GET", "/metrics", headers=headers)
+        answer = connection.getresponse()
+        return answer.headers, answer.read()
+
+
+PROMETHEUS = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    "application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,"
+    "text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "identity", ""])
+@pytest.mark.parametrize("accept", [PROMETHEUS, "text/plain", "*/*"])
+def test_openmetrics_and_compression_are_negotiated(running: Server, accept: str, encoding: str) -> None:
+    headers, body = scrape(running, **{"Accept": accept, "Accept-Encoding": encoding})
+    if encoding == "gzip":
+        assert headers["Content-Encoding"] == "gzip"
+        body = gzip.decompress(body)
+    else:
+        assert headers["Content-Encoding"] is None
+    content_type = {PROMETHEUS: metrics.OPENMETRICS}.get(accept, metrics.TEXT)
+    assert headers["Content-Type"] == content_type
+    assert body.endswith(b"# EOF\n") == (content_type == metrics.OPENMETRICS)
+    assert b'vpmu_calls_total{call="create",vm="web01"} 1\n' in body
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        (PROMETHEUS, True),
+        ("application/openmetrics-text", True),
+        ("text/plain, Application/OpenMetrics-Text; Version=1.0.0", True),
+        ("application/openmetrics-text; version=0.0.1", False),
+        ("application/openmetrics-text; version=2.0.0, text/plain", False),
+        ("application/openmetrics", False),
+        ("text/plain;version=1.0.0", False),
+        ("*/*", False),
+        (";;,,=", False),
+        ("", False),
+    ],
+)
+def test_openmetrics_is_for_those_who_ask_for_it(accept: str, expected: bool) -> None:
+    assert accepts_openmetrics(accept) == expected
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [("gzip", True), ("deflate, GZIP;q=0.5", True), ("x-gzip2", False), ("identity", False), ("", False)],
+)
+def test_gzip_is_for_those_who_ask_for_it(header: str, expected: bool) -> None:
+    assert accepts_gzip(header) == expected
+
+
+def test_a_large_answer_comes_in_chunks_and_whole(running: Server, maps: Maps, vms: Processes) -> None:
+    for tgid in range(1, 120):
+        vms.names[tgid] = f"guest-{tgid}"
+        maps.feed(Guest(vms.names[tgid], tgid).life())
+    _, plain = scrape(running, Accept="application/openmetrics-text")
+    _, compressed = scrape(running, **{"Accept": "application/openmetrics-text", "Accept-Encoding": "gzip"})
+    assert len(plain) > 8 * metrics.CHUNK
+    last = b"# TYPE vpmu_agent_scrape_duration_seconds gauge\n"  # what follows differs every time
+    assert plain.partition(last)[0] == gzip.decompress(compressed).partition(last)[0]
+    assert plain.endswith(b"# EOF\n")
+
+
+def test_a_head_is_no_scrape(running: Server, watch: Watch, vms: Processes) -> None:
+    assert get(running, "/metrics")[0] == 200
+    vms.alive = set()
+    watch.sweep()
+    assert get(running, "/metrics", method="HEAD")[::2] == (200, "")
+    watch.sweep()
+    assert "web01" in get(running, "/metrics")[2]
+    watch.sweep()
+    assert "web01" not in get(running, "/metrics")[2]
+
+
+def test_a_scrape_that_fails_is_said_to(
+    running: Server, maps: Maps, capfd: pytest.CaptureFixture[str]
+) -> None:
+    maps.is_closed = True
+    assert get(running, "/metrics")[0] == 500
+    assert "AssertionError" in capfd.readouterr().err
+    assert get(running, "/-/healthy")[0] == 200
 
 
 def test_the_other_pages(running: Server) -> None:
@@ -97,14 +198,14 @@ def test_ipv6_loopback() -> None:
     except ListenError as error:
         pytest.skip(f"no IPv6 here: {error}")
     with closing(made):
-        made.start(VpmuCollector(Watch(), mode="fexit", attached=4, lost=dict))
+        made.start(exporter())
         assert str(made.address).startswith("[::1]:")
         assert get(made, "/-/healthy")[0] == 200
 
 
 def test_no_host_is_every_address() -> None:
     with closing(Server(Address("", 0))) as made:
-        made.start(VpmuCollector(Watch(), mode="fexit", attached=4, lost=dict))
+        made.start(exporter())
         port = made.address.port
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/-/healthy", timeout=10) as answer:
             assert answer.status == 200
@@ -192,7 +293,7 @@ def test_a_client_that_leaves_early_is_its_own_affair(
 def test_closing_frees_the_port_and_ends_the_thread() -> None:
     made = Server(Address("127.0.0.1", 0))
     before = threading.active_count()
-    made.start(VpmuCollector(Watch(), mode="fexit", attached=4, lost=dict))
+    made.start(exporter())
     address = made.address
     made.close()
     made.close()

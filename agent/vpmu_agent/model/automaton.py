@@ -1,8 +1,41 @@
-"""The automaton of one pmc, as data."""
+"""The automaton of one pmc, as data: from it come the check in Python and the monitor in BPF.
+
+Every pmc is followed on its own, in a few registers. A call is either *due* (the model has already said that
+it must come next) or it opens something new (a program, a pause, a resume, a release), which only the guest
+can decide. The rules are those of `mechanism.py`, read the other way round: from a call to what may have made
+it.
+
+After a divergence the automaton goes on from what was really seen, so that what follows is judged as well;
+but a kind is reported once in a program, and what can only be a consequence is called unknown: one fault in
+the kernel gives one or two divergences, not one for every call after it.
+
+Guards and effects are written in a subset of Python that means the same in C (`translate.py`). Registers:
+
+    state size    where the group stands, and its N (`max_nr_events` when it was programmed)
+    members       bit i: perf_events[i] is held
+    enabled       bit i: perf_events[i] is enabled
+    orphans       bit i: perf_events[i] is there, but a release passed it by; one with a larger N may find it
+    gone          bit i: perf_events[i] was released in this program
+    walk          while releasing: bit i, perf_events[i] is still to come
+    left          how many events no entry of perf_events holds any more, and nobody will release
+    paused        `is_paused`
+    faults        bit of each Kind that this program has had
+
+What a call brings: `event`, `leader` (addresses), `failed` (result < 0), `disabled` (of its attributes), `n`
+(`max_nr_events` now, at least 1), `index` and `leader_index` (where perf_events has the two, else -1).
+
+Functions: `bit(i)`, `below(i)` (all lower bits), `lowest(mask)` (its lowest bit alone), `low(mask)` (the
+index of that), `width(mask)` (one more than the index of its highest bit), `count(mask)`, `fault(kind)` (its
+bit); of the event: `released()` (in this program), `left_behind()`. Effects: `put(i)` (perf_events[i] is the
+event), `leave(i)` (that entry is overwritten), `leave_all(mask)`, `found()` (the event is not left behind).
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
+
+from vpmu_agent.model.call import CallName
 
 
 class Kind(StrEnum):
@@ -57,6 +90,7 @@ _MEANINGS = {
 class State(StrEnum):
     """Where the group of one pmc stands."""
 
+    UNKNOWN = "unknown"
     EMPTY = "empty"  # holds no events
     CREATING = "creating"  # from the first create to the last
     ENABLING = "enabling"  # of a group: from the last create to the last enable
@@ -64,8 +98,352 @@ class State(StrEnum):
     PAUSED = "paused"
     PARTIAL = "partial"  # a create failed; the members before it are held, disabled
     RELEASING = "releasing"  # from the first release to the last
-    UNKNOWN = "unknown"
+
+
+class Expected(StrEnum):
+    """What was expected in place of a divergence, with `at` a number that says more."""
+
+    NOTHING = ""
+    CREATE = "create(event={at}, leader={leader}, disabled={disabled})"
+    CREATE_SUCCEEDS = "create(event={at}, leader={leader}, disabled={disabled}) to succeed"
+    PROGRAM = "create(leader=None)"
+    PROGRAM_OF = "a program of {at} events"
+    ENABLE = "enable(event={at})"
+    PAUSE_OR_RELEASE = "pause(event=0) or release(event=0)"
+    ENABLE_OR_RELEASE = "enable(event=0) or release(event=0)"
+    RELEASE = "release(event={at})"
+    RELEASES = "{releases} to follow"  # `at` is a mask
+    EVENT_COUNT = "event_count={at}, not {event_count}"
 
 
 SLOTS = 32
 """Members of a group that are followed; of a larger group the model says nothing (unknown)."""
+
+REGISTERS = ("state", "size", "members", "enabled", "orphans", "gone", "walk", "left", "paused", "faults")
+
+
+@dataclass(frozen=True, slots=True)
+class Says:
+    """A verdict and where it holds. `at` and `size` (its group's N) go with what was expected."""
+
+    kind: Kind
+    when: str = "True"
+    expected: Expected | None = None
+    """None: what may come next in this state (NEXT)."""
+    at: str = "0"
+    size: str = "size"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a call in one of `states` means, if `when` holds: of several rules the first one counts.
+
+    The first of `says` that holds is the verdict; it sees the registers as they were before the effects.
+    `let` are values worked out before both. `event` and `leader` are indices, -1 where not known. `predicted`
+    are the calls that the model predicts on seeing this one, itself included where it opened something new.
+    """
+
+    call: CallName
+    states: tuple[State, ...]
+    says: tuple[Says, ...]
+    when: str = "True"
+    let: tuple[tuple[str, str], ...] = ()
+    effects: str = ""
+    event: str = "-1"
+    leader: str = "-1"
+    predicted: tuple[tuple[CallName, str], ...] = ()
+
+
+NEXT = (
+    Says(Kind.UNKNOWN, "state == CREATING", Expected.CREATE, "count(members)"),
+    Says(Kind.UNKNOWN, "state == ENABLING", Expected.ENABLE, "low(members & ~enabled)"),
+    Says(Kind.UNKNOWN, "state == RUNNING and size == 1", Expected.PAUSE_OR_RELEASE),
+    Says(Kind.UNKNOWN, "state == PAUSED", Expected.ENABLE_OR_RELEASE),
+    Says(Kind.UNKNOWN, "state == RELEASING", Expected.RELEASE, "low(walk)"),
+    Says(Kind.UNKNOWN, "state == RUNNING or state == PARTIAL", Expected.RELEASE, "low(members)"),
+    Says(Kind.UNKNOWN, "True", Expected.PROGRAM),
+)
+"""What may come next; the kind means nothing here."""
+
+_CREATE, _ENABLE, _PAUSE, _RELEASE = CallName
+_STATES = tuple(State)
+_KNOWN = tuple(state for state in State if state is not State.UNKNOWN)
+_PREDICTED = Says(Kind.PREDICTED, expected=Expected.NOTHING)
+_UNKNOWN = Says(Kind.UNKNOWN, expected=Expected.NOTHING)
+_UNEXPECTED = Says(Kind.UNEXPECTED_CALL)
+
+# The create of member `at` succeeded.
+_ADD = """
+if orphans & bit(at):
+    leave(at)
+found()
+orphans &= ~bit(at)
+gone &= ~bit(at)
+members |= bit(at)
+enabled = enabled & ~bit(at) if disabled else enabled | bit(at)
+put(at)
+if at + 1 < size:
+    state = CREATING
+else:
+    state = ENABLING if size > 1 else RUNNING
+    paused = 0
+"""
+
+
+def _indented(block: str) -> str:
+    return "".join(f"    {line}\n" for line in block.strip().splitlines())
+
+
+# The first create of a program; a create without a leader opens one, whatever went before.
+_PROGRAM = f"""
+if state == UNKNOWN:
+    orphans = 0
+else:
+    leave_all(members)
+members = 0
+enabled = 0
+gone = 0
+faults = 0
+size = n
+if failed:
+    state = EMPTY
+else:
+{_indented(_ADD)}"""
+_PROGRAM_PREDICTS = ((_CREATE, "1 if failed or n == 1 else 2"),)
+
+# An event of a pmc whose past is not known.
+_ADOPT = """
+if not failed and index < 0 and free < SLOTS:
+    members |= bit(free)
+    enabled |= bit(free)
+    put(free)
+"""
+_FREE = ("free", "width(members | orphans)")
+# With a single event, a call tells the state.
+_ADOPT_SINGLE = """
+members = 1
+orphans = 0
+gone = 0
+faults = 0
+put(0)
+"""
+_IS_SINGLE = "size == 1 and n == 1"
+
+_STRANGER = (Says(Kind.MISSING_MEMBER, "state == CREATING"), _UNEXPECTED)
+_LEFT_TOO_SOON = (
+    Says(Kind.MISSING_MEMBER, "state == CREATING"),
+    Says(Kind.NOT_ENABLED, "state == ENABLING"),
+)
+
+
+def _beyond(call: CallName) -> Rule:
+    """A group of more members than are followed."""
+    effects = "state = UNKNOWN\nmembers = 0\norphans = 0\ngone = 0"
+    return Rule(call, _STATES, (_UNKNOWN,), when="n > SLOTS", effects=effects)
+
+
+_CREATES = (
+    _beyond(_CREATE),
+    Rule(
+        _CREATE,
+        (State.CREATING,),
+        (Says(Kind.EXTRA_MEMBER, expected=Expected.CREATE, at="count(members)"),),
+        when="index >= 0",
+        event="index",
+        leader="leader_index",
+    ),
+    Rule(
+        _CREATE,
+        (State.CREATING,),
+        (
+            Says(Kind.WRONG_LEADER, "leader_index != 0", Expected.CREATE, "at"),
+            Says(Kind.ENABLED_EARLY, "not disabled", Expected.CREATE, "at"),
+            Says(Kind.PARTIAL_GROUP, "failed", Expected.CREATE_SUCCEEDS, "at"),
+            _PREDICTED,
+        ),
+        let=(("at", "count(members)"),),
+        effects=f"if failed:\n    state = PARTIAL\nelse:\n{_indented(_ADD)}",
+        event="at",
+        leader="leader_index",
+        predicted=(
+            (_CREATE, "1 if not failed and at + 1 < size else 0"),
+            (_ENABLE, "size if not failed and at + 1 == size else 0"),
+        ),
+    ),
+    # A program. With a leader where there is none, that was never created; what follows shows whether a
+    # member is missing.
+    Rule(
+        _CREATE,
+        _STATES,
+        (
+            Says(Kind.WRONG_LEADER, "leader", Expected.CREATE, size="n"),
+            Says(Kind.NOT_ENABLED, "members and state == ENABLING"),
+            Says(Kind.ORPHANED_MEMBER, "members and state != UNKNOWN"),
+            Says(
+                Kind.DEGRADED_GROUP, "size > 1 and n == 1 and state != UNKNOWN", Expected.PROGRAM_OF, "size"
+            ),
+            Says(Kind.ENABLED_EARLY, "not disabled and n > 1", Expected.CREATE, size="n"),
+            Says(Kind.NOT_ENABLED, "disabled and n == 1", Expected.CREATE, size="n"),
+            _PREDICTED,
+        ),
+        when="not leader or state == EMPTY",
+        let=(("at", "0"),),
+        effects=_PROGRAM,
+        event="0",
+        predicted=_PROGRAM_PREDICTS,
+    ),
+    Rule(_CREATE, (State.UNKNOWN,), (_UNKNOWN,), let=(_FREE,), effects=_ADOPT),
+    # Nothing says that it should be enabled, and no release will come to it.
+    Rule(
+        _CREATE,
+        (State.ENABLING, State.RUNNING, State.PAUSED, State.PARTIAL, State.RELEASING),
+        (Says(Kind.EXTRA_MEMBER, "leader_index == 0"), Says(Kind.WRONG_LEADER)),
+        let=(_FREE,),
+        effects=_ADOPT,
+        leader="leader_index",
+    ),
+)
+
+_ENABLES = (
+    _beyond(_ENABLE),
+    Rule(
+        _ENABLE,
+        (State.UNKNOWN,),
+        (_UNKNOWN,),
+        when=_IS_SINGLE,
+        effects=f"{_ADOPT_SINGLE}enabled = 1\nstate = RUNNING\npaused = 0",
+        event="0",
+    ),
+    Rule(_ENABLE, (State.UNKNOWN,), (_UNKNOWN,), let=(_FREE,), effects=_ADOPT),
+    Rule(_ENABLE, _KNOWN, _STRANGER, when="index < 0"),
+    Rule(
+        _ENABLE,
+        (State.PAUSED, State.PARTIAL),
+        (_PREDICTED,),
+        when="index == 0 and paused and n == 1",
+        effects="enabled |= 1\npaused = 0\nif state == PAUSED:\n    state = RUNNING",
+        event="0",
+        predicted=((_ENABLE, "1"),),
+    ),
+    Rule(
+        _ENABLE,
+        (State.ENABLING,),
+        (Says(Kind.ENABLED_OUT_OF_ORDER, "members & ~enabled & below(index)"), _PREDICTED),
+        when="not enabled & bit(index)",
+        effects="enabled |= bit(index)\nif not members & ~enabled:\n    state = RUNNING",
+        event="index",
+    ),
+    # The second enable in a row: no create is to come any more.
+    Rule(
+        _ENABLE,
+        (State.CREATING,),
+        (Says(Kind.MISSING_MEMBER),),
+        when="faults & fault(ENABLED_EARLY)",
+        effects="enabled |= bit(index)\nstate = ENABLING if members & ~enabled else RUNNING",
+        event="index",
+    ),
+    Rule(
+        _ENABLE,
+        (State.CREATING, State.PARTIAL),
+        (Says(Kind.ENABLED_EARLY),),
+        effects="enabled |= bit(index)",
+        event="index",
+    ),
+    Rule(_ENABLE, _KNOWN, (_UNEXPECTED,), effects="enabled |= bit(index)", event="index"),
+)
+
+_PAUSES = (
+    _beyond(_PAUSE),
+    Rule(
+        _PAUSE,
+        (State.UNKNOWN,),
+        (_UNKNOWN,),
+        when=_IS_SINGLE,
+        effects=f"{_ADOPT_SINGLE}enabled = 0\nstate = PAUSED\npaused = 1",
+        event="0",
+    ),
+    Rule(_PAUSE, (State.UNKNOWN,), (_UNKNOWN,), let=(_FREE,), effects=_ADOPT),
+    # A group is stopped, never paused; but what was a group may have become a single event since.
+    Rule(
+        _PAUSE,
+        (State.RUNNING, State.PARTIAL),
+        (_PREDICTED,),
+        when="index == 0 and not paused and n == 1",
+        effects="paused = 1\nif state == RUNNING:\n    state = PAUSED",
+        event="0",
+        predicted=((_PAUSE, "1"),),
+    ),
+    Rule(_PAUSE, _KNOWN, (*_LEFT_TOO_SOON, _UNEXPECTED), event="index"),
+)
+
+# The event is released, and what the walk has passed by is left behind when it ends.
+_TAKE = """
+members &= ~bit(index)
+orphans &= ~bit(index)
+gone |= bit(index)
+walk = ahead & ~bit(index)
+if walk:
+    state = RELEASING
+else:
+    state = EMPTY
+    orphans |= members
+    members = 0
+"""
+_WALKS = (
+    Says(Kind.RELEASED_OUT_OF_ORDER, "ahead and lowest(ahead) != bit(index)", Expected.RELEASE, "low(ahead)"),
+    Says(Kind.RELEASED_OUT_OF_ORDER, "not ahead", Expected.PROGRAM),
+    Says(
+        Kind.ORPHANED_MEMBER,
+        "ahead == bit(index) and members & ~bit(index)",
+        Expected.RELEASES,
+        "members & ~bit(index)",
+    ),
+    _PREDICTED,
+)
+
+_RELEASES = (
+    _beyond(_RELEASE),
+    Rule(
+        _RELEASE,
+        (State.UNKNOWN,),
+        (_UNKNOWN,),
+        when=_IS_SINGLE,
+        effects="members = 0\norphans = 0\ngone = 0\nfaults = 0\npaused = 0\nstate = EMPTY",
+        event="0",
+    ),
+    Rule(
+        _RELEASE,
+        (State.UNKNOWN,),
+        (_UNKNOWN,),
+        effects="if index >= 0:\n    members &= ~bit(index)\n    orphans &= ~bit(index)",
+    ),
+    Rule(
+        _RELEASE,
+        _KNOWN,
+        (Says(Kind.RELEASED_OUT_OF_ORDER),),
+        when="index < 0 and left_behind()",
+        effects="found()",
+    ),
+    Rule(_RELEASE, _KNOWN, (Says(Kind.RELEASED_TWICE, "released()"), *_STRANGER), when="index < 0"),
+    Rule(
+        _RELEASE,
+        (State.RELEASING,),
+        _WALKS,
+        let=(("ahead", "walk"),),
+        effects=_TAKE,
+        event="index",
+    ),
+    # pmc_release_perf_event() releases what exists among i < max_nr_events, as that is now.
+    Rule(
+        _RELEASE,
+        _KNOWN,
+        (*_LEFT_TOO_SOON, *_WALKS),
+        let=(("ahead", "(members | orphans) & below(n)"),),
+        effects=_TAKE,
+        event="index",
+        predicted=((_RELEASE, "count(ahead)"),),
+    ),
+)
+
+RULES = (*_CREATES, *_ENABLES, *_PAUSES, *_RELEASES)
+"""All of it, in the order in which they are tried."""

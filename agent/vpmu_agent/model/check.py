@@ -1,38 +1,93 @@
-"""The check: observed calls in, one verdict for each out.
-
-Every pmc is followed on its own. A call is either *due* (the model has already said that it must come next)
-or it opens something new (a program, a pause, a resume, a release), which only the guest can decide. The
-rules are those of `mechanism.py`, read the other way round: from a call to what may have made it.
-
-After a divergence the check goes on from what was really seen, so that what follows is judged as well; but a
-kind is reported once in a program, and what can only be a consequence is called unknown: one fault in the
-kernel gives one or two divergences, not one for every call after it.
-"""
+"""The check in Python: observed calls in, one verdict for each out. Its code is made from the automaton."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
-from vpmu_agent.model.automaton import Kind, State
+from vpmu_agent.model.automaton import NEXT, RULES, Expected, Kind, Rule, Says, State
 from vpmu_agent.model.call import Call, CallName
+from vpmu_agent.model.translate import NAMES, expression, names_in, python, statements
 
 
-@dataclass(frozen=True, slots=True)
 class Verdict:
     """What the model says of one call.
 
     `event` and `leader` are indices within the pmc's group, None where there is none or it is not known.
-    `expected` says in words what was expected instead, and is empty unless this is a divergence.
-    `predicted` holds the calls that the model predicts on seeing this one (itself included where it opened
-    something new): their running total equals that of the observed calls as long as KVM does as predicted.
+    `counts` says how many calls of each name the model predicts on seeing this one (itself included where it
+    opened something new): their running total equals that of the observed calls as long as KVM does as
+    predicted. Made by `verdict()`, which gives the same object for the same verdict.
     """
 
-    kind: Kind
-    event: int | None
-    leader: int | None
-    expected: str = ""
-    predicted: tuple[CallName, ...] = ()
+    __slots__ = ("__dict__", "_at", "_event_count", "_expected", "_size", "counts", "event", "kind", "leader")
+
+    def __init__(
+        self,
+        kind: Kind,
+        event: int | None,
+        leader: int | None,
+        expected: Expected = Expected.NOTHING,
+        at: int = 0,
+        size: int = 1,
+        counts: tuple[int, ...] = (0, 0, 0, 0),
+        event_count: int = -1,
+    ) -> None:
+        self.kind = kind
+        self.event = event
+        self.leader = leader
+        self.counts = counts
+        self._expected, self._at, self._size, self._event_count = expected, at, size, event_count
+
+    @cached_property
+    def expected(self) -> str:
+        """In words what was expected instead; empty unless this is a divergence."""
+        if not self.kind.is_divergence:
+            return ""
+        at, size = self._at, self._size
+        releases = " and ".join(f"release(event={i})" for i in range(at.bit_length()) if at >> i & 1)
+        return self._expected.format(
+            at=at,
+            leader=0 if at else None,
+            disabled=int(size > 1),
+            event_count=self._event_count,
+            releases=releases,
+        )
+
+    @cached_property
+    def predicted(self) -> tuple[CallName, ...]:
+        """The calls of `counts`."""
+        return tuple(name for name, n in zip(CallName, self.counts, strict=True) for _ in range(n))
+
+    def __repr__(self) -> str:
+        return f"Verdict({self.kind}, event={self.event}, leader={self.leader}, {self.expected!r})"
+
+
+_KINDS, _EXPECTED, _STATES = tuple(Kind), tuple(Expected), tuple(State)
+
+
+@lru_cache(maxsize=4096)
+def verdict(
+    kind: int,
+    event: int,
+    leader: int,
+    expected: int,
+    at: int,
+    size: int,
+    counts: tuple[int, ...] = (0, 0, 0, 0),
+    event_count: int = -1,
+) -> Verdict:
+    """The verdict for numbers as the BPF monitor sends them: places in the enums, indices or -1."""
+    return Verdict(
+        _KINDS[kind],
+        None if event < 0 else event,
+        None if leader < 0 else leader,
+        _EXPECTED[expected],
+        at,
+        size,
+        counts,
+        event_count,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,353 +108,222 @@ class Group:
     orphans: int
 
 
-@dataclass(slots=True)
-class _Member:
-    event: int
-    enabled: bool
-    is_orphan: bool = False  # a release passed it by; a later one with a larger N may still find it
-
-
-@dataclass(slots=True)
 class _Pmc:
-    """What is known of one `struct kvm_pmc`; `perf_events` holds its entries that are not NULL."""
+    """The registers of one `struct kvm_pmc`, and the events that its entries hold."""
 
-    vm: str
-    tgid: int
-    vcpu: int
-    name: str
-    state: State = State.UNKNOWN
-    size: int = 1
-    perf_events: dict[int, _Member] = field(default_factory=dict)
-    is_paused: bool = False
-    walk: list[int] = field(default_factory=list)  # while releasing: the indices still to come
-    overwritten: set[int] = field(default_factory=set)  # events that no entry of perf_events holds any more
-    released: frozenset[int] = frozenset()  # since the last program began
-    faults: set[Kind] = field(default_factory=set)  # in this program
+    __slots__ = (
+        *(
+            "enabled",
+            "epoch",
+            "events",
+            "faults",
+            "gone",
+            "left",
+            "left_events",
+            "members",
+            "name",
+            "orphans",
+        ),
+        *("paused", "size", "state", "tgid", "vcpu", "vm", "walk"),
+    )
 
-    def index_of(self, event: int) -> int | None:
-        for i, member in self.perf_events.items():
-            if member.event == event:
-                return i
-        return None
+    def __init__(self, call: Call, epoch: int) -> None:
+        self.epoch = epoch
+        self.vm, self.tgid, self.vcpu, self.name = call.vm, call.tgid, call.vcpu, call.pmc_name
+        self.state, self.size = _UNKNOWN_STATE, 1
+        self.members = self.enabled = self.orphans = self.gone = self.walk = 0
+        self.left = self.paused = self.faults = 0
+        self.events: list[int] = []
+        self.left_events: set[int] = set()
 
-    def fault(self, kind: Kind) -> Kind:
-        """`kind`, or unknown where it tells nothing new."""
-        if kind in self.faults or (kind is Kind.UNEXPECTED_CALL and self.faults):
-            return Kind.UNKNOWN
-        self.faults.add(kind)
-        return kind
+    def index_of(self, event: int) -> int:
+        """Where the event is held, -1 if it is not."""
+        return self._find(event, self.members | self.orphans)
 
-    def members(self) -> list[int]:
-        """The indices of the current group's members."""
-        return [i for i, member in self.perf_events.items() if not member.is_orphan]
+    def released(self, event: int) -> bool:
+        """Whether the event was released in this program."""
+        return self._find(event, self.gone & ~(self.members | self.orphans)) >= 0
 
-    def next_to_enable(self) -> int | None:
-        return next((i for i in self.members() if not self.perf_events[i].enabled), None)
+    def left_behind(self, event: int) -> bool:
+        """Whether the event was overwritten, and so will not be released."""
+        return event in self.left_events
+
+    def put(self, index: int, event: int) -> None:
+        """perf_events[index] is the event."""
+        self.events += [0] * (index + 1 - len(self.events))
+        self.events[index] = event
+
+    def leave(self, mask: int) -> None:
+        """These entries are overwritten."""
+        while mask:
+            self.left_events.add(self.events[mask.bit_length() - 1])
+            mask &= ~(1 << mask.bit_length() - 1)
+        self.left = len(self.left_events)
+
+    def found(self, event: int) -> None:
+        """The event was not left behind after all."""
+        self.left_events.discard(event)
+        self.left = len(self.left_events)
+
+    def _find(self, event: int, mask: int) -> int:
+        return next((i for i, held in enumerate(self.events) if held == event and mask >> i & 1), -1)
+
+
+_UNKNOWN_STATE, _EMPTY = NAMES["UNKNOWN"], NAMES["EMPTY"]
+_UNKNOWN_KIND = _KINDS.index(Kind.UNKNOWN)
+_UNEXPECTED_CALL, _EVENT_COUNT_MISMATCH = NAMES["UNEXPECTED_CALL"], NAMES["EVENT_COUNT_MISMATCH"]
+_Step = Callable[[_Pmc, int, int, bool, bool, int], Verdict]
+"""What to do with one call in one state: (pmc, event, leader, failed, disabled, n)."""
 
 
 class Monitor:
-    """Follows every pmc it sees a call of, by its address."""
+    """Follows every pmc it sees a call of, by its VM's process and its address."""
 
     def __init__(self) -> None:
-        self._pmcs: dict[int, _Pmc] = {}
+        self._pmcs: dict[tuple[int, int], _Pmc] = {}
         self._event_counts: dict[tuple[int, int], int] = {}
+        self._epoch = 0
 
     def observe(self, call: Call) -> Verdict:
         """Says what the model makes of the next call, and moves on."""
         if call.lost:
-            self._forget_state()
+            # Nobody knows whose calls they were: nothing is known of any pmc, nor of a vCPU's count.
+            self._epoch += 1
+            self._event_counts.clear()
         # The guest-LBR event belongs to no pmc: it is one of its own.
-        key = call.pmc or call.event
+        key = call.tgid, call.pmc or call.event
         pmc = self._pmcs.get(key)
-        if pmc is None or pmc.tgid != call.tgid:
-            pmc = self._pmcs[key] = _Pmc(call.vm, call.tgid, call.vcpu, call.pmc_name)
-        verdict = _HANDLERS[call.name](pmc, call)
-        if not call.pmc and pmc.state is State.EMPTY:
+        if pmc is None:
+            pmc = self._pmcs[key] = _Pmc(call, self._epoch)
+        elif pmc.epoch != self._epoch:
+            pmc.epoch, pmc.state, pmc.left = self._epoch, _UNKNOWN_STATE, 0
+            pmc.left_events.clear()
+        name, event_count = call.name, call.event_count
+        said = _STEPS[name][pmc.state](
+            pmc, call.event, call.leader, call.result < 0, call.attr.disabled, call.max_nr_events or 1
+        )
+        if not call.pmc and pmc.state == _EMPTY:
             del self._pmcs[key]
-        counted = self._count(call)
-        if counted is not None and not verdict.kind.is_divergence:
-            return Verdict(
-                Kind.EVENT_COUNT_MISMATCH, verdict.event, verdict.leader, counted, verdict.predicted
-            )
-        return verdict
+        if event_count < 0:
+            return said
+        # KVM counts an event once it was created, and no more after it was released: at the entry of either
+        # call its count is still without it, or with it (pmc_reprogram_counter, pmc_release_perf_event).
+        vcpu = call.tgid, call.vcpu
+        expected = self._event_counts.get(vcpu, event_count)
+        if name is CallName.CREATE:
+            self._event_counts[vcpu] = event_count + (call.result == 0) & 0xFF  # u8 event_count
+        elif name is CallName.RELEASE:
+            self._event_counts[vcpu] = event_count - 1 & 0xFF
+        elif expected != event_count or vcpu not in self._event_counts:
+            self._event_counts[vcpu] = event_count
+        if expected == event_count or said.kind.is_divergence:
+            return said
+        event, leader = (-1 if index is None else index for index in (said.event, said.leader))
+        return verdict(
+            *(_EVENT_COUNT_MISMATCH, event, leader, _EXPECTED.index(Expected.EVENT_COUNT)),
+            *(expected, 1, said.counts, event_count),
+        )
 
     def groups(self) -> Iterator[Group]:
         """The pmcs that hold events now, or have left some behind."""
         for pmc in self._pmcs.values():
-            events = len(pmc.members())
-            orphans = len(pmc.overwritten) + len(pmc.perf_events) - events
+            events = pmc.members.bit_count()
+            orphans = pmc.left + pmc.orphans.bit_count()
             if events or orphans:
-                yield Group(pmc.vm, pmc.tgid, pmc.vcpu, pmc.name, pmc.state, pmc.size, events, orphans)
+                state = _STATES[pmc.state]
+                yield Group(pmc.vm, pmc.tgid, pmc.vcpu, pmc.name, state, pmc.size, events, orphans)
 
     def forget(self, tgid: int) -> None:
         """Drops all that is known of a VM that is gone."""
-        self._pmcs = {key: pmc for key, pmc in self._pmcs.items() if pmc.tgid != tgid}
+        self._pmcs = {key: pmc for key, pmc in self._pmcs.items() if key[0] != tgid}
         self._event_counts = {key: n for key, n in self._event_counts.items() if key[0] != tgid}
 
-    def _forget_state(self) -> None:
-        """Records were lost, and nobody knows whose."""
-        for pmc in self._pmcs.values():
-            pmc.state = State.UNKNOWN
-            pmc.overwritten.clear()
-        self._event_counts.clear()
 
-    def _count(self, call: Call) -> str | None:
-        """Holds the vCPU's count of events against KVM's; says what was expected where they differ.
-
-        KVM counts an event once it was created, and no more after it was released: at the entry of either
-        call its count is still without it, or with it (pmc_reprogram_counter, pmc_release_perf_event).
-        """
-        if call.event_count < 0:
-            return None
-        key = call.tgid, call.vcpu
-        expected = self._event_counts.get(key, call.event_count)
-        change = {CallName.CREATE: call.result == 0, CallName.RELEASE: -1}.get(call.name, 0)
-        self._event_counts[key] = (call.event_count + change) & 0xFF  # u8 event_count
-        if expected == call.event_count:
-            return None
-        return f"event_count={expected}, not {call.event_count}"
+# The code
 
 
-def _create(pmc: _Pmc, call: Call) -> Verdict:
-    leader = pmc.index_of(call.leader) if call.leader else None
-    match pmc.state:
-        case State.CREATING:
-            return _create_member(pmc, call, leader)
-        case _ if not call.leader:
-            return _program(pmc, call)
-        case State.UNKNOWN:
-            return _adopt(pmc, call, State.UNKNOWN)
-        case State.EMPTY:
-            # Its leader was never created. What follows shows whether a member is missing.
-            verdict = _program(pmc, call)
-            return Verdict(pmc.fault(Kind.WRONG_LEADER), 0, None, _created(0, pmc.size), verdict.predicted)
-        case _:
-            kind = pmc.fault(Kind.EXTRA_MEMBER if leader == 0 else Kind.WRONG_LEADER)
-            expected = _expected(pmc)
-            if call.result == 0 and pmc.index_of(call.event) is None:
-                # Nothing says that it should be enabled, and no release will come to it.
-                pmc.perf_events[_free_index(pmc)] = _Member(call.event, enabled=True)
-            return Verdict(kind, None, leader, expected)
+def _low(mask: int) -> int:
+    return (mask & -mask).bit_length() - 1 if mask else 0
 
 
-def _program(pmc: _Pmc, call: Call) -> Verdict:
-    """The first create of a program; a create without a leader opens one, whatever went before."""
-    expected = _expected(pmc)
-    former_size, former_state = pmc.size, pmc.state
-    if former_state is State.UNKNOWN:
-        pmc.perf_events.clear()
-    abandoned = pmc.members()
-    for i in abandoned:
-        pmc.overwritten.add(pmc.perf_events.pop(i).event)
-    pmc.size = max(1, call.max_nr_events)
-    pmc.released, pmc.faults = frozenset(), set()
-    if call.result < 0:
-        pmc.state = State.EMPTY
-    else:
-        _add_member(pmc, 0, call)
-    predicted = (CallName.CREATE, *_due_after_create(pmc))
-    kind = Kind.PREDICTED
-    if abandoned:
-        kind = Kind.NOT_ENABLED if former_state is State.ENABLING else Kind.ORPHANED_MEMBER
-    elif former_size > 1 == pmc.size and former_state is not State.UNKNOWN:
-        kind, expected = Kind.DEGRADED_GROUP, f"a program of {former_size} events"
-    elif call.attr.disabled != (pmc.size > 1):
-        kind = Kind.ENABLED_EARLY if pmc.size > 1 else Kind.NOT_ENABLED
-        expected = _created(0, pmc.size)
-    if kind is Kind.PREDICTED:
-        return Verdict(kind, 0, None, predicted=predicted)
-    return Verdict(pmc.fault(kind), 0, None, expected, predicted)
+def _diverged(
+    pmc: _Pmc, kind: int, event: int, leader: int, says: tuple[int, int, int], counts: tuple[int, ...]
+) -> Verdict:
+    """The verdict for `kind`, which is unknown where it tells nothing new."""
+    if kind != _UNKNOWN_KIND:
+        if pmc.faults >> kind & 1 or (kind == _UNEXPECTED_CALL and pmc.faults):
+            kind = _UNKNOWN_KIND
+        else:
+            pmc.faults |= 1 << kind
+    return verdict(kind, event, leader, *says, counts)
 
 
-def _create_member(pmc: _Pmc, call: Call, leader: int | None) -> Verdict:
-    index = len(pmc.members())
-    expected = _created(index, pmc.size)
-    known = pmc.index_of(call.event)
-    if known is not None:
-        return Verdict(pmc.fault(Kind.EXTRA_MEMBER), known, leader, expected)
-    if call.result < 0:
-        pmc.state = State.PARTIAL
-    else:
-        _add_member(pmc, index, call)
-    predicted = _due_after_create(pmc)
-    if leader != 0:
-        kind = Kind.WRONG_LEADER
-    elif not call.attr.disabled:
-        kind = Kind.ENABLED_EARLY
-    elif call.result < 0:
-        kind = Kind.PARTIAL_GROUP
-        expected += " to succeed"
-    else:
-        return Verdict(Kind.PREDICTED, index, leader, predicted=predicted)
-    return Verdict(pmc.fault(kind), index, leader, expected, predicted)
+def source() -> str:
+    """The Python code of the automaton: a function for each call in each state."""
+    lines = ["def next_call(p):", *_ladder(NEXT, "    return {says}")]
+    for call in CallName:
+        for i, state in enumerate(State):
+            rules = [rule for rule in RULES if rule.call is call and state in rule.states]
+            lines += ["", f"def {call}_{i}(p, event, leader, failed, disabled, n):"]
+            # What only a later rule asks for is not worked out for an earlier one.
+            known: set[str] = set()
+            for rule in rules:
+                for name in sorted(_mentioned(rule) & {"index", "leader_index"} - known):
+                    of = "leader" if name == "leader_index" else "event"
+                    lines.append(f"    {name} = p.index_of({of}) if {of} else -1")
+                    known.add(name)
+                lines += _rule(rule)
+    return "\n".join(lines)
 
 
-def _add_member(pmc: _Pmc, index: int, call: Call) -> None:
-    """The create of member `index` succeeded."""
-    if index in pmc.perf_events:
-        pmc.overwritten.add(pmc.perf_events[index].event)
-    pmc.overwritten.discard(call.event)
-    pmc.perf_events[index] = _Member(call.event, enabled=not call.attr.disabled)
-    if index + 1 < pmc.size:
-        pmc.state = State.CREATING
-    else:
-        pmc.state, pmc.is_paused = State.ENABLING if pmc.size > 1 else State.RUNNING, False
+def _mentioned(rule: Rule) -> set[str]:
+    says = [part for say in rule.says for part in (say.when, say.at, say.size)]
+    values = [value for _, value in (*rule.let, *rule.predicted)]
+    return names_in(rule.when, rule.event, rule.leader, rule.effects, *says, *values)
 
 
-def _due_after_create(pmc: _Pmc) -> tuple[CallName, ...]:
-    match pmc.state:
-        case State.CREATING:
-            return (CallName.CREATE,)
-        case State.ENABLING:
-            return (CallName.ENABLE,) * pmc.size
-        case _:
-            return ()
+def _rule(rule: Rule) -> list[str]:
+    to = python()
+    when = expression(rule.when, to)
+    indent = "    " if when == "1" else "        "
+    lines = [] if when == "1" else [f"    if {when}:"]
+    lines += [f"{indent}{name} = {expression(value, to)}" for name, value in rule.let]
+    counts = dict(rule.predicted)
+    predicted = ", ".join(expression(counts.get(name, "0"), to) for name in CallName)
+    lines.append(f"{indent}counts = ({predicted})")
+    lines += [indent + line for line in _ladder(rule.says, "kind, says = {kind}, {says}")]
+    lines += statements(rule.effects, to, indent)
+    place = f"{expression(rule.event, to)}, {expression(rule.leader, to)}"
+    if any(say.kind is Kind.PREDICTED for say in rule.says):
+        lines += [f"{indent}if not kind:", f"{indent}    return verdict(0, {place}, 0, 0, 1, counts)"]
+    lines.append(f"{indent}return diverged(p, kind, {place}, says, counts)")
+    return lines
 
 
-def _enable(pmc: _Pmc, call: Call) -> Verdict:
-    if pmc.state is State.UNKNOWN:
-        return _adopt(pmc, call, State.RUNNING)
-    index = pmc.index_of(call.event)
-    expected = _expected(pmc)
-    if index is None:
-        return Verdict(pmc.fault(_stranger(pmc, call)), None, None, expected)
-    was_enabled, pmc.perf_events[index].enabled = pmc.perf_events[index].enabled, True
-    match pmc.state:
-        case State.PAUSED | State.PARTIAL if index == 0 and pmc.is_paused and call.max_nr_events <= 1:
-            pmc.is_paused = False
-            if pmc.state is State.PAUSED:
-                pmc.state = State.RUNNING
-            return Verdict(Kind.PREDICTED, index, None, predicted=(CallName.ENABLE,))
-        case State.ENABLING if not was_enabled:
-            before = pmc.next_to_enable()
-            if before is None:
-                pmc.state = State.RUNNING
-            elif before < index:
-                return Verdict(pmc.fault(Kind.ENABLED_OUT_OF_ORDER), index, None, expected)
-            return Verdict(Kind.PREDICTED, index, None)
-        case State.CREATING if Kind.ENABLED_EARLY in pmc.faults:
-            # The second enable in a row: no create is to come any more.
-            pmc.state = State.RUNNING if pmc.next_to_enable() is None else State.ENABLING
-            return Verdict(pmc.fault(Kind.MISSING_MEMBER), index, None, expected)
-        case State.CREATING | State.PARTIAL:
-            return Verdict(pmc.fault(Kind.ENABLED_EARLY), index, None, expected)
-        case _:
-            return Verdict(pmc.fault(Kind.UNEXPECTED_CALL), index, None, expected)
+def _ladder(says: tuple[Says, ...], line: str) -> list[str]:
+    """What the first of `says` that holds comes to; without `if` where nothing is asked."""
+    to = python()
+    lines = []
+    for i, say in enumerate(says):
+        expected = (
+            "next_call(p)"
+            if say.expected is None
+            else f"({_EXPECTED.index(say.expected)}, {expression(say.at, to)}, {expression(say.size, to)})"
+        )
+        made = line.strip().format(kind=_KINDS.index(say.kind), says=expected)
+        indent = line[: len(line) - len(line.lstrip())]
+        when = expression(say.when, to)
+        if when == "1":
+            lines += [f"{indent}else:", f"{indent}    {made}"] if i else [f"{indent}{made}"]
+            break
+        lines += [f"{indent}{'elif' if i else 'if'} {when}:", f"{indent}    {made}"]
+    return lines
 
 
-def _pause(pmc: _Pmc, call: Call) -> Verdict:
-    if pmc.state is State.UNKNOWN:
-        return _adopt(pmc, call, State.PAUSED)
-    index = pmc.index_of(call.event)
-    # A group is stopped, never paused; but what was a group may have become a single event since.
-    if (
-        pmc.state in (State.RUNNING, State.PARTIAL)
-        and index == 0
-        and not pmc.is_paused
-        and call.max_nr_events <= 1
-    ):
-        pmc.is_paused = True
-        if pmc.state is State.RUNNING:
-            pmc.state = State.PAUSED
-        return Verdict(Kind.PREDICTED, 0, None, predicted=(CallName.PAUSE,))
-    return Verdict(pmc.fault(_left_too_soon(pmc) or Kind.UNEXPECTED_CALL), index, None, _expected(pmc))
+def _compiled() -> dict[CallName, tuple[_Step, ...]]:
+    names: dict[str, object] = {"_low": _low, "verdict": verdict, "diverged": _diverged}
+    exec(compile(source(), "<the automaton>", "exec"), names)  # our own text, from automaton.py
+    return {call: tuple(names[f"{call}_{i}"] for i in range(len(State))) for call in CallName}  # type: ignore[misc]
 
 
-def _release(pmc: _Pmc, call: Call) -> Verdict:
-    index = pmc.index_of(call.event)
-    if pmc.state is State.UNKNOWN:
-        verdict = _adopt(pmc, call, State.EMPTY)
-        pmc.perf_events = {i: member for i, member in pmc.perf_events.items() if member.event != call.event}
-        return verdict
-    expected = _expected(pmc)
-    if call.event in pmc.overwritten:
-        pmc.overwritten.remove(call.event)
-        return Verdict(pmc.fault(Kind.RELEASED_OUT_OF_ORDER), None, None, expected)
-    if index is None:
-        return Verdict(pmc.fault(_stranger(pmc, call)), None, None, expected)
-    kind = Kind.PREDICTED
-    predicted: tuple[CallName, ...] = ()
-    if pmc.state is not State.RELEASING:
-        kind = _left_too_soon(pmc) or Kind.PREDICTED
-        # pmc_release_perf_event() releases what exists among i < max_nr_events, as that is now.
-        pmc.walk = sorted(i for i in pmc.perf_events if i < max(1, call.max_nr_events))
-        predicted = (CallName.RELEASE,) * len(pmc.walk)
-        pmc.state = State.RELEASING
-    if kind is Kind.PREDICTED and pmc.walk[:1] != [index]:
-        kind = Kind.RELEASED_OUT_OF_ORDER
-        expected = f"release(event={pmc.walk[0]})" if pmc.walk else "create(leader=None)"
-    if index in pmc.walk:
-        pmc.walk.remove(index)
-    del pmc.perf_events[index]
-    pmc.released |= {call.event}
-    if not pmc.walk:
-        pmc.state = State.EMPTY
-        left = pmc.members()
-        for i in left:
-            pmc.perf_events[i].is_orphan = True
-        if left and kind is Kind.PREDICTED:
-            kind = Kind.ORPHANED_MEMBER
-            expected = " and ".join(f"release(event={i})" for i in left) + " to follow"
-    if kind is Kind.PREDICTED:
-        return Verdict(kind, index, None, predicted=predicted)
-    return Verdict(pmc.fault(kind), index, None, expected, predicted)
-
-
-def _adopt(pmc: _Pmc, call: Call, then: State) -> Verdict:
-    """A call of a pmc whose past is not known; with a single event, the call tells the state."""
-    member = _Member(call.event, enabled=call.name is CallName.ENABLE)
-    if pmc.size == 1 >= call.max_nr_events:
-        pmc.state, pmc.perf_events, pmc.is_paused = then, {0: member}, then is State.PAUSED
-        pmc.released, pmc.faults = frozenset(), set()
-        return Verdict(Kind.UNKNOWN, 0, None)
-    if pmc.index_of(call.event) is None:
-        pmc.perf_events[_free_index(pmc)] = member
-    return Verdict(Kind.UNKNOWN, None, None)
-
-
-def _free_index(pmc: _Pmc) -> int:
-    return max(pmc.perf_events, default=-1) + 1
-
-
-def _left_too_soon(pmc: _Pmc) -> Kind | None:
-    return {State.CREATING: Kind.MISSING_MEMBER, State.ENABLING: Kind.NOT_ENABLED}.get(pmc.state)
-
-
-def _stranger(pmc: _Pmc, call: Call) -> Kind:
-    """What an event is that the pmc does not hold."""
-    if call.name is CallName.RELEASE and call.event in pmc.released:
-        return Kind.RELEASED_TWICE
-    return Kind.MISSING_MEMBER if pmc.state is State.CREATING else Kind.UNEXPECTED_CALL
-
-
-_HANDLERS = {
-    CallName.CREATE: _create,
-    CallName.ENABLE: _enable,
-    CallName.PAUSE: _pause,
-    CallName.RELEASE: _release,
-}
-
-
-def _created(index: int, size: int) -> str:
-    leader = 0 if index else None
-    return f"create(event={index}, leader={leader}, disabled={int(size > 1)})"
-
-
-def _expected(pmc: _Pmc) -> str:
-    """What may come next, in words."""
-    match pmc.state:
-        case State.CREATING:
-            return _created(len(pmc.members()), pmc.size)
-        case State.ENABLING:
-            return f"enable(event={pmc.next_to_enable()})"
-        case State.RUNNING if pmc.size == 1:
-            return "pause(event=0) or release(event=0)"
-        case State.PAUSED:
-            return "enable(event=0) or release(event=0)"
-        case State.RELEASING:
-            return f"release(event={pmc.walk[0]})"
-        case State.RUNNING | State.PARTIAL:
-            return f"release(event={min(pmc.members(), default=0)})"
-        case _:
-            return "create(leader=None)"
+_STEPS = _compiled()

@@ -12,15 +12,21 @@ from typing import TYPE_CHECKING
 
 from vpmu_agent.kernel.errors import ProbeError
 from vpmu_agent.kernel.features import bcc_trouble
+from vpmu_agent.model.automaton import SLOTS, Kind, State
+from vpmu_agent.probes import monitor
 
 if TYPE_CHECKING:
     import bcc
 
-MAX_INFLIGHT = 16384
-"""Calls under way at once; one vCPU thread is in one at the most. About 3 MB of the kernel's memory."""
-
-MAX_PROCESSES = 4096
-"""VM processes whose command line user space need not be told again."""
+MAX_ENTRIES = {
+    "inflight": 16384,  # threads in a call; a vCPU is in one at the most
+    "pmcs": 65536,
+    "vcpus": 16384,
+    "errors": 4096,  # of creations, by VM and errno
+    "left": 4096,  # events that KVM forgot
+    "processes": 4096,  # whose command line user space need not be told again
+}
+"""What the maps have room for. A host is full when a map is: that is counted, not hidden."""
 
 RING_PAGES = 1024
 """Pages of the ring buffer, a power of two: 4 MiB hold some 30,000 calls that user space has not read yet."""
@@ -36,27 +42,38 @@ def compile_program(
     constants: Mapping[str, int],
     *,
     fexit: bool = False,
+    twins: bool = False,
     user_memory: bool = False,
     ring_pages: int = RING_PAGES,
-    max_inflight: int = MAX_INFLIGHT,
+    max_entries: Mapping[str, int] | None = None,
 ) -> bcc.BPF:
     """Compiles the probes. `constants` are the VPMU_* that bpf/vpmu.bpf.c asks for.
 
     With `fexit`, bcc also loads and attaches them at once; otherwise the caller attaches vpmu_NAME_entry and
-    vpmu_NAME_return, as kprobes or, with `user_memory`, as uprobes. Raises ProbeError.
+    vpmu_NAME_return, as kprobes or, with `user_memory`, as uprobes; `twins` are raw-tracepoint programs of
+    the same bodies, which BPF_PROG_TEST_RUN takes. `max_entries` changes MAX_ENTRIES. Raises ProbeError.
     """
     if trouble := bcc_trouble():
         raise ProbeError(f"cannot load bcc: {trouble}", BCC_TODO)
     import bcc
 
-    defines = {**constants, "VPMU_RING_PAGES": ring_pages, "VPMU_MAX_INFLIGHT": max_inflight}
-    defines["VPMU_MAX_PROCESSES"] = MAX_PROCESSES
+    slots = SLOTS if "VPMU_PMC_MAX_NR_EVENTS" in constants else 1
+    rooms = {**MAX_ENTRIES, **(max_entries or {})}
+    defines = {
+        **constants,
+        **{f"VPMU_MAX_{name.upper()}": room for name, room in rooms.items()},
+        "VPMU_RING_PAGES": ring_pages,
+        "VPMU_KINDS": len(Kind),
+        "VPMU_STATES": len(State),
+        "VPMU_SLOTS": slots,
+    }
     flags = [
         f"-D{name}={value}ULL" if value > 2**31 else f"-D{name}={value}" for name, value in defines.items()
     ]
-    flags += ["-DVPMU_FEXIT"] * fexit + ["-DVPMU_USER_MEMORY"] * user_memory
+    flags += ["-DVPMU_FEXIT"] * fexit + ["-DVPMU_TWINS"] * twins + ["-DVPMU_USER_MEMORY"] * user_memory
     with as_file(files("vpmu_agent") / "bpf") as folder, _kernel_source(folder / "headers"):
         text = (folder / "vpmu.bpf.c").read_bytes()
+        text = text.replace(b'#include "monitor.h"', monitor.source(slots).encode())
         with captured_stderr() as said:
             try:
                 return bcc.BPF(text=text, cflags=[*flags, f"-I{folder}"])

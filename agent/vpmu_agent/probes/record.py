@@ -11,8 +11,9 @@ from importlib.resources import files
 from itertools import accumulate
 from typing import Any, Protocol
 
-from vpmu_agent.model.automaton import SLOTS, Kind, State
+from vpmu_agent.model.automaton import SLOTS, Expected, Kind, State
 from vpmu_agent.model.call import Attr, Call, CallName, PmcType
+from vpmu_agent.model.check import Verdict, verdict
 
 _FORMATS = {"__u8": "B", "__s8": "b", "__u32": "I", "__s32": "i", "__u64": "Q", "__s64": "q"}
 
@@ -81,7 +82,8 @@ CONTROL = Layout("vpmu_control")
 VCPU_KEY, VCPU = Layout("vpmu_vcpu_key"), Layout("vpmu_vcpu")
 ERROR_KEY = Layout("vpmu_error_key")
 PMC_KEY = Layout("vpmu_pmc_key")
-_Record = namedtuple("_Record", list(CALL.fields))  # type: ignore[misc] # names known at run time
+_named: Any = namedtuple  # mypy wants to know the names, which the header has
+_Record = _named("_Record", list(CALL.fields))
 _PROCESS_SIZE = PROCESS.size + SIZES["VPMU_COMMAND_SIZE"]
 _CALLS = [CallName(_short(name, "VPMU_")) for name in enum_names(_TEXT, "vpmu_call_name")]
 _PMC_TYPES = [PmcType(_short(name, "VPMU_")) for name in enum_names(_TEXT, "vpmu_pmc_type")]
@@ -144,8 +146,8 @@ class Decoder:
         self._vms = vms
         self._lost = 0
 
-    def call(self, data: bytes) -> Call | None:
-        """The call that one record tells of, None for a record of a process.
+    def call(self, data: bytes) -> tuple[Call, Verdict] | None:
+        """The call that one record tells of and the monitor's verdict, None for a record of a process.
 
         Raises struct.error if it is neither by its length.
         """
@@ -154,12 +156,12 @@ class Decoder:
             command = data[PROCESS.size : PROCESS.size + size].decode(errors="replace")
             self._vms.met(tgid, command.rstrip("\0").split("\0"))
             return None
-        r: Any = _Record._make(CALL.struct.unpack(data))
+        r = _Record(*CALL.struct.unpack(data))
         # Two CPUs can read the total and then get their places in the ring the other way round.
         lost = max(0, r.lost - self._lost)
         self._lost += lost
         pmc_type = _PMC_TYPES[r.pmc_type]
-        return Call(
+        call = Call(
             time_ns=r.time_ns + self._epoch_ns,
             duration_ns=r.duration_ns,
             name=_CALLS[r.call],
@@ -178,3 +180,11 @@ class Decoder:
             event_count=r.event_count,
             lost=lost,
         )
+        said = verdict(
+            *(r.verdict, r.event_index, r.leader_index, r.expected, r.expected_at, r.expected_size),
+            event_count=r.event_count if r.expected == _EVENT_COUNT else -1,
+        )
+        return call, said
+
+
+_EVENT_COUNT = list(Expected).index(Expected.EVENT_COUNT)

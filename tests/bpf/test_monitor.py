@@ -1,0 +1,80 @@
+"""The BPF monitor says what the Python check says, call for call and in its counts."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.bpf import fuzz
+from tests.bpf.twins import Twins
+from tests.unit.world import World
+from vpmu_agent.model.automaton import Kind
+from vpmu_agent.model.check import Monitor
+from vpmu_agent.probes import monitor
+
+
+def test_some_thousands_of_random_sequences() -> None:
+    calls, kinds, different = fuzz.run(range(3000))
+    assert different == []
+    assert calls > 50_000
+    assert set(kinds) == set(Kind)
+
+
+# Each is a fault that a generator, or a person, could make.
+MUTANTS = {
+    "another state": ("p->state = 5;", "p->state = 4;"),
+    "another index": ("c->event_index = index;", "c->event_index = 0;"),
+    "another kind": ("c->kind = VPMU_KIND_RELEASED_TWICE;", "c->kind = VPMU_KIND_UNKNOWN;"),
+    "another expectation": ("c->expected = VPMU_EXPECTED_RELEASES;", "c->expected = VPMU_EXPECTED_RELEASE;"),
+    "a count too few": ("v->predicted[VPMU_RELEASE] += mask_count(ahead);", "v->predicted[VPMU_RELEASE]++;"),
+    "an orphan forgotten": ("p->orphans |= p->members;", ";"),
+    "a repetition reported": ("p->faults |= 1U << c->kind;", ";"),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_fault_in_the_generated_monitor_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right, wrong = MUTANTS[name]
+    source = monitor.source
+
+    def broken(slots: int) -> str:
+        text = source(slots)
+        assert right in text
+        return text.replace(right, wrong)
+
+    monkeypatch.setattr(monitor, "source", broken)
+    twins = Twins(grouped=True, vcpus=2, pmcs=3, events=8192)
+    sequences = (fuzz.sequence(seed, grouped=True) for seed in range(2000))
+    assert any(list(fuzz.differences(calls, twins)) for calls in sequences)
+
+
+def test_what_is_conforming_sends_nothing_and_is_counted() -> None:
+    world = World(random.Random(1), sizes=(1, 2, 4), vcpus=1)
+    world.run(200, hazards=False)
+    twins = Twins(grouped=True)
+    twins.stream(on=False)
+    check = Monitor()
+    for call in world.calls:
+        twins.make(call)
+        check.observe(call)
+    assert twins.received() == []
+    counted = twins.vcpu(0)
+    assert sum(counted["calls"]) == counted["verdicts"][0] == len(world.calls)
+    assert counted["predicted"] == counted["calls"]
+    assert sum(sum(counted[f"{name}_buckets"]) for name in ("create", "enable", "pause", "release")) == len(
+        world.calls
+    )
+
+
+def test_a_full_ring_loses_no_count() -> None:
+    calls = [call for seed in range(40) for call in fuzz.sequence(seed, grouped=True)]
+    twins = Twins(grouped=True, vcpus=2, pmcs=3, events=8192, ring_pages=1)
+    check = Monitor()
+    said = [check.observe(call).kind for call in calls]
+    for call in calls:
+        twins.make(call)
+    divergences = sum(kind.is_divergence for kind in said)
+    counted = sum(sum(twins.vcpu(vcpu)["verdicts"][2:]) for vcpu in (0, 1))
+    assert counted == divergences > 0
+    assert twins.lost()["ring_full"] > 0

@@ -1,0 +1,190 @@
+"""The BPF monitor on made-up calls: BPF_PROG_TEST_RUN on raw-tracepoint twins of the probes' bodies.
+
+What the probes would read of the kernel they read of this process: a block of memory with pmcs, vCPUs and
+events in a layout of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+from vpmu_agent.kernel import btf
+from vpmu_agent.model.call import Call, CallName
+from vpmu_agent.model.check import Verdict
+from vpmu_agent.probes import record
+from vpmu_agent.probes.program import compile_program
+
+_HANDLER = 0x1000
+_PMC, _VCPU, _EVENT = 16, 8, 64  # bytes of each
+_CONSTANTS = {
+    "VPMU_HANDLER": _HANDLER,
+    "VPMU_HANDLER_INTR": 0,
+    "VPMU_PMC_TYPE": 0,
+    "VPMU_PMC_IDX": 4,
+    "VPMU_PMC_VCPU": 8,
+    "VPMU_VCPU_ID": 0,
+    "VPMU_VCPU_EVENT_COUNT": 4,
+    "VPMU_EVENT_HANDLER": 0,
+    "VPMU_EVENT_CONTEXT": 8,
+    "VPMU_EVENT_ATTR": 16,
+}
+_GROUPED = {"VPMU_PMC_MAX_NR_EVENTS": 5, "VPMU_CREATE_ARGS": 6}
+_STOCK = {"VPMU_CREATE_ARGS": 5}
+
+_BPF_PROG_TEST_RUN = 10
+_SYS_BPF = 321  # x86-64
+# union bpf_attr, `test`: prog_fd, retval, data_size_in, data_size_out, data_in, data_out, repeat, duration,
+# ctx_size_in, ctx_size_out, ctx_in, ctx_out, flags, cpu, batch_size
+_TEST = struct.Struct("=IIIIQQIIIIQQIII4x")
+_ARGUMENTS = struct.Struct("=12Q")
+_ATTR = struct.Struct("=IIQQQQQ")
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _Names:
+    def met(self, tgid: int, command: Sequence[str]) -> None:
+        """Who these calls are of is known."""
+
+    def name(self, tgid: int) -> str:
+        """Any name will do."""
+        return f"pid-{tgid}"
+
+
+class Twins:
+    """A loaded monitor, and the memory that it takes for the kernel's."""
+
+    def __init__(
+        self, *, grouped: bool, vcpus: int = 4, pmcs: int = 4, events: int = 4096, ring_pages: int = 64
+    ) -> None:
+        import bcc
+
+        types = btf.vmlinux()
+        offsets = {
+            "VPMU_TASK_MM": types.member("task_struct", "mm").offset,
+            "VPMU_MM_ARG_START": types.member("mm_struct", "arg_start").offset,
+            "VPMU_MM_ARG_END": types.member("mm_struct", "arg_end").offset,
+        }
+        self._grouped = grouped
+        constants = _CONSTANTS | (_GROUPED if grouped else _STOCK) | offsets
+        self._bpf = compile_program(constants, user_memory=True, twins=True, ring_pages=ring_pages)
+        self._runs = {}
+        self._arguments = ctypes.create_string_buffer(_ARGUMENTS.size)
+        for name in CallName:
+            for end in ("entry", "return"):
+                function = self._bpf.load_func(f"vpmu_{name}_{end}".encode(), bcc.BPF.RAW_TRACEPOINT)
+                attr = _TEST.pack(
+                    *(function.fd, 0, 0, 0, 0, 0, 0, 0, len(self._arguments.raw), 0),
+                    *(ctypes.addressof(self._arguments), 0, 0, 0, 0),
+                )
+                self._runs[name, end] = ctypes.create_string_buffer(attr, len(attr))
+        self._memory = ctypes.create_string_buffer(4096 + vcpus * (_VCPU + pmcs * _PMC) + events * _EVENT)
+        base = ctypes.addressof(self._memory)
+        self._base = base
+        self._attr = base
+        self._vcpus = {i: base + 4096 + i * _VCPU for i in range(vcpus)}
+        self._first_pmc = base + 4096 + vcpus * _VCPU
+        self._first_event = self._first_pmc + vcpus * pmcs * _PMC
+        self._events, self._room = events, (vcpus, pmcs)
+        self._pmcs: dict[int, int] = {}
+        self._known: dict[int, int] = {}
+        self._seen: list[bytes] = []
+        self._decoder = record.Decoder(epoch_ns=0, vms=_Names())
+        self._bpf[b"calls"].open_ring_buffer(self._receive)
+        self._epoch, self._stream = 0, True
+        self.begin()
+
+    def begin(self) -> None:
+        """Forgets all calls so far."""
+        for name in (b"pmcs", b"vcpus", b"left", b"errors"):
+            table = self._bpf[name]
+            for key in list(table.keys()):
+                del table[key]
+        self._pmcs.clear()
+        self._known.clear()
+        self._bump()
+
+    def observe(self, call: Call) -> tuple[Call, Verdict]:
+        """Makes one call; returns it as the monitor saw it, and its verdict."""
+        self.make(call)
+        (seen,) = self.received()
+        return seen
+
+    def make(self, call: Call) -> None:
+        """Makes one call."""
+        if call.lost:
+            self._bump()
+        pmc = self._pmc(call)
+        event, leader = self._event(call.event), self._event(call.leader)
+        if call.name is CallName.CREATE:
+            _ATTR.pack_into(self._memory, 0, 4, _ATTR.size, 0x76, 0, 0, 0, int(call.attr.disabled))
+            handler = (_HANDLER, pmc)
+            self._run(call.name, "entry", self._attr, 0, 0, *([leader] if self._grouped else []), *handler)
+            self._run(call.name, "return", event or call.result & 2**64 - 1)
+        else:
+            struct.pack_into("=QQ", self._memory, event - self._base, _HANDLER, pmc)
+            self._run(call.name, "entry", event)
+            self._run(call.name, "return", 0)
+
+    def received(self) -> list[tuple[Call, Verdict]]:
+        """What the monitor sent since the last time."""
+        self._bpf.ring_buffer_consume()
+        raw, self._seen = self._seen, []
+        return [seen for data in raw if (seen := self._decoder.call(data))]
+
+    def stream(self, *, on: bool) -> None:
+        """Whether every call is to be sent. At first it is."""
+        self._stream = on
+        self._bump()
+
+    def vcpu(self, vcpu: int) -> dict[str, tuple[int, ...]]:
+        """What the monitor counted of a vCPU, by the fields of `struct vpmu_vcpu`."""
+        table = self._bpf[b"vcpus"]
+        key = table.Key(os.getpid(), vcpu)
+        numbers = record.VCPU.struct.unpack(bytes(table[key]))
+        return {name: numbers[at] for name, at in record.VCPU.fields.items()}
+
+    def lost(self) -> dict[str, int]:
+        """Calls and records that the monitor lost, by reason."""
+        counts = [int(count.value) for count in self._bpf[b"lost"].values()]
+        return dict(zip(record.LOST_REASONS, counts, strict=True))
+
+    def _bump(self) -> None:
+        self._epoch += 1
+        table = self._bpf[b"control"]
+        table[ctypes.c_int(0)] = table.Leaf(self._epoch, self._stream)
+
+    def _pmc(self, call: Call) -> int:
+        address = self._pmcs.get(call.pmc)
+        vcpu = self._vcpus[call.vcpu]
+        if address is None:
+            vcpus, pmcs = self._room
+            assert len(self._pmcs) < vcpus * pmcs
+            address = self._pmcs[call.pmc] = self._first_pmc + len(self._pmcs) * _PMC
+        struct.pack_into(
+            *("=IBBxxQ", self._memory, address - self._base, 0, call.pmc_idx, call.max_nr_events, vcpu)
+        )
+        struct.pack_into("=iB", self._memory, vcpu - self._base, call.vcpu, call.event_count & 0xFF)
+        return address
+
+    def _event(self, event: int) -> int:
+        if not event:
+            return 0
+        address = self._known.get(event)
+        if address is None:
+            assert len(self._known) < self._events
+            address = self._known[event] = self._first_event + len(self._known) * _EVENT
+        return address
+
+    def _run(self, name: CallName, end: str, *arguments: int) -> None:
+        _ARGUMENTS.pack_into(self._arguments, 0, *arguments, *[0] * (12 - len(arguments)))
+        attr = self._runs[name, end]
+        if _libc.syscall(_SYS_BPF, _BPF_PROG_TEST_RUN, attr, len(attr)):
+            error = ctypes.get_errno()
+            raise OSError(error, f"BPF_PROG_TEST_RUN: {os.strerror(error)}")
+
+    def _receive(self, _context: Any, data: int, size: int) -> None:
+        self._seen.append(ctypes.string_at(data, size))
