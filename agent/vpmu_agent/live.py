@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vpmu_agent.model.call import Call
+from vpmu_agent.model.check import Monitor
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -75,11 +76,13 @@ def attached(mode: Mode, vms: Vms) -> Iterator[Source]:
 
 def follow(source: Source, session: Session, duration_s: float | None) -> None:
     """Feeds a session until its end, or until nobody reads its output any more."""
+    observe = Monitor().observe
     for calls in source.batches(duration_s):
-        session.feed(calls)
+        session.feed(zip(calls, map(observe, calls), strict=True))
         if session.unread:
             break
-    session.feed(source.rest())
+    rest = source.rest()
+    session.feed(zip(rest, map(observe, rest), strict=True))
     session.end(sum(source.lost().values()))
 
 
