@@ -17,6 +17,7 @@ import click
 from vpmu_agent import live
 from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.model.call import CallName
+from vpmu_agent.model.check import Monitor
 from vpmu_agent.model.predict import STEPS
 from vpmu_agent.model.predict import predict as predictions
 from vpmu_agent.output import OutputError, print_line, settle_stdout
@@ -218,8 +219,9 @@ def replay(
     with _opened(file) as (stream, name):
         recording = Recording(stream, name)
         session = Session(_make_filters(vm, vcpu, pmc, call), _printer(output), sys.stdout, quiet=quiet)
+        observe = Monitor().observe
         for calls in recording.batches():
-            session.feed(calls)
+            session.feed(zip(calls, map(observe, calls), strict=True))
             if session.unread:
                 _exit(session)
     missing = [name for name in vm if name not in session.seen]

@@ -87,8 +87,8 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 def follow(source: Source, session: Session, duration_s: float | None) -> None:
     """Feeds a session until its end, or until nobody reads its output any more."""
     for calls in source.batches(duration_s):
-        session.feed(calls)  # type: ignore[arg-type] # until it takes verdicts
+        session.feed(calls)
         if session.unread:
             break
-    session.feed(source.rest())  # type: ignore[arg-type]
+    session.feed(source.rest())
     session.end(sum(source.lost().values()))

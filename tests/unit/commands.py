@@ -15,6 +15,7 @@ from typing import IO, Any
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.unit.scenes import checked
 from vpmu_agent.cli import cli
 from vpmu_agent.model.call import Call
 from vpmu_agent.recording import Header, Recorder
@@ -33,7 +34,7 @@ def record(path: Path, calls: list[Call], *, lost: int = 0) -> Path:
     recorder = Recorder(path, Header("0.1.0", "6.1.0-27-amd64", "fexit", {}))
     with Path(os.devnull).open("w") as nowhere:
         session = Session(Filters(), JsonPrinter(), nowhere, recorder=recorder)
-        session.feed(calls)
+        session.feed(checked(calls))
         session.end(lost)
     return path
 

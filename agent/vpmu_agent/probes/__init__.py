@@ -83,7 +83,7 @@ class Probes:
         records = self._ring.poll(timeout_s)
         if time.monotonic() - self._looked >= _LOOK_S:
             self._look_for_misses()
-        return [said for data in records if (said := self._decoder.call(data))]  # type: ignore[misc]
+        return [said for data in records if (said := self._decoder.call(data))]
 
     def vcpus(self) -> Iterator[tuple[int, int, tuple[int, ...]]]:
         """tgid, vcpu_id, and what was counted, laid out as `record.VCPU.fields`."""
