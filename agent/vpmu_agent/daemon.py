@@ -152,7 +152,7 @@ class Attachment:
     @property
     def is_attached(self) -> bool:
         """Whether there are probes now."""
-        return isinstance(self.probes, Probes)
+        return not isinstance(self.probes, Unattached)
 
     @property
     def line(self) -> str:

@@ -12,6 +12,7 @@ from inspect import signature
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
 import pytest
 from click.testing import CliRunner, Result
 
@@ -68,8 +69,14 @@ def read_until(stream: IO[bytes] | None, start: bytes) -> bytes:
 
 @contextmanager
 def daemon(arguments: list[str]) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """The daemon, and the address it listens on once it is attached."""
+    """The daemon's parent, which is what was started, and the address where there are metrics by then."""
     with started(*arguments) as process:
         line = read_until(process.stderr, b"serving http://").decode()
         read_until(process.stderr, b"attached ")
         yield process, line.split("/")[2]
+
+
+def daemon_of(process: subprocess.Popen[bytes]) -> int:
+    """The daemon, of which `process` is the parent."""
+    (child,) = psutil.Process(process.pid).children()
+    return child.pid
