@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
@@ -16,18 +16,18 @@ import click
 
 from vpmu_agent import live
 from vpmu_agent.kernel.errors import KernelError
-from vpmu_agent.metrics import Exporter
 from vpmu_agent.model.call import CallName
+from vpmu_agent.model.check import Monitor
 from vpmu_agent.model.predict import STEPS
 from vpmu_agent.model.predict import predict as predictions
 from vpmu_agent.output import OutputError, print_line, settle_stdout
 from vpmu_agent.predicted import predicted_json, predicted_text
+from vpmu_agent.privileges import USER, User, find_user
 from vpmu_agent.recording import Header, Recorder, Recording, RecordingError
 from vpmu_agent.schema import PMC_NAMES
-from vpmu_agent.server import Address, ListenError, Server, parse_address
+from vpmu_agent.server import Address, ListenError, parse_address
 from vpmu_agent.trace import Filters, JsonPrinter, Printer, Session, TextPrinter
 from vpmu_agent.vms import Vms, running
-from vpmu_agent.watch import Watch
 
 if TYPE_CHECKING:
     from vpmu_agent.probes import Mode
@@ -84,6 +84,13 @@ def _address(_ctx: click.Context, _param: click.Parameter, text: str) -> Address
         return parse_address(text)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
+
+
+def _known_user(_ctx: click.Context, _param: click.Parameter, name: str) -> User:
+    try:
+        return find_user(name)
+    except KeyError as error:
+        raise click.BadParameter(f"there is no user {name!r}") from error
 
 
 def _filters(command: Callable[..., None]) -> Callable[..., None]:
@@ -212,8 +219,9 @@ def replay(
     with _opened(file) as (stream, name):
         recording = Recording(stream, name)
         session = Session(_make_filters(vm, vcpu, pmc, call), _printer(output), sys.stdout, quiet=quiet)
+        observe = Monitor().observe
         for calls in recording.batches():
-            session.feed(calls)
+            session.feed(zip(calls, map(observe, calls), strict=True))
             if session.unread:
                 _exit(session)
     missing = [name for name in vm if name not in session.seen]
@@ -242,22 +250,24 @@ def replay(
     show_default=True,
     help="Also count calls and divergences by vCPU and counter.",
 )
+@click.option(
+    "--user",
+    callback=_known_user,
+    metavar="NAME",
+    default=USER,
+    show_default=True,
+    help="Whom to become where it was started as root; only the loader of the probes stays root.",
+)
+@click.option("--wait", is_flag=True, help="Start even if KVM is not loaded yet.")
 @_duration
 @_attach
-def run(*, listen: Address, per_counter: bool, duration: float | None, mode: Mode) -> None:
+def run(
+    *, listen: Address, per_counter: bool, user: User, wait: bool, duration: float | None, mode: Mode
+) -> None:
     """Watch all VMs and serve metrics to Prometheus."""
-    vms = Vms()
-    # Before the probes, which take their time: what is wrong with the address shows at once.
-    with closing(Server(listen)) as server, live.attached(mode, vms) as source:
-        # These probes have no maps to read yet.
-        watch = Watch(source.probes, vms, per_counter=per_counter)  # type: ignore[arg-type]
-        server.start(Exporter(watch))
-        click.echo(f"serving http://{server.address}/metrics", err=True)
-        click.echo(source.attached, err=True)
-        try:
-            live.watch(source, watch, duration)
-        finally:
-            server.close()  # a scrape reads the probes' maps
+    from vpmu_agent import daemon
+
+    daemon.run(listen=listen, user=user, mode=mode, per_counter=per_counter, duration_s=duration, wait=wait)
 
 
 @cli.command()

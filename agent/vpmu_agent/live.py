@@ -1,26 +1,24 @@
-"""The loops over live probes: until the time is over, or Ctrl-C or SIGTERM comes."""
+"""Live probes: until the time is over, or Ctrl-C or SIGTERM comes."""
 
 from __future__ import annotations
 
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
-
-from vpmu_agent.model.call import Call
 
 if TYPE_CHECKING:
     from types import FrameType
 
+    from vpmu_agent.model.call import Call
+    from vpmu_agent.model.check import Verdict
     from vpmu_agent.probes import Mode, Probes
     from vpmu_agent.trace import Session
     from vpmu_agent.vms import Vms
-    from vpmu_agent.watch import Watch
 
-_POLL_S = 0.1
-_SWEEP_S = 1.0
+POLL_S = 0.1
 
 
 class Source:
@@ -28,35 +26,49 @@ class Source:
 
     def __init__(self, probes: Probes, stopped: Callable[[], bool]) -> None:
         self.mode = probes.mode
-        self.functions = probes.functions
-        self.probes = probes
+        self._probes = probes
         self._stopped = stopped
 
     @property
     def attached(self) -> str:
-        """The line that scripts wait for on stderr."""
-        return f"attached {self.mode} probes to {len(self.functions)} functions"
+        """See attached_line()."""
+        return attached_line(self._probes.mode, self._probes.functions)
 
-    def batches(self, duration_s: float | None) -> Iterator[list[Call]]:
+    def batches(self, duration_s: float | None) -> Iterator[list[tuple[Call, Verdict]]]:
         """The calls as they come, empty batches too, until it is time to end."""
         end = time.monotonic() + (math.inf if duration_s is None else duration_s)
         while not self._stopped() and (left := end - time.monotonic()) > 0:
-            yield self.probes.poll(min(_POLL_S, left))
+            yield self._probes.poll(min(POLL_S, left))
 
-    def rest(self) -> list[Call]:
+    def rest(self) -> list[tuple[Call, Verdict]]:
         """The calls that were still on their way; there will be no more."""
-        return self.probes.stop()
+        return self._probes.stop()
 
     def lost(self) -> Mapping[str, int]:
         """Lost records so far, by reason."""
-        return {reason: count for reason, count in self.probes.lost().items() if reason != "total"}
+        return self._probes.lost()
+
+
+def attached_line(mode: str, functions: Sequence[str]) -> str:
+    """The line that scripts wait for on stderr."""
+    return f"attached {mode} probes to {len(functions)} functions"
 
 
 @contextmanager
 def attached(mode: Mode, vms: Vms) -> Iterator[Source]:
-    """Live probes. A second Ctrl-C ends the process at once. Raises KernelError where there can be none."""
+    """Live probes that send every call. A second Ctrl-C ends the process at once.
+
+    Raises KernelError where there can be none.
+    """
     from vpmu_agent import probes  # it loads what only a live host needs
 
+    with probes.attach(mode=mode, vms=vms, stream=True) as live, stop_requests() as stopped:
+        yield Source(live, stopped)
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Tells whether Ctrl-C or SIGTERM came. A second Ctrl-C ends the process at once."""
     stop = False
 
     def request_stop(_number: int, _frame: FrameType | None) -> None:
@@ -64,13 +76,12 @@ def attached(mode: Mode, vms: Vms) -> Iterator[Source]:
         stop = True
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    with probes.attach(mode=mode, vms=vms) as live:
-        former = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield Source(live, lambda: stop)
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
+    former = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: stop
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def follow(source: Source, session: Session, duration_s: float | None) -> None:
@@ -81,12 +92,3 @@ def follow(source: Source, session: Session, duration_s: float | None) -> None:
             break
     session.feed(source.rest())
     session.end(sum(source.lost().values()))
-
-
-def watch(source: Source, known: Watch, duration_s: float | None) -> None:
-    """Keeps up with the probes' ring and with the VMs that are gone; the counts stay in the probes' maps."""
-    swept = time.monotonic()
-    for _ in source.batches(duration_s):
-        if time.monotonic() - swept >= _SWEEP_S:
-            known.sweep()
-            swept = time.monotonic()

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from json.encoder import encode_basestring_ascii
-from operator import itemgetter, le
-from typing import Any
+from typing import Any, TypeVar
 
 from vpmu_agent.model.call import Attr, Call, CallName, PmcType
 from vpmu_agent.model.check import Verdict
@@ -95,13 +94,12 @@ _INTS = {
     "max_nr_events": (0, 255),
     "event_count": (-1, 255),
     "lost": (0, _S63),
+    # Of its attributes:
+    "type": (0, _U32),
+    "config": (0, _U64),
+    "sample_period": (0, _U64),
+    "precise_ip": (0, 3),
 }
-_ATTR_INTS = {"type": (0, _U32), "config": (0, _U64), "sample_period": (0, _U64), "precise_ip": (0, 3)}
-_ATTR_BOOLS = (
-    *("disabled", "pinned", "exclude_user", "exclude_kernel", "exclude_hv", "exclude_idle"),
-    *("exclude_host", "exclude_guest"),
-)
-_ATTR_KEYS = (*_ATTR_INTS, *_ATTR_BOOLS)
 _CALLS = {str(name): name for name in CallName}
 # X86_PMC_IDX_MAX is 64, for gp and fixed counters together.
 _PMCS = {f"{kind}{i}": (kind, i) for kind in (PmcType.GP, PmcType.FIXED) for i in range(64)} | {
@@ -110,137 +108,205 @@ _PMCS = {f"{kind}{i}": (kind, i) for kind in (PmcType.GP, PmcType.FIXED) for i i
 PMC_NAMES = frozenset(_PMCS)
 """What a pmc can be called."""
 
-
-class _Ints:
-    """Takes integers out of an object and checks them, all at once because a replay does little else."""
-
-    def __init__(self, ranges: Mapping[str, tuple[int, int]]) -> None:
-        self._get = itemgetter(*ranges)
-        self._lows, self._highs = zip(*ranges.values(), strict=True)
-        self._types = (int,) * len(ranges)
-
-    def __call__(self, value: Any) -> tuple[int, ...]:
-        ints: tuple[int, ...] = self._get(value)
-        if (
-            tuple(map(type, ints)) != self._types  # bool is an int, but not here
-            or not all(map(le, self._lows, ints))
-            or not all(map(le, ints, self._highs))
-        ):
-            raise ValueError
-        return ints
-
-
-_ints, _attr_ints = _Ints(_INTS), _Ints(_ATTR_INTS)
-_attr_bools = itemgetter(*_ATTR_BOOLS)
-_ALL_BOOL = (bool,) * len(_ATTR_BOOLS)
+_Object = Mapping[str, Any]
 
 
 class CallReader:
-    """Makes calls of parsed objects; whatever is wrong with one raises ValueError that names the field.
+    """Makes calls of JSON.
 
-    Remembers, within bounds, what repeats from call to call and is dear to check or to make.
+    A replay does little else, so the lines of `call_json()` are not parsed as a whole. They are cut into what
+    is another number in each of them and the parts that come again: these are parsed and checked once, and
+    remembered within bounds. A line that is not of just that shape is for `__call__()`.
     """
 
     def __init__(self) -> None:
-        self._vms: set[str] = set()
-        self._addresses: dict[str, int] = {}
-        self._attrs: dict[tuple[Any, ...], Attr] = {}
+        self._parts = (
+            _Parts(_call, "vm", "vcpu", "pmc", "call", "event", "leader", "result"),
+            _Parts(_event, "attr", "verdict", "expected", "tgid", "tid", "pmc_addr"),
+            _Parts(_addresses, "event_addr", "leader_addr"),
+            _Parts(_state, "max_nr_events", "event_count", "lost", end=""),
+        )
 
-    def __call__(self, value: dict[str, Any]) -> Call:
-        """One call."""
-        try:
-            return self._call(value)
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(_complaint(value)) from None
+    def __call__(self, value: _Object) -> Call:
+        """One call, of any object that holds its fields.
 
-    def _call(self, value: dict[str, Any]) -> Call:
-        time_ns, duration_ns, result, tgid, tid, vcpu, size, event_count, lost = _ints(value)
-        pmc_type, pmc_idx = _PMCS[value["pmc"]]
+        Whatever is wrong with it raises ValueError that names the field.
+        """
+        vm, vcpu, pmc_type, pmc_idx, name, result = _call(value)
+        attr, tgid, tid, pmc = _event(value)
+        event, leader = _addresses(value)
+        max_nr_events, event_count, lost = _state(value)
         return Call(
-            time_ns,
-            duration_ns,
-            _CALLS[value["call"]],
-            self._address(value["pmc_addr"]),
-            self._address(value["event_addr"]),
-            self._address(value["leader_addr"]),
+            _int(value, "time_ns"),
+            _int(value, "duration_ns"),
+            name,
+            pmc,
+            event,
+            leader,
             result,
-            self._attr(value["attr"]),
-            self._vm(value["vm"]),
+            attr,
+            vm,
             tgid,
             tid,
             vcpu,
             pmc_type,
             pmc_idx,
-            size,
+            max_nr_events,
             event_count,
             lost,
         )
 
-    def _attr(self, value: Any) -> Attr:
-        ints = _attr_ints(value)
-        bools = _attr_bools(value)
-        if tuple(map(type, bools)) != _ALL_BOOL:
+    def written(self, lines: Iterable[bytes]) -> list[Call]:
+        """The calls of the first lines, as far as they are without a doubt what `call_json()` writes."""
+        calls: list[Call] = []
+        add = calls.append
+        its_call, its_event, its_addresses, its_state = self._parts
+        try:
+            for line in lines:
+                start, _, rest = line.partition(b',"vm":')
+                call, _, rest = rest.partition(b',"duration_ns":')
+                duration, _, rest = rest.partition(b',"attr":')
+                of_event, _, rest = rest.partition(b',"event_addr":')
+                addresses, _, state = rest.partition(b',"max_nr_events":')
+                head, _, time = start.rpartition(b":")
+                if not (
+                    head == _HEAD
+                    # int() alone takes more than JSON does.
+                    and time.isdigit()
+                    and duration.isdigit()
+                    and time >= b"1"
+                    and duration >= b"1"
+                    and (time_ns := int(time)) <= _S63
+                    and (duration_ns := int(duration)) <= _S63
+                ):
+                    break
+                vm, vcpu, pmc_type, pmc_idx, name, result = its_call[call]
+                attr, tgid, tid, pmc = its_event[of_event]
+                event, leader = its_addresses[addresses]
+                max_nr_events, event_count, lost = its_state[state]
+                add(
+                    Call(
+                        time_ns,
+                        duration_ns,
+                        name,
+                        pmc,
+                        event,
+                        leader,
+                        result,
+                        attr,
+                        vm,
+                        tgid,
+                        tid,
+                        vcpu,
+                        pmc_type,
+                        pmc_idx,
+                        max_nr_events,
+                        event_count,
+                        lost,
+                    )
+                )
+        except (ValueError, RecursionError):
+            pass  # whoever parses the same line as a whole will say why
+        return calls
+
+
+_HEAD = f'{{"schema":{SCHEMA},"kind":"call","time_ns"'.encode()
+_CACHE = 1 << 14
+_MAX_PART = 1024  # bytes: the longest that are worth their memory
+
+_T = TypeVar("_T")
+
+
+class _Parts(dict[bytes, _T]):
+    """What the texts of one part of the lines say. Looking up one that does not say it raises ValueError.
+
+    A text is everything from the value of the first field on, and has these fields alone: so it means the
+    same in every line, whatever the other parts are. `end` closes the object where the line does not.
+    """
+
+    def __init__(self, read: Callable[[_Object], _T], *fields: str, end: str = "}") -> None:
+        self._read = read
+        self._start = f'{{"{fields[0]}":'
+        self._end = end
+        self._fields = frozenset(fields)
+
+    def __missing__(self, text: bytes) -> _T:
+        if len(text) > _MAX_PART:
             raise ValueError
-        attr = self._attrs.get((ints, bools))
-        if attr is None:
-            attr = Attr(**{key: value[key] for key in _ATTR_KEYS})
-            _remember(self._attrs, (ints, bools), attr)
-        return attr
-
-    def _address(self, text: str) -> int:
-        address = self._addresses.get(text)
-        if address is None:
-            if not _is_address(text):
-                raise ValueError
-            address = int(text, 16)
-            _remember(self._addresses, text, address)
-        return address
-
-    def _vm(self, name: str) -> str:
-        if name not in self._vms:
-            if not _is_vm_name(name):
-                raise ValueError
-            if len(self._vms) >= _CACHE:
-                self._vms.clear()
-            self._vms.add(name)
-        return name
+        value = json.loads(f"{self._start}{text.decode()}{self._end}")
+        if not value.keys() <= self._fields:
+            raise ValueError
+        part = self._read(value)
+        if len(self) >= _CACHE:
+            self.clear()
+        self[text] = part
+        return part
 
 
-_CACHE = 4096
+# Their parts: each takes the fields it is about out of an object. What is wrong raises ValueError.
 
 
-def _remember(cache: dict[Any, Any], key: Any, value: Any) -> None:
-    if len(cache) >= _CACHE:
-        cache.clear()
-    cache[key] = value
+def _call(value: _Object) -> tuple[str, int, PmcType, int, CallName, int]:
+    vm, pmc, name = value.get("vm"), value.get("pmc"), value.get("call")
+    # Also keeps a recording from sending control sequences to a terminal.
+    if type(vm) is not str or vm == "" or clean_name(vm) != vm:
+        raise ValueError("'vm' of a call must be a VM's name")
+    if type(pmc) is not str or pmc not in _PMCS:
+        raise ValueError('\'pmc\' of a call must be a counter such as "gp0" or "fixed1"')
+    if type(name) is not str or name not in _CALLS:
+        raise ValueError(f"'call' of a call must be one of {', '.join(_CALLS)}")
+    return vm, _int(value, "vcpu"), *_PMCS[pmc], _CALLS[name], _int(value, "result")
 
 
-def _is_address(value: Any) -> bool:
-    return type(value) is str and re.fullmatch("0x[0-9a-f]{1,16}", value) is not None
-
-
-def _is_vm_name(value: Any) -> bool:
-    """Also keeps a recording from sending control sequences to a terminal."""
-    return type(value) is str and value != "" and clean_name(value) == value
-
-
-def _complaint(value: dict[str, Any]) -> str:
-    """Names the first field for which a call was refused."""
+def _event(value: _Object) -> tuple[Attr, int, int, int]:
     attr = value.get("attr")
     if type(attr) is not dict:
-        return "'attr' of a call must be an object"
-    for where, ranges in ((value, _INTS), (attr, _ATTR_INTS)):
-        for key, (low, high) in ranges.items():
-            if type(where.get(key)) is not int or not low <= where[key] <= high:
-                return f"{key!r} of a call must be an integer from {low} to {high}"
-    for key in _ATTR_BOOLS:
-        if type(attr.get(key)) is not bool:
-            return f"{key!r} of a call must be true or false"
-    for key in ("pmc_addr", "event_addr", "leader_addr"):
-        if not _is_address(value.get(key)):
-            return f'{key!r} of a call must be an address such as "0xffff888100000000"'
-    if not _is_vm_name(value.get("vm")):
-        return "'vm' of a call must be a VM's name"
-    if str(value.get("call")) not in _CALLS:
-        return f"'call' of a call must be one of {', '.join(_CALLS)}"
-    return '\'pmc\' of a call must be a counter such as "gp0" or "fixed1"'
+        raise ValueError("'attr' of a call must be an object")
+    made = Attr(
+        _int(attr, "type"),
+        _int(attr, "config"),
+        _int(attr, "sample_period"),
+        _bool(attr, "disabled"),
+        _bool(attr, "pinned"),
+        _bool(attr, "exclude_user"),
+        _bool(attr, "exclude_kernel"),
+        _bool(attr, "exclude_hv"),
+        _bool(attr, "exclude_idle"),
+        _bool(attr, "exclude_host"),
+        _bool(attr, "exclude_guest"),
+        _int(attr, "precise_ip"),
+    )
+    return made, _int(value, "tgid"), _int(value, "tid"), _address(value, "pmc_addr")
+
+
+def _addresses(value: _Object) -> tuple[int, int]:
+    return _address(value, "event_addr"), _address(value, "leader_addr")
+
+
+def _state(value: _Object) -> tuple[int, int, int]:
+    return _int(value, "max_nr_events"), _int(value, "event_count"), _int(value, "lost")
+
+
+def _int(value: _Object, field: str) -> int:
+    number = value.get(field)
+    low, high = _INTS[field]
+    if type(number) is not int or not low <= number <= high:  # bool is an int, but not here
+        raise ValueError(f"{field!r} of a call must be an integer from {low} to {high}")
+    return number
+
+
+def _bool(value: _Object, field: str) -> bool:
+    truth = value.get(field)
+    if type(truth) is not bool:
+        raise ValueError(f"{field!r} of a call must be true or false")
+    return truth
+
+
+_is_address = re.compile("0x[0-9a-f]{1,16}").fullmatch
+
+
+def _address(value: _Object, field: str) -> int:
+    text = value.get(field)
+    if type(text) is not str or not _is_address(text):
+        raise ValueError(f'{field!r} of a call must be an address such as "0xffff888100000000"')
+    return int(text, 16)

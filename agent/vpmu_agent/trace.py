@@ -14,7 +14,7 @@ import click
 
 from vpmu_agent.model.automaton import Kind
 from vpmu_agent.model.call import Attr, Call, CallName
-from vpmu_agent.model.check import Monitor, Verdict
+from vpmu_agent.model.check import Verdict
 from vpmu_agent.output import OutputError
 from vpmu_agent.recording import Recorder
 from vpmu_agent.schema import call_json, lost_json, summary_json
@@ -42,6 +42,11 @@ class Filters:
             and (not self.pmcs or call.pmc_name in self.pmcs)
         )
 
+    @property
+    def keep_all(self) -> bool:
+        """Whether there is no call that `keep()` refuses."""
+        return not (self.vms or self.vcpus or self.pmcs)
+
 
 class Printer(Protocol):
     """A way to print a stream of calls. Each returns whole lines, without their newlines."""
@@ -57,7 +62,7 @@ class Printer(Protocol):
 
 
 class Session:
-    """Calls in; verdicts, counts, lines on `out` and a recording out. Live calls and replays go the same way.
+    """Calls and their verdicts in; counts, lines on `out` and a recording out, live and in a replay the same.
 
     Raises OutputError when `out` or the recording takes no more.
     """
@@ -72,8 +77,6 @@ class Session:
         recorder: Recorder | None = None,
     ) -> None:
         self.tally = Tally()
-        self.seen: set[str] = set()
-        """The VMs that calls came from, those that the filters left out too."""
         self.unread = False
         """Whether `out` is a pipe that nobody reads any more (`| head`): no error, but no reason to go on."""
         self._filters = filters
@@ -81,40 +84,50 @@ class Session:
         self._out = out
         self._quiet = quiet
         self._recorder = recorder
-        self._monitor = Monitor()
+        self._left_out: set[str] = set()
         self._lost = 0
         # Since the last call that went there: filters must not make a loss disappear with the call after it.
         self._lost_unshown = 0
         self._lost_unrecorded = 0
 
-    def feed(self, calls: Iterable[Call]) -> None:
-        """Takes the next calls, and prints and records them before it returns."""
+    @property
+    def seen(self) -> set[str]:
+        """The VMs that calls came from, those that the filters left out too."""
+        return self._left_out | self.tally.vms.keys()
+
+    def feed(self, observed: Iterable[tuple[Call, Verdict]]) -> None:
+        """Takes the next calls, and prints and records them before it returns.
+
+        The verdicts are those of all calls, before any filter: what a vCPU's other counters do is part of the
+        model's view.
+        """
         lines: list[str] = []
         recorded: list[str] = []
         printer, shown = self._printer, self._filters.calls or frozenset(CallName)
-        for call in calls:
-            # Before the filters: what a vCPU's other counters do is part of the model's view.
-            verdict = self._monitor.observe(call)
-            self.seen.add(call.vm)
-            self._lost += call.lost
-            self._lost_unshown += call.lost
-            self._lost_unrecorded += call.lost
-            if not self._filters.keep(call):
+        keep = None if self._filters.keep_all else self._filters.keep
+        add, recorder, quiet = self.tally.add, self._recorder, self._quiet
+        for call, verdict in observed:
+            if call.lost:
+                self._lost += call.lost
+                self._lost_unshown += call.lost
+                self._lost_unrecorded += call.lost
+            if keep and not keep(call):
+                self._left_out.add(call.vm)
                 continue
-            self.tally.add(call, verdict)
-            if self._recorder:
+            add(call, verdict)
+            if recorder:
                 if self._lost_unrecorded != call.lost:
                     recorded.append(call_json(replace(call, lost=self._lost_unrecorded), verdict))
                 else:
                     recorded.append(call_json(call, verdict))
                 self._lost_unrecorded = 0
-            if call.name in shown and not self._quiet:
+            if not quiet and call.name in shown:
                 if self._lost_unshown:
                     lines += printer.lost(self._lost_unshown)
                     self._lost_unshown = 0
                 lines += printer.call(call, verdict)
-        if self._recorder and recorded:
-            self._recorder.write(recorded)
+        if recorder and recorded:
+            recorder.write(recorded)
         self._print(lines)
 
     def end(self, lost: int | None) -> None:

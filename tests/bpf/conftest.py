@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,21 +15,30 @@ from typing import Any
 import pytest
 
 from vpmu_agent.kernel import btf
+from vpmu_agent.model.automaton import Kind
 from vpmu_agent.model.call import Call
-from vpmu_agent.probes import FUNCTIONS, Probes
-from vpmu_agent.probes.program import compile_program
+from vpmu_agent.model.check import Verdict
+from vpmu_agent.probes import Probes, adopt, handover
 from vpmu_agent.vms import Vms
 
 SOURCE = Path(__file__).with_name("lookalike.c")
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
 class Run:
     """What the probes saw of one run of the look-alike, and what it says it did."""
 
-    calls: list[Call]
+    said: list[tuple[Call, Verdict]]
     lost: dict[str, int]
     told: Counter[str]
+
+    @property
+    def calls(self) -> list[Call]:
+        return [call for call, _ in self.said]
+
+    def kinds(self) -> Counter[Kind]:
+        return Counter(verdict.kind for _, verdict in self.said)
 
     def seen(self) -> Counter[str]:
         return Counter(call.name for call in self.calls)
@@ -42,22 +51,20 @@ class Lookalike:
     path: Path
     constants: dict[str, int]
 
+    def plan(self, **more: Any) -> str:
+        """What tests.bpf.loader takes."""
+        return json.dumps({"path": str(self.path), "constants": self.constants, **more})
+
     @contextmanager
-    def probes(self, **options: Any) -> Iterator[Probes]:
-        bpf = compile_program(self.constants, user_memory=True, **options)
-        path = bytes(self.path)
-        for name, function in FUNCTIONS.items():
-            for attach, end in (bpf.attach_uretprobe, "return"), (bpf.attach_uprobe, "entry"):
-                attach(name=path, sym=function.encode(), fn_name=f"vpmu_{name}_{end}".encode())
-        # bcc only takes off uprobes that tracefs lists, and this kernel may have none: closing them does it.
-        descriptors = [*bpf.uprobe_fds.values()]
-        bpf.uprobe_fds.clear()
-        try:
-            with Probes(bpf, mode="uprobe", vms=Vms()) as probes:
+    def probes(self, *, stream: bool = True, **options: Any) -> Iterator[Probes]:
+        """Live probes, handed over by a loader that is gone by then."""
+        ours, theirs = handover.channel()
+        with ours, theirs:
+            number = theirs.fileno()
+            command = [sys.executable, "-m", "tests.bpf.loader", self.plan(options=options), str(number)]
+            subprocess.run(command, pass_fds=[number], check=True, cwd=ROOT)
+            with adopt(ours, vms=Vms(), stream=stream) as probes:
                 yield probes
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
 
     def run(
         self,
@@ -78,7 +85,7 @@ class Lookalike:
         assert process.stdin is not None
         assert process.stdout is not None
         print(file=process.stdin, flush=True)
-        calls: list[Call] = []
+        calls: list[tuple[Call, Verdict]] = []
         while process.poll() is None:
             if read_while_running:
                 calls += probes.poll(0.05)

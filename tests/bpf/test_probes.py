@@ -11,7 +11,8 @@ import pytest
 from tests.bpf.conftest import Lookalike
 from vpmu_agent.model.automaton import Kind
 from vpmu_agent.model.call import CallName, PmcType
-from vpmu_agent.model.check import Monitor
+from vpmu_agent.probes.program import MAX_ENTRIES
+from vpmu_agent.probes.record import VCPU
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -20,27 +21,25 @@ def test_every_call_of_single_events_at_full_speed(stock: Lookalike, threads: in
     with stock.probes(ring_pages=8192) as probes:
         run = stock.run(probes, threads=threads, rounds=5000)
     assert run.told["create"] == 5000 * threads
-    assert run.lost["total"] == 0
+    assert not any(run.lost.values())
     assert run.seen() == without_failed(run.told)
     by_vcpu = {vcpu: [c for c in run.calls if c.vcpu == vcpu] for vcpu in range(threads)}
     for calls in by_vcpu.values():
         assert [call.name for call in calls] == ["create", "pause", "enable", "pause", "release"] * 5000
-    monitor = Monitor()
-    assert {monitor.observe(call).kind for call in run.calls} == {Kind.PREDICTED}
+    assert set(run.kinds()) == {Kind.PREDICTED}
 
 
 def test_groups_are_seen_with_their_leader(grouped: Lookalike) -> None:
     with grouped.probes() as probes:
         run = grouped.run(probes, rounds=1000, size=4)
-    assert run.lost["total"] == 0
+    assert not any(run.lost.values())
     assert run.seen() == without_failed(run.told) == {"create": 4000, "enable": 4000, "release": 4000}
     leader = 0
     for i, call in enumerate(c for c in run.calls if c.name is CallName.CREATE):
         assert call.leader == (leader if i % 4 else 0)
         leader = leader if i % 4 else call.event
     assert {call.max_nr_events for call in run.calls} == {4}
-    monitor = Monitor()
-    assert {monitor.observe(call).kind for call in run.calls} == {Kind.PREDICTED}
+    assert set(run.kinds()) == {Kind.PREDICTED}
 
 
 def test_a_record_says_whose_call_it_was_and_with_what(stock: Lookalike) -> None:
@@ -74,9 +73,7 @@ def test_a_failed_create_has_its_errno_and_no_event(grouped: Lookalike) -> None:
     assert run.seen() == without_failed(run.told) == {"create": 300, "release": 200}
     failures = [call for call in run.calls if call.result]
     assert {(call.name, call.result, call.event) for call in failures} == {("create", -errno.ENOSPC, 0)}
-    monitor = Monitor()
-    kinds = Counter(monitor.observe(call).kind for call in run.calls)
-    assert kinds == {Kind.PREDICTED: 400, Kind.PARTIAL_GROUP: 100}
+    assert run.kinds() == {Kind.PREDICTED: 400, Kind.PARTIAL_GROUP: 100}
 
 
 def test_events_of_others_are_left_alone_and_guest_lbr_is_named(stock: Lookalike) -> None:
@@ -86,16 +83,14 @@ def test_events_of_others_are_left_alone_and_guest_lbr_is_named(stock: Lookalike
     lbr = [call for call in run.calls if call.pmc_type is PmcType.LBR]
     assert [call.name for call in lbr] == ["create", "release"] * 50
     assert {(call.pmc, call.vcpu, call.pmc_name) for call in lbr} == {(0, -1, "lbr")}
-    monitor = Monitor()
-    assert {monitor.observe(call).kind for call in run.calls} == {Kind.PREDICTED}
-    assert list(monitor.groups()) == []
+    assert set(run.kinds()) == {Kind.PREDICTED}
 
 
 def test_what_a_full_ring_drops_is_counted_and_shown_where_it_was(stock: Lookalike) -> None:
     with stock.probes(ring_pages=1) as probes:
         run = stock.run(probes, read_while_running=False, rounds=500)
-        assert run.lost["ring_full"] == run.lost["total"] > 0
-    assert len(run.calls) + run.lost["total"] == sum(without_failed(run.told).values())
+        assert run.lost["ring_full"] == sum(run.lost.values()) > 0
+    assert len(run.calls) + sum(run.lost.values()) == sum(without_failed(run.told).values())
 
 
 def test_a_gap_is_shown_by_the_first_call_after_it(stock: Lookalike) -> None:
@@ -103,21 +98,21 @@ def test_a_gap_is_shown_by_the_first_call_after_it(stock: Lookalike) -> None:
         before = stock.run(probes, stop=False, read_while_running=False, rounds=500)
         after = stock.run(probes, rounds=1)
     assert {call.lost for call in before.calls} == {0}
-    assert [call.lost for call in after.calls] == [before.lost["total"], 0, 0, 0, 0]
+    assert [call.lost for call in after.calls] == [sum(before.lost.values()), 0, 0, 0, 0]
 
 
 def test_more_calls_at_once_than_there_is_room_for_are_counted(stock: Lookalike) -> None:
-    with stock.probes(max_inflight=1) as probes:
+    with stock.probes(max_entries={"inflight": 1}) as probes:
         run = stock.run(probes, threads=32, rounds=4, sleep_us=2000)
-    assert run.lost["inflight_full"] == run.lost["total"] > 0
-    assert len(run.calls) + run.lost["total"] == sum(without_failed(run.told).values())
+    assert run.lost["inflight_full"] == sum(run.lost.values()) > 0
+    assert len(run.calls) + sum(run.lost.values()) == sum(without_failed(run.told).values())
 
 
 def test_a_call_that_never_returns_is_counted_when_its_thread_calls_again(stock: Lookalike) -> None:
     with stock.probes() as probes:
         run = stock.run(probes, rounds=3, jump=1)
     # The last of the three is not followed by another.
-    assert run.lost == {"total": 2, "ring_full": 0, "inflight_full": 0, "missed_return": 2, "not_run": 0}
+    assert {reason: count for reason, count in run.lost.items() if count} == {"missed_return": 2}
     assert run.seen() == without_failed(run.told)
 
 
@@ -126,6 +121,27 @@ def test_a_guest_that_is_gone_before_anybody_looks_still_has_its_name(stock: Loo
         for name in ("web01", "db01"):
             run = stock.run(probes, name=name, read_while_running=False, stop=False, rounds=1)
             assert {call.vm for call in run.calls} == {name}
+
+
+def test_the_maps_have_the_counts_when_nothing_is_sent(grouped: Lookalike) -> None:
+    with grouped.probes(stream=False) as probes:
+        run = grouped.run(probes, threads=4, rounds=100, size=4, fail_at=2)
+        assert Kind.PREDICTED not in run.kinds()
+        counted: Counter[str] = Counter()
+        for _, _, numbers in probes.vcpus():
+            for name, count in zip(CallName, numbers[VCPU.fields["calls"]], strict=True):
+                counted[name] += count
+        assert +counted == without_failed(run.told)
+        assert sorted(vcpu for _, vcpu, _ in probes.vcpus()) == [0, 1, 2, 3]
+        ((tgid, error, count),) = probes.errors()
+        assert (error, count) == (errno.ENOSPC, run.told["failed"])
+        assert {of for of, _ in probes.pmcs()} == {of for of, _, _ in probes.vcpus()} == {tgid}
+        assert probes.occupancy()["vcpus"] == (4, MAX_ENTRIES["vcpus"])
+        probes.forget({tgid + 1})
+        assert probes.occupancy()["vcpus"][0] == 4
+        probes.forget({tgid})
+        occupancy = probes.occupancy()
+        assert [occupancy[name][0] for name in ("vcpus", "pmcs", "errors")] == [0, 0, 0]
 
 
 def without_failed(told: Counter[str]) -> Counter[str]:

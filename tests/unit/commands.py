@@ -12,9 +12,11 @@ from inspect import signature
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.unit.scenes import checked
 from vpmu_agent.cli import cli
 from vpmu_agent.model.call import Call
 from vpmu_agent.recording import Header, Recorder
@@ -33,7 +35,7 @@ def record(path: Path, calls: list[Call], *, lost: int = 0) -> Path:
     recorder = Recorder(path, Header("0.1.0", "6.1.0-27-amd64", "fexit", {}))
     with Path(os.devnull).open("w") as nowhere:
         session = Session(Filters(), JsonPrinter(), nowhere, recorder=recorder)
-        session.feed(calls)
+        session.feed(checked(calls))
         session.end(lost)
     return path
 
@@ -67,8 +69,14 @@ def read_until(stream: IO[bytes] | None, start: bytes) -> bytes:
 
 @contextmanager
 def daemon(arguments: list[str]) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """The daemon, and the address it listens on once it is attached."""
+    """The daemon's parent, which is what was started, and the address where there are metrics by then."""
     with started(*arguments) as process:
         line = read_until(process.stderr, b"serving http://").decode()
         read_until(process.stderr, b"attached ")
         yield process, line.split("/")[2]
+
+
+def daemon_of(process: subprocess.Popen[bytes]) -> int:
+    """The daemon, of which `process` is the parent."""
+    (child,) = psutil.Process(process.pid).children()
+    return child.pid

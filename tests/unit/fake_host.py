@@ -1,11 +1,12 @@
 """`python -m tests.unit.fake_host ARGUMENTS`: vpmu-agent on a host whose probes work, with scripted calls.
 
-Only the probes are not real. They give a batch of calls per poll and then none.
+Only the loader and the probes are not real. These give a batch of calls per poll and then none.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import time
 from dataclasses import replace
 from types import TracebackType
@@ -14,7 +15,9 @@ from typing import Self
 from tests.unit.counted import Maps
 from tests.unit.scenes import Guest
 from vpmu_agent import cli, probes
+from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError
 from vpmu_agent.model.call import Call
+from vpmu_agent.model.check import Monitor, Verdict
 from vpmu_agent.probes import FUNCTIONS, Mode
 from vpmu_agent.probes.record import VmNames
 
@@ -22,9 +25,9 @@ from vpmu_agent.probes.record import VmNames
 class ScriptedProbes(Maps):
     """What `Probes` promises. The calls are this process's own, so that their VM is alive."""
 
-    def __init__(self, vms: VmNames, *, mode: Mode, diverging: bool, lost: int) -> None:
+    def __init__(self, vms: VmNames, *, mode: str, diverging: bool, lost: int) -> None:
         super().__init__()
-        self.mode = "fexit" if mode == "auto" else mode
+        self.mode = mode
         self.functions = tuple(FUNCTIONS.values())
         self.closed = False
         tgid = os.getpid()
@@ -37,24 +40,31 @@ class ScriptedProbes(Maps):
             self._batches[1][0] = replace(life[0], lost=lost)
         self._rest = list(guest.life(pmc=3))
         self._lost = lost
+        self._observe = Monitor().observe
 
-    def poll(self, timeout_s: float) -> list[Call]:
+    def poll(self, timeout_s: float) -> list[tuple[Call, Verdict]]:
         """The next batch; waits if there is none, as the real one does."""
         if self._batches:
             calls = self._batches.pop(0)
             self.feed(calls)
-            return calls
+            return self._checked(calls)
         time.sleep(timeout_s)
         return []
 
     def lost(self) -> dict[str, int]:
         """All of them for want of room."""
-        return {"total": self._lost, "ring_full": self._lost, "inflight_full": 0, "missed_return": 0}
+        return {"ring_full": self._lost, "inflight_full": 0, "missed_return": 0}
 
-    def stop(self) -> list[Call]:
+    def stop(self) -> list[tuple[Call, Verdict]]:
         """One more life of a counter was on its way."""
         rest, self._rest = self._rest, []
-        return rest
+        return self._checked(rest)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _checked(self, calls: list[Call]) -> list[tuple[Call, Verdict]]:
+        return [(call, self._observe(call)) for call in calls]
 
     def __enter__(self) -> Self:
         return self
@@ -62,19 +72,32 @@ class ScriptedProbes(Maps):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.closed = True
+        self.close()
 
 
-def attach(*, mode: Mode = "auto", vms: VmNames) -> ScriptedProbes:
-    """In place of `probes.attach()`; the environment says what shall happen."""
+def loader_command(mode: Mode) -> list[str]:
+    """In place of `probes.loader_command()`: a loader that says nothing."""
+    os.environ["MODE"] = mode
+    return ["/bin/true"]
+
+
+def adopt(_channel: socket.socket, *, vms: VmNames, **_: bool) -> ScriptedProbes:
+    """In place of `probes.adopt()`; the environment says what shall happen."""
+    if refusal := os.environ.get("REFUSAL"):
+        raise (KvmNotLoadedError if "KVM" in refusal else KernelError)(refusal)
     return ScriptedProbes(
         vms,
-        mode=mode,
+        mode="fexit" if os.environ["MODE"] == "auto" else os.environ["MODE"],
         diverging="DIVERGING" in os.environ,
         lost=int(os.environ.get("LOST", "0")),
     )
 
 
+def install() -> None:
+    """Makes the host of this process such a one."""
+    vars(probes).update(loader_command=loader_command, adopt=adopt)
+
+
 if __name__ == "__main__":
-    vars(probes)["attach"] = attach
+    install()
     cli.main()

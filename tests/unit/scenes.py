@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from vpmu_agent.model.call import Attr, Call, CallName, PmcType
+from vpmu_agent.model.check import Monitor, Verdict
 
 START_NS = 1_766_000_000_123_456_789
 
@@ -99,3 +100,10 @@ class Guest:
         event = self.new_event()
         calls = (CallName.CREATE, CallName.PAUSE, CallName.PAUSE)
         return [self.call(name, event, pmc=pmc) for name in calls]
+
+
+def checked(calls: Iterable[Call]) -> Iterator[tuple[Call, Verdict]]:
+    """The calls, each with what the model says of it."""
+    monitor = Monitor()
+    for call in calls:
+        yield call, monitor.observe(call)

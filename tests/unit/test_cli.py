@@ -2,32 +2,24 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from pathlib import Path
 
 import pytest
 from click.testing import Result
 
 from tests.unit import fake_host
-from tests.unit.commands import daemon, invoke, lines, record
+from tests.unit.commands import invoke, lines, record
 from tests.unit.scenes import Guest
 from vpmu_agent import probes
-from vpmu_agent.kernel.errors import KernelError
 
 ME = f"pid-{os.getpid()}"
 
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probes, "attach", fake_host.attach)
-
-
-@pytest.fixture
-def no_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(**_: object) -> None:
-        raise KernelError("this kernel has no BTF: it needs CONFIG_DEBUG_INFO_BTF")
-
-    monkeypatch.setattr(probes, "attach", refuse)
+    monkeypatch.setattr(probes, "loader_command", fake_host.loader_command)
+    monkeypatch.setattr(probes, "adopt", fake_host.adopt)
+    monkeypatch.setenv("MODE", "auto")
 
 
 @pytest.fixture
@@ -171,6 +163,7 @@ def test_a_file_that_can_not_be_opened(tmp_path: Path) -> None:
         (["run", "--listen", "localhost"], "'localhost' has no port"),
         (["run", "--listen", "localhost:http"], "'http' in 'localhost:http' is not a port"),
         (["run", "--listen", "::1:9775"], "'::1:9775'"),
+        (["run", "--user", "no-such-user"], "'no-such-user'"),
         (["prace"], "'prace'"),
     ],
 )
@@ -235,22 +228,15 @@ def test_filters_apply_to_the_recording_but_call_does_not(tmp_path: Path) -> Non
     assert json.loads(path.read_text().splitlines()[0])["filters"] == {"vm": [], "vcpu": [], "pmc": ["gp1"]}
 
 
-@pytest.mark.usefixtures("no_probes")
-@pytest.mark.parametrize("command", ["trace", "run"])
-def test_a_kernel_that_refuses_is_a_sentence_and_leaves_nothing(command: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("host")
+def test_a_kernel_that_refuses_is_a_sentence_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "recording"
-    options = ("--record", str(path)) if command == "trace" else ("--listen", "127.0.0.1:0")
-    said = refused(invoke(command, *options), 3)
+    monkeypatch.setenv("REFUSAL", "this kernel has no BTF: it needs CONFIG_DEBUG_INFO_BTF")
+    said = refused(invoke("trace", "--record", str(path)), 3)
     assert said == "this kernel has no BTF: it needs CONFIG_DEBUG_INFO_BTF"
     assert not path.exists()
-
-
-@pytest.mark.usefixtures("no_probes")
-def test_a_port_in_use_is_found_before_the_probes() -> None:
-    with daemon(["run", "--listen", "127.0.0.1:0"]) as (process, address):
-        said = refused(invoke("run", "--listen", address), 3)
-        assert said == f"cannot listen on {address}: Address already in use"
-        process.send_signal(signal.SIGTERM)
 
 
 @pytest.mark.usefixtures("host")

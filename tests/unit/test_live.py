@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.commands import daemon, invoke, lines, read_until, record, started
+from tests.unit.commands import daemon, daemon_of, invoke, lines, read_until, record, started
 from tests.unit.scenes import Guest
 
 
@@ -87,7 +87,7 @@ def test_a_terminal_without_unicode_gets_something(recording: Path) -> None:
 
 def test_run_serves_what_it_sees_until_it_is_told_to_end() -> None:
     with daemon(["run", "--listen", "127.0.0.1:0"]) as (process, address):
-        name = f"pid-{process.pid}"
+        name = f"pid-{daemon_of(process)}"
         deadline = time.monotonic() + 10
         text = ""
         while f'call="create",vm="{name}"}} 3\n' not in text and time.monotonic() < deadline:

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.scenes import Guest
@@ -20,7 +21,7 @@ from vpmu_agent.model.call import Attr, Call, CallName, PmcType
 from vpmu_agent.model.check import Verdict
 from vpmu_agent.output import OutputError
 from vpmu_agent.recording import MAX_LINE, Header, Recorder, Recording, RecordingError
-from vpmu_agent.schema import call_json
+from vpmu_agent.schema import CallReader, call_json
 from vpmu_agent.tally import Tally
 from vpmu_agent.vms import clean_name
 
@@ -127,6 +128,83 @@ def test_a_call_in_json_has_the_documented_fields() -> None:
     assert value["leader_addr"] == hex(call.leader)
     assert value["attr"]["disabled"] is True
     assert value["attr"]["config"] == 0x76
+
+
+def as_json(line: bytes) -> Call | None:
+    """What a line says that is parsed as a whole, None if it is no call."""
+    try:
+        value = json.loads(line.decode())
+        is_call = type(value) is dict and (value["schema"], value["kind"]) == (1, "call")
+        return CallReader()(value) if is_call and type(value["schema"]) is int else None
+    except (KeyError, ValueError):
+        return None
+
+
+DATA = Path(__file__).parents[1] / "data"
+WRITTEN = [
+    line
+    for path in sorted(DATA.glob("*.jsonl"))
+    for line in path.read_bytes().splitlines(keepends=True)
+    if b'"kind":"call"' in line
+]
+PIECES = [
+    *(b"0", b"01", b"-1", b"-0", b"+1", b"1_0", b" 1", b"1.0", b"1e3", b"9" * 19, b"\xef\xbc\x91"),
+    *(b'"', b"\\", b'\\"', b",", b":", b"{", b"}", b"[", b"]", b" ", b"\n", b"\r", b"\0", b"\xff"),
+    *(b"true", b"null", b"NaN", b"x", b'"x"', b'"x":1,', b',"x":1'),
+    *(b'"kind":"end",', b',"kind":"end"', b',"schema":2', b'"vm":"x",', b',"vm":"x"', b',"time_ns":7'),
+    *(b',"duration_ns":7', b',"attr":{}', b',"event_addr":"0x1"', b',"max_nr_events":7'),
+    *(b',\\"duration_ns\\":7', b'{"a":1,"duration_ns":7}', b'{"attr":{"a":1,"event_addr":"0x1"'),
+]
+
+
+def test_the_lines_we_write_are_all_read_by_their_parts() -> None:
+    assert CallReader().written(WRITTEN) == [as_json(line) for line in WRITTEN]
+    assert len(WRITTEN) > 400
+
+
+@settings(max_examples=400)
+@given(data=st.data())
+def test_a_line_says_the_same_read_by_its_parts_and_as_a_whole(data: st.DataObject) -> None:
+    """Lines with something cut out, put in, or of another line, to a reader that knows their parts."""
+    line, other = (data.draw(st.sampled_from(WRITTEN)) for _ in range(2))
+    # Where fields begin and end is where it matters.
+    ends = [i for i, byte in enumerate(line) if byte in b'",:{}0123456789']
+    for _ in range(data.draw(st.integers(1, 3))):
+        start, end = (data.draw(st.sampled_from(ends)) for _ in range(2))
+        match data.draw(st.sampled_from(["put in", "replace", "splice"])):
+            case "put in":
+                line = line[:start] + data.draw(st.sampled_from(PIECES)) + line[start:]
+            case "replace":
+                line = line[:start] + data.draw(st.sampled_from([b"", *PIECES])) + line[end:]
+            case "splice":
+                line = line[:start] + other[start:]
+    known = CallReader()
+    known.written(WRITTEN)
+    expected = as_json(line)
+    assert known.written([line]) in ([expected] if expected else [], [])
+
+
+def test_numbers_that_json_does_not_have_are_refused(whole: bytes) -> None:
+    for number in (b"01", b"+1", b"1_0", b"\xef\xbc\x91", b""):
+        for field in (b"time_ns", b"duration_ns", b"tgid", b"lost"):
+            damaged = re.sub(rb'"%s":\d+' % field, rb'"%s":' % field + number, whole)
+            with pytest.raises(RecordingError, match="file: line 2: not JSON"):
+                read(damaged)
+
+
+def test_of_a_field_that_comes_twice_the_last_counts(whole: bytes) -> None:
+    assert read(whole.replace(b'"lost":0}', b'"lost":0,"vm":"db01"}', 1))[0][0].vm == "db01"
+    with pytest.raises(RecordingError, match="file: line 2: kind 'noise' is none of a recording"):
+        read(whole.replace(b'"lost":0}', b'"lost":0,"kind":"noise"}', 1))
+
+
+def test_calls_that_others_wrote_are_read_as_well(whole: bytes) -> None:
+    header, *lines = whole.splitlines()
+    spaced = [json.dumps(json.loads(line)).encode() for line in lines]
+    sorted_ = [json.dumps(json.loads(line), sort_keys=True).encode() for line in lines]
+    mixed = [*lines[:2], *spaced[2:4], lines[4], *sorted_[5:]]
+    for rewritten in (spaced, sorted_, mixed, [line + b"\r" for line in lines]):
+        assert read(b"\n".join([header, *rewritten, b""]))[0] == CALLS
 
 
 def test_a_guest_lbr_call_survives() -> None:
@@ -246,7 +324,7 @@ def test_what_is_no_recording_is_refused_at_once(data: bytes, complaint: str) ->
 def edited(line: bytes, edit: Callable[[dict[str, Any]], Any]) -> bytes:
     value = json.loads(line)
     edit(value)
-    return json.dumps(value).encode()
+    return json.dumps(value, separators=(",", ":")).encode()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.scenes import USER_CYCLES, Guest
+from tests.unit.scenes import USER_CYCLES, Guest, checked
 from vpmu_agent.model.automaton import Kind
 from vpmu_agent.model.call import Call, CallName, PmcType
 from vpmu_agent.output import OutputError
@@ -34,7 +34,7 @@ def shown(calls: list[Call], *, out: io.StringIO | None = None, lost: int = 0, *
     out = out or io.StringIO()
     filters = options.pop("filters", Filters())
     session = Session(filters, TextPrinter(out), out, **options)
-    session.feed(calls)
+    session.feed(checked(calls))
     session.end(lost)
     return out.getvalue()
 
@@ -42,7 +42,7 @@ def shown(calls: list[Call], *, out: io.StringIO | None = None, lost: int = 0, *
 def objects(calls: list[Call], *, filters: Filters | None = None, lost: int = 0) -> list[dict[str, Any]]:
     out = io.StringIO()
     session = Session(filters or Filters(), JsonPrinter(), out)
-    session.feed(calls)
+    session.feed(checked(calls))
     session.end(lost)
     return [json.loads(line) for line in out.getvalue().splitlines()]
 
@@ -212,7 +212,7 @@ def test_the_display_filter_leaves_counts_and_recording_whole(tmp_path: Path) ->
     filters = Filters(vms=frozenset({"web01"}), calls=frozenset({CallName.PAUSE}))
     out = io.StringIO()
     session = Session(filters, JsonPrinter(), out, recorder=recorder)
-    session.feed(calls)
+    session.feed(checked(calls))
     session.end(0)
     found = [json.loads(line) for line in out.getvalue().splitlines()]
     assert [line.get("call") for line in found] == ["pause", None]
@@ -227,7 +227,7 @@ def test_a_recording_keeps_the_losses_of_what_was_filtered_out(tmp_path: Path) -
     path = tmp_path / "recording"
     filters = Filters(vms=frozenset({"web01"}))
     session = Session(filters, JsonPrinter(), io.StringIO(), recorder=Recorder(path, Header("", "", "", {})))
-    session.feed([web[0], replace(other[0], lost=2), replace(web[1], lost=1), web[2]])
+    session.feed(checked([web[0], replace(other[0], lost=2), replace(web[1], lost=1), web[2]]))
     session.end(7)
     with path.open("rb") as file:
         recording = Recording(file, "")
@@ -266,7 +266,7 @@ def test_a_reader_that_left_is_no_error(printer: Printer | None) -> None:
 
     out = Left()
     session = Session(Filters(), printer or TextPrinter(out), out)
-    session.feed(Guest("web01", 1).life())
+    session.feed(checked(Guest("web01", 1).life()))
     assert session.unread
     session.end(0)
 
@@ -278,4 +278,4 @@ def test_an_output_that_is_full_is_a_sentence() -> None:
 
     session = Session(Filters(), JsonPrinter(), Full())
     with pytest.raises(OutputError, match="cannot write the output: No space left on device"):
-        session.feed(Guest("web01", 1).life())
+        session.feed(checked(Guest("web01", 1).life()))

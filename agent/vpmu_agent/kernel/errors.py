@@ -29,3 +29,7 @@ class SymbolError(KernelError):
 
 class KvmNotLoadedError(KernelError):
     """KVM is not there yet. It may come later: loading a module is enough."""
+
+
+class ProbeError(KernelError):
+    """The kernel, or bcc, would not take the probes."""

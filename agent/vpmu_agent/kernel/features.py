@@ -75,6 +75,20 @@ def kvm_is_module(*, root: Path = ROOT) -> bool:
     return (root / KVM_MODULE / "initstate").exists()
 
 
+def kvm_instance(*, root: Path = ROOT) -> int | None:
+    """A number for the KVM that is loaded now, another one after every load; None without KVM, or before it
+    is ready.
+
+    The folder's inode number: sysfs gives a new folder a new one (fs/kernfs/dir.c, __kernfs_new_node()).
+    """
+    try:
+        inode = (root / KVM_MODULE).stat().st_ino
+    except OSError:
+        return None
+    state = _read(root / KVM_MODULE / "initstate")  # not there if KVM is built in
+    return inode if state in (None, "live") else None
+
+
 def kvm_vendor_modules(*, root: Path = ROOT) -> tuple[str, ...]:
     """What is there of KVM for this host's processor, such as ("kvm_amd",), as a module or built in."""
     # Not only the names in Arch: some kernels bring others (kvm_pvm).

@@ -29,6 +29,10 @@ class ProgLoadOpts(ctypes.Structure):
     )
 
 
+RingCallback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+"""`ring_buffer_sample_fn`: context, data, size; a negative result ends the poll after this record."""
+
+
 @cache
 def libbpf() -> ctypes.CDLL:
     """The library with its prototypes; KernelError if it is not installed."""
@@ -57,6 +61,16 @@ def libbpf() -> ctypes.CDLL:
             number,
             (number, string, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32, pointer),
         ),
+        "bpf_map_lookup_elem": (number, (number, pointer, pointer)),
+        "bpf_map_update_elem": (number, (number, pointer, pointer, ctypes.c_uint64)),
+        "bpf_map_delete_elem": (number, (number, pointer)),
+        "bpf_map_lookup_batch": (
+            number,
+            (number, pointer, pointer, pointer, pointer, ctypes.POINTER(ctypes.c_uint32), pointer),
+        ),
+        "ring_buffer__new": (pointer, (number, RingCallback, pointer, pointer)),
+        "ring_buffer__poll": (number, (pointer, number)),
+        "ring_buffer__free": (None, (pointer,)),
         "libbpf_set_print": (pointer, (pointer,)),
         "libbpf_strerror": (number, (number, string, ctypes.c_size_t)),
     }

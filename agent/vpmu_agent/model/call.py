@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 
 
 class CallName(StrEnum):
@@ -41,7 +42,7 @@ class Attr:
     precise_ip: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
     """One call, as the probes saw it at its entry and its return.
 
@@ -52,6 +53,8 @@ class Call:
     `max_nr_events` is read at entry and is 1 where `struct kvm_pmc` has no such field. `event_count` is KVM's
     own count of the vCPU's events (`struct kvm_pmu`) at entry, -1 where it is not known (guest LBR).
     `lost` counts the records that were lost since the call before this one.
+
+    Nobody changes one. It is not frozen only because making it would then take five times as long.
     """
 
     time_ns: int
@@ -75,4 +78,9 @@ class Call:
     @property
     def pmc_name(self) -> str:
         """`gp0`, `fixed1`, or `lbr`."""
-        return "lbr" if self.pmc_type is PmcType.LBR else f"{self.pmc_type}{self.pmc_idx}"
+        return _pmc_name(self.pmc_type, self.pmc_idx)
+
+
+@cache
+def _pmc_name(pmc_type: PmcType, idx: int) -> str:
+    return "lbr" if pmc_type is PmcType.LBR else f"{pmc_type}{idx}"

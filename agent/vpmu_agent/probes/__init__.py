@@ -1,27 +1,39 @@
-"""Puts the BPF side into the kernel and reads what it sends: from here on there are only calls."""
+"""The BPF side in the kernel, by its descriptors: from here on there are only calls and counts.
+
+Whoever reads the probes never loads bcc, and needs no privileges: a loader (`loader.py`) compiles and
+attaches them in a process of its own, hands them over and is gone.
+"""
 
 from __future__ import annotations
 
-import atexit
-import ctypes
-import os
+import socket
+import subprocess
+import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Set
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal, Self
 
-from vpmu_agent.kernel.features import try_fexit, try_kprobe
-from vpmu_agent.kernel.layout import KernelLayout, read_layout
+from vpmu_agent.kernel.errors import ProbeError
 from vpmu_agent.kernel.libbpf import recursion_misses
 from vpmu_agent.model.call import Call
-from vpmu_agent.probes.program import RING_PAGES, ProbeError, because, captured_stderr, compile_program
-from vpmu_agent.probes.record import LOST_REASONS, Decoder, VmNames
+from vpmu_agent.model.check import Verdict
+from vpmu_agent.probes import handover
+from vpmu_agent.probes.handover import Handover
+from vpmu_agent.probes.maps import Map, Ring
+from vpmu_agent.probes.record import (
+    CONTROL,
+    ERROR_KEY,
+    LOST_REASONS,
+    PMC_KEY,
+    VCPU,
+    VCPU_KEY,
+    Decoder,
+    VmNames,
+    pmc_layout,
+)
 
-if TYPE_CHECKING:
-    import bcc
-
-__all__ = ["FUNCTIONS", "Mode", "ProbeError", "Probes", "attach", "constants"]
+__all__ = ["FUNCTIONS", "Mode", "ProbeError", "Probes", "Unattached", "adopt", "attach", "loader_command"]
 
 Mode = Literal["auto", "fexit", "kprobe"]
 
@@ -33,52 +45,112 @@ FUNCTIONS = {
 }
 """The kernel functions that are followed, by the short names of their probes."""
 
-_BATCH = 8192  # records per poll: what comes faster than it is read must not keep poll() from returning
+_SINGLE = ("calls", "control", "lost")  # a ring and arrays: how full these are says nothing
+_TGID_AT = {"vcpus": 0, "pmcs": PMC_KEY.fields["tgid"].start, "errors": 0}  # among the numbers of a key
+_KEYS = {"vcpus": VCPU_KEY, "pmcs": PMC_KEY, "errors": ERROR_KEY}
+_U32, _U64 = 4, 8  # bytes
+_LOOK_S = 0.1  # how often to ask for calls that no probe was run for
 
 
 class Probes:
-    """Compiled and attached probes, and the calls that they send."""
+    """Attached probes: the counts in their maps, and the calls that they send.
 
-    def __init__(self, bpf: bcc.BPF, *, mode: str, vms: VmNames) -> None:
-        self.mode = mode
+    The maps may be read in another thread than the one that polls.
+    """
+
+    def __init__(self, handed: Handover, *, vms: VmNames, stream: bool = False) -> None:
+        """Owns the descriptors from now on, and goes live. With `stream`, every call is sent.
+
+        Raises ProbeError if these are not the maps of this version.
+        """
+        self.mode = handed.mode
         self.functions = tuple(FUNCTIONS.values())
-        self._bpf = bpf
+        self._programs, self._links = handed.programs, handed.links
+        self._maps = {name: Map(name, descriptor) for name, descriptor in handed.maps.items()}
+        slots = (self._maps["pmcs"].value_size - pmc_layout(0).size) // _U64
+        self._pmc = pmc_layout(slots)
+        self._check_sizes()
         epoch_ns = time.time_ns() - time.monotonic_ns()  # bpf_ktime_get_ns() is CLOCK_MONOTONIC
         self._decoder = Decoder(epoch_ns=epoch_ns, vms=vms)
-        self._raw: list[bytes] = []
-        bpf[b"calls"].open_ring_buffer(self._receive)
-        self._set_live(1)
+        self._ring = Ring(self._maps["calls"])
+        self._stream = stream
+        self._not_run = self._misses()
+        self._looked = time.monotonic()
+        self._set_epoch(1)
 
-    def poll(self, timeout_s: float) -> list[Call]:
-        """The calls that are there, oldest first; waits up to `timeout_s` for the first one."""
-        self._bpf.ring_buffer_poll(int(timeout_s * 1000))
-        raw, self._raw = self._raw, []
-        return [call for data in raw if (call := self._decoder.call(data))]
+    def poll(self, timeout_s: float) -> list[tuple[Call, Verdict]]:
+        """The calls that were sent, oldest first; waits up to `timeout_s` for the first one."""
+        records = self._ring.poll(timeout_s)
+        if time.monotonic() - self._looked >= _LOOK_S:
+            self._look_for_misses()
+        return [said for data in records if (said := self._decoder.call(data))]
+
+    def vcpus(self) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+        """tgid, vcpu_id, and what was counted, laid out as `record.VCPU.fields`."""
+        for keys, values in self._maps["vcpus"].chunks():
+            for (tgid, vcpu), numbers in zip(
+                VCPU_KEY.struct.iter_unpack(keys), VCPU.struct.iter_unpack(values), strict=True
+            ):
+                yield tgid, vcpu, numbers
+
+    def pmcs(self) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """tgid, and the pmc's numbers, laid out as `record.pmc_layout(slots).fields`."""
+        at = _TGID_AT["pmcs"]
+        for keys, values in self._maps["pmcs"].chunks():
+            for key, numbers in zip(
+                PMC_KEY.struct.iter_unpack(keys), self._pmc.struct.iter_unpack(values), strict=True
+            ):
+                yield key[at], numbers
+
+    def errors(self) -> Iterator[tuple[int, int, int]]:
+        """tgid, errno, and how many creations failed with it."""
+        for keys, values in self._maps["errors"].chunks():
+            for (tgid, error), count in zip(
+                ERROR_KEY.struct.iter_unpack(keys), values.cast("B").cast("Q"), strict=True
+            ):
+                yield tgid, error, count
 
     def lost(self) -> dict[str, int]:
-        """How many calls were lost since the start, by reason; "total" is their sum.
+        """How many calls or records were lost since the start, by reason.
 
         `not_run` are those that the kernel did not run a probe for (struct bpf_prog_info, recursion_misses),
         among which may be calls of others than KVM.
         """
-        table = self._bpf[b"lost"]
-        lost = {reason: int(table[ctypes.c_int(i)].value) for i, reason in enumerate(LOST_REASONS)}
-        lost["not_run"] = sum(recursion_misses(program.fd) for program in self._bpf.funcs.values())
-        lost["total"] += lost["not_run"]
-        return lost
+        counts = self._maps["lost"]
+        lost = {
+            reason: int.from_bytes(counts.get(i.to_bytes(_U32, sys.byteorder)) or b"", sys.byteorder)
+            for i, reason in enumerate(LOST_REASONS)
+        }
+        return {**lost, "not_run": self._misses()}
 
-    def stop(self) -> list[Call]:
-        """Lets no new calls in, and returns those that were still on their way."""
-        self._set_live(0)
-        calls: list[Call] = []
+    def forget(self, tgids: Set[int]) -> None:
+        """Deletes what the maps hold of these processes."""
+        for name, layout in _KEYS.items():
+            at, size = _TGID_AT[name], layout.size
+            for keys, _ in self._maps[name].chunks():
+                for i, key in enumerate(layout.struct.iter_unpack(keys)):
+                    if key[at] in tgids:
+                        self._maps[name].delete(bytes(keys[i * size : (i + 1) * size]))
+
+    def occupancy(self) -> dict[str, tuple[int, int]]:
+        """Of each map: how many entries it has, and has room for."""
+        return {name: (m.entries(), m.room) for name, m in self._maps.items() if name not in _SINGLE}
+
+    def stop(self) -> list[tuple[Call, Verdict]]:
+        """Lets no new calls in, and returns those that were still on their way. The counts stay."""
+        self._set_epoch(0)
+        calls: list[tuple[Call, Verdict]] = []
         while batch := self.poll(0):
             calls += batch
         return calls
 
     def close(self) -> None:
         """Takes the probes off."""
-        self._set_live(0)
-        _detach(self._bpf)
+        self._set_epoch(0)
+        self._ring.close()
+        handover.close([*self._links, *self._programs])
+        for each in self._maps.values():
+            each.close()
 
     def __enter__(self) -> Self:
         return self
@@ -88,84 +160,93 @@ class Probes:
     ) -> None:
         self.close()
 
-    def _receive(self, _context: object, data: int, size: int) -> int:
-        self._raw.append(ctypes.string_at(data, size))
-        return -1 if len(self._raw) >= _BATCH else 0
+    def _check_sizes(self) -> None:
+        """A loader of another version than this process, in the middle of an upgrade, would be misread."""
+        known = {name: layout.size for name, layout in _KEYS.items()}
+        found = {name: self._maps[name].key_size for name in _KEYS}
+        sizes = {"control": CONTROL.size, "vcpus": VCPU.size, "pmcs": self._pmc.size, "errors": _U64}
+        if found != known or any(self._maps[name].value_size != size for name, size in sizes.items()):
+            raise ProbeError("the loader's maps are not those of this version", "restart vpmu-agent")
 
-    def _set_live(self, live: int) -> None:
-        self._bpf[b"live"][ctypes.c_int(0)] = ctypes.c_uint32(live)
+    def _set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+        self._maps["control"].put(bytes(_U32), CONTROL.struct.pack(epoch, self._stream))
+
+    def _misses(self) -> int:
+        return sum(map(recursion_misses, self._programs))
+
+    def _look_for_misses(self) -> None:
+        """Calls were lost, and nobody knows whose: what the monitor knows of every pmc is to be doubted."""
+        self._looked = time.monotonic()
+        not_run = self._misses()
+        if not_run != self._not_run and self._epoch:
+            self._not_run = not_run
+            self._set_epoch(self._epoch + 1)
 
 
-def attach(*, mode: Mode = "auto", vms: VmNames, ring_pages: int = RING_PAGES) -> Probes:
+class Unattached:
+    """What `Probes` is where there is nothing to attach to: it counts nothing and sends nothing."""
+
+    mode = "none"
+    functions: tuple[str, ...] = ()
+
+    def poll(self, timeout_s: float) -> list[tuple[Call, Verdict]]:
+        """Waits."""
+        time.sleep(timeout_s)
+        return []
+
+    def vcpus(self) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+        """None."""
+        return iter(())
+
+    def pmcs(self) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """None."""
+        return iter(())
+
+    def errors(self) -> Iterator[tuple[int, int, int]]:
+        """None."""
+        return iter(())
+
+    def lost(self) -> dict[str, int]:
+        """Nothing."""
+        return {}
+
+    def forget(self, tgids: Set[int]) -> None:
+        """Knows none."""
+
+    def occupancy(self) -> dict[str, tuple[int, int]]:
+        """No maps."""
+        return {}
+
+    def stop(self) -> list[tuple[Call, Verdict]]:
+        """Nothing was on its way."""
+        return []
+
+    def close(self) -> None:
+        """Nothing to take off."""
+
+
+def loader_command(mode: Mode) -> list[str]:
+    """What to run for a loader, less its last argument: the number of the descriptor to hand over on."""
+    # -P: a module of our name in the current directory is not ours.
+    return [sys.executable, "-P", "-m", "vpmu_agent.probes.loader", mode]
+
+
+def attach(*, mode: Mode = "auto", vms: VmNames, stream: bool = True) -> Probes:
     """Attaches the probes to the running kernel: fentry/fexit where it takes them, else kprobe/kretprobe.
 
     Raises KernelError where the kernel lacks something the probes need, and ProbeError where it refuses them.
     """
-    known = constants(read_layout())
-    refused = []
-    for tried in ("fexit", "kprobe") if mode == "auto" else (mode,):
-        # Asking the kernel costs nothing; a compilation that it then refuses costs a second.
-        trial = _TRIALS[tried](tuple(FUNCTIONS.values()))
-        if not trial.works:
-            refused.append(f"{tried}: {trial.reason}")
-            continue
-        try:
-            bpf = compile_program(known, fexit=tried == "fexit", ring_pages=ring_pages)
-            if tried == "kprobe":
-                _attach_kprobes(bpf)
-        except ProbeError as error:
-            refused.append(f"{tried}: {error}")
-        else:
-            return Probes(bpf, mode=tried, vms=vms)
-    todo = "`vpmu-agent doctor` says what this host lacks"
-    if os.geteuid() != 0:
-        todo = f"run it as root, or with CAP_BPF, CAP_PERFMON and CAP_SYSLOG; {todo}"
-    raise ProbeError(f"cannot attach the probes ({'; '.join(refused)})", todo)
+    ours, theirs = handover.channel()
+    with ours:
+        with theirs:
+            number = theirs.fileno()
+            loader = subprocess.Popen([*loader_command(mode), str(number)], pass_fds=[number])
+        with loader:
+            return adopt(ours, vms=vms, stream=stream)
 
 
-_TRIALS = {"fexit": try_fexit, "kprobe": try_kprobe}
-
-
-def constants(layout: KernelLayout) -> Mapping[str, int]:
-    """The VPMU_* constants that bpf/vpmu.bpf.c asks for, on one kernel."""
-    handlers = (*layout.overflow_handlers, 0, 0)
-    known = {
-        "VPMU_HANDLER": handlers[0],
-        "VPMU_HANDLER_INTR": handlers[1],
-        "VPMU_CREATE_ARGS": layout.create_args,
-        "VPMU_TASK_MM": layout.task_mm,
-        "VPMU_MM_ARG_START": layout.mm_arg_start,
-        "VPMU_MM_ARG_END": layout.mm_arg_end,
-        "VPMU_PMC_TYPE": layout.pmc_type,
-        "VPMU_PMC_IDX": layout.pmc_idx,
-        "VPMU_PMC_VCPU": layout.pmc_vcpu,
-        "VPMU_VCPU_ID": layout.vcpu_id,
-        "VPMU_EVENT_HANDLER": layout.event_overflow_handler,
-        "VPMU_EVENT_CONTEXT": layout.event_overflow_handler_context,
-        "VPMU_EVENT_ATTR": layout.event_attr,
-    }
-    optional = {
-        "VPMU_PMC_MAX_NR_EVENTS": layout.pmc_max_nr_events,
-        "VPMU_VCPU_EVENT_COUNT": layout.vcpu_event_count,
-    }
-    return known | {name: value for name, value in optional.items() if value is not None}
-
-
-def _attach_kprobes(bpf: bcc.BPF) -> None:
-    with captured_stderr() as said:
-        try:
-            for name, function in FUNCTIONS.items():
-                bpf.attach_kretprobe(event=function.encode(), fn_name=f"vpmu_{name}_return".encode())
-                bpf.attach_kprobe(event=function.encode(), fn_name=f"vpmu_{name}_entry".encode())
-        except Exception as error:  # bcc raises nothing more special
-            reason = because(error, said())
-            _detach(bpf)
-            raise ProbeError(reason) from error
-
-
-def _detach(bpf: bcc.BPF) -> None:
-    # bcc would do it once more at exit, on file descriptors that may be somebody else's by then.
-    atexit.unregister(bpf.cleanup)
-    # It also looks for each probe in tracefs, which need not be mounted; closing the descriptors is enough.
-    with captured_stderr(), suppress(Exception):
-        bpf.cleanup()
+def adopt(channel: socket.socket, *, vms: VmNames, stream: bool = False) -> Probes:
+    """Waits for what a loader hands over, and goes live with it. Raises what the loader met."""
+    handed = handover.receive(channel)
+    return Probes(handed, vms=vms, stream=stream)

@@ -10,7 +10,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpmu_agent.kernel.errors import KernelError
+from vpmu_agent.kernel.errors import ProbeError
 from vpmu_agent.kernel.features import bcc_trouble
 from vpmu_agent.model.automaton import SLOTS, Kind, State
 from vpmu_agent.probes import monitor
@@ -36,10 +36,6 @@ BCC_TODO = (
     "made with --system-site-packages (PyPI's bcc is another package)"
 )
 """What to do where bcc is missing."""
-
-
-class ProbeError(KernelError):
-    """The kernel, or bcc, would not take the probes."""
 
 
 def compile_program(

@@ -1,0 +1,197 @@
+"""`vpmu-agent run`: a daemon that watches and serves with no privileges, and the parent that keeps them."""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from vpmu_agent import parent, privileges, probes
+from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError
+from vpmu_agent.kernel.features import kvm_instance
+from vpmu_agent.live import POLL_S, attached_line, stop_requests
+from vpmu_agent.metrics import Exporter
+from vpmu_agent.privileges import User
+from vpmu_agent.probes import Probes, Unattached, handover
+from vpmu_agent.server import Address, Server
+from vpmu_agent.vms import Vms
+from vpmu_agent.watch import Watch
+
+_SWEEP_S = 1.0
+_RETRY_S = 30.0
+"""How long to wait after probes could not be attached: each try costs a second of a processor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """The daemon's end of the line to its parent, and the end on which the first loader hands over."""
+
+    parent: int
+    control: socket.socket
+    first: socket.socket
+
+    def load(self) -> socket.socket:
+        """Has the parent start a loader; returns the end on which it hands over."""
+        ours, theirs = handover.channel()
+        with theirs:
+            socket.send_fds(self.control, [parent.LOAD], [theirs.fileno()])
+        return ours
+
+
+def separate(loader: Sequence[str]) -> Link:
+    """Starts the first loader and splits this process in two. Returns in the child, the daemon to be.
+
+    The process that was called becomes the parent (parent.py). It ends when the daemon does, and as it did.
+    """
+    control, theirs = handover.channel()
+    first, end = handover.channel()
+    with end:
+        loading = parent.spawn([*loader], end.fileno())
+    caller = os.getpid()
+    if daemon := os.fork():
+        theirs.set_inheritable(True)
+        # -I and -S: nothing of the environment, the current directory or site-packages gets in.
+        os.execv(
+            sys.executable,
+            [
+                *(sys.executable, "-I", "-S", parent.__file__),
+                *map(str, (theirs.fileno(), daemon, loading)),
+                *loader,
+            ],
+        )
+    theirs.close()
+    # Ctrl-C is for the parent, which passes it on; twice would be once too often.
+    os.setsid()
+    return Link(caller, control, first)
+
+
+def run(
+    *, listen: Address, user: User, mode: probes.Mode, per_counter: bool, duration_s: float | None, wait: bool
+) -> None:
+    """Watches all VMs and serves metrics, until the time is over or a signal comes.
+
+    With `wait`, also where KVM is not loaded yet. Raises KernelError and ListenError.
+    """
+    instance = kvm_instance()
+    link = separate(probes.loader_command(mode))
+    give_up_privileges(link, user)
+    vms = Vms()
+    # Before waiting for the probes: what is wrong with the address shows at once.
+    with (
+        closing(Server(listen)) as server,
+        closing(Attachment(link, vms, instance)) as attachment,
+    ):
+        attachment.wait(even_without_kvm=wait)
+        watch = Watch(attachment.probes, vms, per_counter=per_counter)
+        with stop_requests() as stopped:
+            server.start(Exporter(watch))
+            tell(f"serving http://{server.address}/metrics")
+            if attachment.is_attached:
+                tell(attachment.line)
+            try:
+                watch_over(attachment, watch, duration_s, stopped)
+            finally:
+                server.close()  # a scrape reads the probes' maps
+
+
+def give_up_privileges(link: Link, user: User) -> None:
+    """Makes this process one that can only read maps which it is given, and that ends with its parent."""
+    trial = privileges.try_map_access(user)
+    keep = frozenset() if trial.works or trial.denied else frozenset({"CAP_BPF"})
+    privileges.drop(user, keep=keep)
+    privileges.end_with(link.parent, signal.SIGTERM)
+
+
+class Attachment:
+    """Probes for the KVM that is loaded now: its handler's address and its types change with every load."""
+
+    def __init__(self, link: Link, vms: Vms, instance: int | None) -> None:
+        """`instance` is the kvm_instance() from before the first loader was started."""
+        self.probes: Probes | Unattached = Unattached()
+        self._link = link
+        self._vms = vms
+        self._loading: socket.socket | None = link.first
+        self._instance = instance  # the one that the probes are for, or are being loaded for
+        self._retry_at = -math.inf
+
+    def wait(self, *, even_without_kvm: bool = False) -> None:
+        """Waits for the first probes. Raises KernelError if there are none."""
+        try:
+            self.probes = self._loaded()
+        except KvmNotLoadedError as error:
+            if not even_without_kvm:
+                raise
+            tell(f"{error.found}; waiting for it")
+
+    def renew(self, watch: Watch) -> None:
+        """Looks whether KVM was unloaded or loaded since, and has `watch` go on with probes that fit."""
+        if self._loading and select.select([self._loading], [], [], 0)[0]:
+            try:
+                self._replace(self._loaded(), watch)
+                tell(self.line)
+            except KernelError as error:
+                tell(f"{error}; trying again in {_RETRY_S:.0f} s")
+                self._retry_at = time.monotonic() + _RETRY_S
+        instance = kvm_instance()
+        if self._loading or (self.is_attached and instance == self._instance):
+            return
+        if self.is_attached:
+            self._replace(Unattached(), watch)
+            tell("KVM was unloaded: the probes are off until it is back")
+        is_new = instance != self._instance
+        if instance is not None and (is_new or time.monotonic() >= self._retry_at):
+            self._loading, self._instance = self._link.load(), instance
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether there are probes now."""
+        return not isinstance(self.probes, Unattached)
+
+    @property
+    def line(self) -> str:
+        """The line that scripts wait for on stderr."""
+        return attached_line(self.probes.mode, self.probes.functions)
+
+    def close(self) -> None:
+        """Takes the probes off."""
+        self.probes.close()
+
+    def _loaded(self) -> Probes:
+        """What the loader hands over; waits for it."""
+        assert self._loading
+        channel, self._loading = self._loading, None
+        with channel:
+            return probes.adopt(channel, vms=self._vms)
+
+    def _replace(self, new: Probes | Unattached, watch: Watch) -> None:
+        old, self.probes = self.probes, new
+        old.stop()
+        watch.replace(new)
+        old.close()
+
+
+def watch_over(
+    attachment: Attachment, watch: Watch, duration_s: float | None, stopped: Callable[[], bool]
+) -> None:
+    """Keeps up with the probes' ring, with the VMs that are gone, and with KVM itself."""
+    end = time.monotonic() + (math.inf if duration_s is None else duration_s)
+    swept = time.monotonic()
+    while not stopped() and (left := end - time.monotonic()) > 0:
+        # What is to be counted stands in the maps. The ring has the VMs' names, and must not stay full.
+        attachment.probes.poll(min(POLL_S, left))
+        if time.monotonic() - swept >= _SWEEP_S:
+            attachment.renew(watch)
+            watch.sweep()
+            swept = time.monotonic()
+
+
+def tell(line: str) -> None:
+    """A line for whoever reads the log."""
+    print(line, file=sys.stderr, flush=True)

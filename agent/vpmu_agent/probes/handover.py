@@ -1,0 +1,84 @@
+"""What the loader hands over: one message over a Unix socket, with descriptors that outlive it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError, ProbeError
+
+_MESSAGE_SIZE = 1 << 16
+_MAX_DESCRIPTORS = 253  # SCM_MAX_FD (include/net/scm.h)
+_ERRORS = {error.__name__: error for error in (KernelError, KvmNotLoadedError, ProbeError)}
+
+
+@dataclass(slots=True)
+class Handover:
+    """Attached probes, as descriptors. `links` keep them attached: closing these takes them off."""
+
+    mode: str
+    maps: dict[str, int] = field(default_factory=dict)
+    programs: list[int] = field(default_factory=list)
+    links: list[int] = field(default_factory=list)
+
+
+def channel() -> tuple[socket.socket, socket.socket]:
+    """The two ends for one handover. Messages stay whole, and no end is inherited unless told to."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def send(end: socket.socket, handover: Handover) -> None:
+    """Hands over. BrokenPipeError or ConnectionResetError if nobody is there to take it any more."""
+    descriptors = [*handover.maps.values(), *handover.programs, *handover.links]
+    about = {
+        "mode": handover.mode,
+        "maps": list(handover.maps),
+        "programs": len(handover.programs),
+        "links": len(handover.links),
+    }
+    socket.send_fds(end, [json.dumps(about).encode()], descriptors)
+
+
+def send_error(end: socket.socket, error: KernelError) -> None:
+    """Says instead why there are no probes."""
+    kind = type(error).__name__
+    about = {
+        "kind": kind if kind in _ERRORS else KernelError.__name__,
+        "found": error.found,
+        "todo": error.todo,
+    }
+    end.send(json.dumps({"error": about}).encode())
+
+
+def receive(end: socket.socket) -> Handover:
+    """Waits for what the loader sends. Raises the KernelError that it met, ProbeError if it sent nothing."""
+    message, descriptors, flags, _ = socket.recv_fds(
+        end, _MESSAGE_SIZE, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+    )
+    if not message:
+        raise ProbeError("the loader ended without a word", "report what it wrote to standard error")
+    about = json.loads(message)
+    if error := about.get("error"):
+        raise _ERRORS[error["kind"]](error["found"], error["todo"])
+    names, programs = about["maps"], about["programs"]
+    if flags & socket.MSG_CTRUNC or len(descriptors) != len(names) + programs + about["links"]:
+        close(descriptors)
+        raise ProbeError(
+            f"the loader sent {len(names) + programs + about['links']} descriptors and only "
+            f"{len(descriptors)} arrived",
+            "raise the limit of open files (ulimit -n)",
+        )
+    rest = descriptors[len(names) :]
+    maps = dict(zip(names, descriptors, strict=False))
+    return Handover(about["mode"], maps, rest[:programs], rest[programs:])
+
+
+def close(descriptors: Sequence[int]) -> None:
+    """Closes them all."""
+    for descriptor in descriptors:
+        with suppress(OSError):
+            os.close(descriptor)

@@ -1,0 +1,128 @@
+"""`python -m vpmu_agent.probes.loader MODE DESCRIPTOR`: compiles and attaches the probes, and hands them on.
+
+A process of its own because bcc keeps LLVM and its own data in memory, 75 to 150 MB, for as long as the
+process lives (iovisor/bcc issue 1181). Whoever holds the descriptors keeps the probes attached.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, cast
+
+from vpmu_agent.kernel.errors import KernelError, ProbeError
+from vpmu_agent.kernel.features import Trial, try_fexit, try_kprobe
+from vpmu_agent.kernel.layout import KernelLayout, read_layout
+from vpmu_agent.probes import FUNCTIONS, Mode, handover
+from vpmu_agent.probes.handover import Handover
+from vpmu_agent.probes.program import because, captured_stderr, compile_program
+
+if TYPE_CHECKING:
+    import bcc
+
+MAPS = ("calls", "control", "lost", "vcpus", "pmcs", "errors", "inflight", "left", "processes")
+"""The maps of bpf/vpmu.bpf.c that are handed over."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Hands over probes, or the reason why there are none."""
+    mode, number = arguments
+    # If nobody waits for the probes any more, they are off again as soon as this process has ended.
+    with socket.socket(fileno=int(number)) as channel, suppress(BrokenPipeError, ConnectionResetError):
+        try:
+            handover.send(channel, load(cast(Mode, mode)))
+        except KernelError as error:
+            handover.send_error(channel, error)
+
+
+def load(mode: Mode) -> Handover:
+    """Compiles the probes for the running kernel and attaches them, but does not let calls in yet.
+
+    Raises KernelError where the kernel lacks something the probes need, and ProbeError where it refuses them.
+    """
+    known = constants(read_layout())
+    refused = []
+    for tried in ("fexit", "kprobe") if mode == "auto" else (mode,):
+        # A compilation that the kernel then refuses costs a second. One function will do: taking a probe off
+        # again can mean to wait until all tasks have left it (synchronize_rcu_tasks()).
+        trial = _TRIALS[tried](list(FUNCTIONS.values())[:1])
+        if not trial.works:
+            refused.append(f"{tried}: {trial.reason}")
+            continue
+        try:
+            bpf = compile_program(known, fexit=tried == "fexit")
+            if tried == "kprobe":
+                _attach_kprobes(bpf)
+        except ProbeError as error:
+            refused.append(f"{tried}: {error}")
+        else:
+            return handover_of(bpf, tried)
+    todo = "`vpmu-agent doctor` says what this host lacks"
+    if os.geteuid() != 0:
+        todo = f"run it as root, or with CAP_BPF, CAP_PERFMON and CAP_SYSLOG; {todo}"
+    raise ProbeError(f"cannot attach the probes ({'; '.join(refused)})", todo)
+
+
+_TRIALS: dict[str, Callable[[Sequence[str]], Trial]] = {"fexit": try_fexit, "kprobe": try_kprobe}
+
+
+def handover_of(bpf: bcc.BPF, mode: str, maps: Sequence[str] = MAPS) -> Handover:
+    """What bcc has open of an attached program."""
+    kprobes = (descriptor for of_event in bpf.kprobe_fds.values() for descriptor in of_event.values())
+    links = (
+        *kprobes,
+        *bpf.uprobe_fds.values(),
+        *bpf.raw_tracepoint_fds.values(),
+        *bpf.kfunc_entry_fds.values(),
+        *bpf.kfunc_exit_fds.values(),
+    )
+    return Handover(
+        mode,
+        {name: bpf[name.encode()].map_fd for name in maps},
+        [program.fd for program in bpf.funcs.values()],
+        list(links),
+    )
+
+
+def constants(layout: KernelLayout) -> Mapping[str, int]:
+    """The VPMU_* constants that bpf/vpmu.bpf.c asks for, on one kernel."""
+    handlers = (*layout.overflow_handlers, 0, 0)
+    known = {
+        "VPMU_HANDLER": handlers[0],
+        "VPMU_HANDLER_INTR": handlers[1],
+        "VPMU_CREATE_ARGS": layout.create_args,
+        "VPMU_TASK_MM": layout.task_mm,
+        "VPMU_MM_ARG_START": layout.mm_arg_start,
+        "VPMU_MM_ARG_END": layout.mm_arg_end,
+        "VPMU_PMC_TYPE": layout.pmc_type,
+        "VPMU_PMC_IDX": layout.pmc_idx,
+        "VPMU_PMC_VCPU": layout.pmc_vcpu,
+        "VPMU_VCPU_ID": layout.vcpu_id,
+        "VPMU_EVENT_HANDLER": layout.event_overflow_handler,
+        "VPMU_EVENT_CONTEXT": layout.event_overflow_handler_context,
+        "VPMU_EVENT_ATTR": layout.event_attr,
+    }
+    optional = {
+        "VPMU_PMC_MAX_NR_EVENTS": layout.pmc_max_nr_events,
+        "VPMU_VCPU_EVENT_COUNT": layout.vcpu_event_count,
+    }
+    return known | {name: value for name, value in optional.items() if value is not None}
+
+
+def _attach_kprobes(bpf: bcc.BPF) -> None:
+    with captured_stderr() as said:
+        try:
+            for name, function in FUNCTIONS.items():
+                bpf.attach_kretprobe(event=function.encode(), fn_name=f"vpmu_{name}_return".encode())
+                bpf.attach_kprobe(event=function.encode(), fn_name=f"vpmu_{name}_entry".encode())
+        except Exception as error:  # bcc raises nothing more special
+            raise ProbeError(because(error, said())) from error
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
+    # Not by way of bcc's exit handler, which takes the probes off.
+    os._exit(0)

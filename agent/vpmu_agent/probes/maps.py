@@ -1,0 +1,117 @@
+"""BPF maps and ring buffers by their descriptors, through libbpf: it takes no privileges and no bcc."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Iterator
+
+from vpmu_agent.kernel.errors import KernelError
+from vpmu_agent.kernel.libbpf import RingCallback, libbpf, quiet, strerror
+
+_INFO_WORDS = 6  # of struct bpf_map_info: type, id, key_size, value_size, max_entries, map_flags
+_CHUNK = 256  # entries a system call; the buffers for them take some 200 KB
+_RECORDS = 8192  # per poll: what comes faster than it is read must not keep poll() from returning
+
+
+class Map:
+    """One map. Every method raises KernelError where the kernel refuses, naming the map."""
+
+    def __init__(self, name: str, descriptor: int) -> None:
+        """Owns the descriptor from now on."""
+        self.name = name
+        self.descriptor = descriptor
+        info = (ctypes.c_uint32 * _INFO_WORDS)()
+        size = ctypes.c_uint32(ctypes.sizeof(info))
+        if failed := libbpf().bpf_obj_get_info_by_fd(descriptor, info, ctypes.byref(size)):
+            raise self._refused("describe", failed)
+        _, _, self.key_size, self.value_size, self.room, _ = info
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value at `key`, None if there is none."""
+        value = ctypes.create_string_buffer(self.value_size)
+        if failed := libbpf().bpf_map_lookup_elem(self.descriptor, key, value):
+            if failed == -errno.ENOENT:
+                return None
+            raise self._refused("read", failed)
+        return value.raw
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Writes one entry."""
+        if failed := libbpf().bpf_map_update_elem(self.descriptor, key, value, 0):
+            raise self._refused("write", failed)
+
+    def delete(self, key: bytes) -> None:
+        """Deletes one entry, if it is there."""
+        failed = libbpf().bpf_map_delete_elem(self.descriptor, key)
+        if failed and failed != -errno.ENOENT:
+            raise self._refused("delete from", failed)
+
+    def chunks(self) -> Iterator[tuple[memoryview, memoryview]]:
+        """All entries of a hash or an array, some hundred at a time: their keys, and their values.
+
+        Both are good only until the next ones are asked for. What is added or deleted meanwhile may be there
+        or not; everything else is there once.
+        """
+        count = min(_CHUNK, self.room)
+        # Where to go on: the kernel's own affair, a number as wide as a key at the most (a hash: 4 bytes).
+        before, after = None, ctypes.create_string_buffer(max(self.key_size, 4))
+        while True:
+            keys = ctypes.create_string_buffer(count * self.key_size)
+            values = ctypes.create_string_buffer(count * self.value_size)
+            there = ctypes.c_uint32(count)
+            failed = libbpf().bpf_map_lookup_batch(
+                self.descriptor, before, after, keys, values, ctypes.byref(there), None
+            )
+            if failed == -errno.ENOSPC:  # a hash bucket has more entries than that
+                count *= 2
+                continue
+            if failed and failed != -errno.ENOENT:
+                raise self._refused("read", failed)
+            if there.value:
+                yield (
+                    memoryview(keys)[: there.value * self.key_size],
+                    memoryview(values)[: there.value * self.value_size],
+                )
+            if failed:  # ENOENT: these were the last
+                return
+            before = after
+
+    def entries(self) -> int:
+        """How many entries there are."""
+        return sum(len(keys) // self.key_size for keys, _ in self.chunks())
+
+    def close(self) -> None:
+        """Lets go of the map."""
+        os.close(self.descriptor)
+
+    def _refused(self, what: str, code: int) -> KernelError:
+        return KernelError(f"cannot {what} the BPF map {self.name}: {strerror(-code)}")
+
+
+class Ring:
+    """The reading end of a ring buffer."""
+
+    def __init__(self, ring: Map) -> None:
+        self._records: list[bytes] = []
+        self._callback = RingCallback(self._receive)  # libbpf does not keep it alive
+        with quiet():
+            ctypes.set_errno(0)
+            self._handle = libbpf().ring_buffer__new(ring.descriptor, self._callback, None, None)
+        if not self._handle:
+            raise KernelError(f"cannot read the BPF ring buffer {ring.name}: {strerror(ctypes.get_errno())}")
+
+    def poll(self, timeout_s: float) -> list[bytes]:
+        """The records that are there, oldest first; waits up to `timeout_s` for the first one."""
+        libbpf().ring_buffer__poll(self._handle, int(timeout_s * 1000))
+        records, self._records = self._records, []
+        return records
+
+    def close(self) -> None:
+        """Lets go of the ring's memory; the map is not closed with it."""
+        libbpf().ring_buffer__free(self._handle)
+
+    def _receive(self, _context: object, data: int, size: int) -> int:
+        self._records.append(ctypes.string_at(data, size))
+        return -1 if len(self._records) >= _RECORDS else 0

@@ -1,0 +1,30 @@
+"""`python -m tests.bpf.host ARGUMENTS`: vpmu-agent on a host whose KVM is the look-alike program.
+
+Real are the daemon, its parent, the BPF programs and maps; not the loader's choice of what to attach to. The
+environment has the loader's plan (LOADER_PLAN) and a file with what kvm_instance() shall find (KVM_INSTANCE).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from vpmu_agent import cli, daemon, probes
+
+
+def loader_command(_mode: probes.Mode) -> list[str]:
+    return [sys.executable, "-P", "-m", "tests.bpf.loader", os.environ["LOADER_PLAN"]]
+
+
+def kvm_instance() -> int | None:
+    try:
+        return int(Path(os.environ["KVM_INSTANCE"]).read_text())
+    except FileNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    vars(probes)["loader_command"] = loader_command
+    vars(daemon)["kvm_instance"] = kvm_instance
+    cli.main()
