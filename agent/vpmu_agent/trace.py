@@ -264,7 +264,7 @@ class TextPrinter:
             if vm.pinned_siblings:
                 siblings = f"{name}: {_count(vm.pinned_siblings, 'sibling')} created pinned"
                 lines.append(self._style(f"{siblings}, which perf_event_open() refuses", fg="yellow"))
-            for (vcpu, pmc, kind), count in sorted(vm.pmc_divergences.items()):
+            for (vcpu, pmc, kind), count in sorted(vm.divergences.items()):
                 lines.append(self._style(f"{name}: vCPU {vcpu} {pmc}: {kind}: {count}", fg="red"))
         return ["", *lines] if lines else []
 
