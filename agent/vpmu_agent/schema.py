@@ -296,7 +296,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _parse_part = json.JSONDecoder(object_pairs_hook=_each_once).decode
 
 
-# Their parts: each takes the fields it is about out of an object. What is wrong raises ValueError.
+# What a call is made of: each takes the fields it is about out of an object, or raises ValueError.
 
 
 def _call(value: _Object) -> tuple[str, int, PmcType, int, CallName, int]:
