@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.scenes import Guest
-from vpmu_agent.model.automaton import Kind
+from vpmu_agent.model.automaton import Expected, Kind
 from vpmu_agent.model.call import Attr, Call, CallName, PmcType
 from vpmu_agent.model.check import Verdict
 from vpmu_agent.output import OutputError
@@ -80,11 +80,19 @@ calls = st.builds(
 )
 
 
-@given(call=calls, index=st.none() | st.integers(0, 255), expected=st.text(max_size=40))
-def test_a_call_is_the_same_after_writing_and_reading(call: Call, index: int | None, expected: str) -> None:
-    line = call_json(call, Verdict(Kind.UNEXPECTED_CALL, index, index, expected))
+@given(
+    call=calls,
+    index=st.none() | st.integers(0, 255),
+    expected=st.sampled_from(Expected),
+    at=st.integers(0, 2**32 - 1),
+)
+def test_a_call_is_the_same_after_writing_and_reading(
+    call: Call, index: int | None, expected: Expected, at: int
+) -> None:
+    said = Verdict(Kind.UNEXPECTED_CALL, index, index, expected, at)
+    line = call_json(call, said)
     value = json.loads(line)
-    assert (value["event"], value["leader"], value.get("expected", "")) == (index, index, expected)
+    assert (value["event"], value["leader"], value.get("expected", "")) == (index, index, said.expected)
     header = json.dumps(
         {"schema": 1, "kind": "recording", "agent": "", "kernel": "", "attach": "", "filters": {}}
     )
