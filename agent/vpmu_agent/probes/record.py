@@ -79,6 +79,7 @@ SIZES = {
 """The sizes of arrays: those of the header, and those that the model gives."""
 CALL, PROCESS = Layout("vpmu_call"), Layout("vpmu_process")
 CONTROL = Layout("vpmu_control")
+INFLIGHT = Layout("vpmu_inflight")
 VCPU_KEY, VCPU = Layout("vpmu_vcpu_key"), Layout("vpmu_vcpu")
 ERROR_KEY = Layout("vpmu_error_key")
 PMC_KEY = Layout("vpmu_pmc_key")
