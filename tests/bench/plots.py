@@ -33,7 +33,9 @@ def _run_time(values: Mapping[str, float]) -> Picture:
     for row, kernel in zip(grid, run_time.COUNTERS, strict=True):
         for axes, pace in zip(row, run_time.PACES, strict=True):
             _bars(axes, values, kernel, pace)
-    grid[0][0].legend(frameon=False)
+    picture.legend(
+        *grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(run_time.NAMES)
+    )
     picture.suptitle("Run time of the BPF programs of one call, entry and return added up")
     return picture
 

@@ -85,8 +85,8 @@ def json_line(figures: Iterable[Figure], plots: Path, missing: Mapping[str, str]
 
 
 def _as_json(figure: Figure) -> dict[str, Any]:
-    told: dict[str, Any] = {"value": figure.value, "unit": figure.unit}
+    told: dict[str, Any] = {"value": round(figure.value, 4), "unit": figure.unit}
     if figure.goal:
-        told["goal"] = {"relation": figure.goal.relation, "limit": figure.goal.limit}
+        told["goal"] = {"relation": figure.goal.relation, "limit": round(figure.goal.limit, 4)}
         told["met"] = figure.met
     return told

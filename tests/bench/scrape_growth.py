@@ -20,10 +20,10 @@ def measure(_folder: Path) -> list[Figure]:
     seconds: dict[int, float] = {}
     figures = []
     for vms in VMS:
-        say(f"a scrape of {vms:,} VMs")
+        which = f"{vms:,} {'VM' if vms == 1 else 'VMs'} of 4 vCPUs"
+        say(f"a scrape of {which}")
         told = scrape.measure(vms)
         seconds[vms] = told["seconds"]
-        which = f"{vms:,} VMs of 4 vCPUs"
         goal = Goal("<", 200) if vms == _MOST else None
         figures += [
             Figure(f"scrape.{vms}.ms", f"a scrape of {which}", 1000 * told["seconds"], "ms", goal),
