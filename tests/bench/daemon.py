@@ -36,11 +36,9 @@ def attach(lookalike: Path, vms: VmNames) -> probes.Probes:
 def main() -> None:
     lookalike = Path(sys.argv[1])
     probes.attach = lambda *, vms, **_: attach(lookalike, vms)
-    try:
-        cli.cli(sys.argv[2:], standalone_mode=False)
-    finally:
-        # bcc cannot take uprobes off where tracefs is not mounted, and would complain.
-        os._exit(0)
+    cli.cli(sys.argv[2:], standalone_mode=False)
+    # bcc cannot take uprobes off where tracefs is not mounted, and would complain.
+    os._exit(0)
 
 
 if __name__ == "__main__":
