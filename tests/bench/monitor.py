@@ -79,9 +79,10 @@ class Daemon:
 
 def constants(lookalike: Path) -> dict[str, int]:
     """The VPMU_* that bpf/vpmu.bpf.c asks for, of a look-alike on this kernel."""
-    layout = subprocess.run([lookalike, "layout"], check=True, capture_output=True).stdout
+    told = subprocess.run([lookalike, "layout"], check=True, capture_output=True).stdout
+    layout: dict[str, int] = json.loads(told)
     types = btf.vmlinux()
-    return json.loads(layout) | {
+    return layout | {
         "VPMU_TASK_MM": types.member("task_struct", "mm").offset,
         "VPMU_MM_ARG_START": types.member("mm_struct", "arg_start").offset,
         "VPMU_MM_ARG_END": types.member("mm_struct", "arg_end").offset,
