@@ -95,8 +95,12 @@ def daemon(lookalike: Path, *options: str) -> Iterator[Daemon]:
     command = [sys.executable, "-m", "tests.bpf.host", "run", "--listen", "127.0.0.1:0"]
     instance = lookalike.with_name("kvm_instance")
     instance.write_text("1")
+    for folder in (instance.parent, instance.parent.parent):  # the daemon is nobody
+        folder.chmod(0o755)
     plan = json.dumps({"path": str(lookalike), "constants": constants(lookalike)})
-    env = {**os.environ, "LOADER_PLAN": plan, "KVM_INSTANCE": str(instance)}
+    # The loader is started with -P: the current directory is not searched for modules.
+    here = {"PYTHONPATH": str(REPO), "LOADER_PLAN": plan, "KVM_INSTANCE": str(instance)}
+    env = {**os.environ, **here}
     began = time.monotonic()
     process = subprocess.Popen([*command, *options], cwd=REPO, env=env, stderr=subprocess.PIPE, text=True)
     try:
