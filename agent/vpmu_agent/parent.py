@@ -42,14 +42,15 @@ class Parent:
         self._reap_loader()  # it may have ended before there was a handler
         while True:
             try:
-                request, descriptors, _, _ = socket.recv_fds(control, 1, 1, socket.MSG_CMSG_CLOEXEC)
+                request, descriptors, _, _ = socket.recv_fds(control, 1, 1)
             except ConnectionResetError:
                 return
             if not request:
                 return
-            self._reap_loader()
-            # One at a time: each takes a second of a processor and a hundred MB.
-            if request == LOAD and descriptors and not self._loader:
+            if request == LOAD and descriptors:
+                # One at a time: each takes a second of a processor and a hundred MB. Who asks again has its
+                # answer, or does not wait for it any more.
+                self._end_loader()
                 self._loader = spawn(self._command, descriptors[0])
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -57,12 +58,17 @@ class Parent:
     def end(self) -> int:
         """Waits for the daemon, and returns how it ended (negative: by a signal)."""
         os.waitid(os.P_PID, self._daemon, os.WEXITED | os.WNOWAIT)
-        for number in (*_PASSED_ON, signal.SIGCHLD):  # its number may soon be somebody else's
-            signal.signal(number, signal.SIG_IGN if number in _PASSED_ON else signal.SIG_DFL)
-        if self._loader:
-            os.kill(self._loader, signal.SIGTERM)
-            os.waitpid(self._loader, 0)
+        for number in _PASSED_ON:  # its number may soon be somebody else's
+            signal.signal(number, signal.SIG_IGN)
+        self._end_loader()
         return os.waitstatus_to_exitcode(os.waitpid(self._daemon, 0)[1])
+
+    def _end_loader(self) -> None:
+        self._reap_loader()
+        if loader := self._loader:
+            self._loader = 0  # not for the handler of SIGCHLD
+            os.kill(loader, signal.SIGKILL)
+            os.waitpid(loader, 0)
 
     def _reap_loader(self) -> None:
         if self._loader and os.waitpid(self._loader, os.WNOHANG)[0]:
