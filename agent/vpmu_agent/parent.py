@@ -17,7 +17,8 @@ import sys
 LOAD = b"L"
 """The one request."""
 
-_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What the daemon gets as if it had been sent there."""
 
 
 def spawn(command: list[str], channel: int) -> int:
@@ -35,11 +36,11 @@ class Parent:
         self._command = command
 
     def serve(self, control: socket.socket) -> None:
-        """Starts loaders on request until the daemon is gone."""
-        for number in _PASSED_ON:
+        """Starts loaders on request until the daemon is gone. Signals that were blocked come in now."""
+        for number in PASSED_ON:
             signal.signal(number, lambda received, _frame: os.kill(self._daemon, received))
         signal.signal(signal.SIGCHLD, lambda _number, _frame: self._reap_loader())
-        self._reap_loader()  # it may have ended before there was a handler
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*PASSED_ON, signal.SIGCHLD))
         while True:
             try:
                 request, descriptors, _, _ = socket.recv_fds(control, 1, 1)
@@ -58,7 +59,7 @@ class Parent:
     def end(self) -> int:
         """Waits for the daemon, and returns how it ended (negative: by a signal)."""
         os.waitid(os.P_PID, self._daemon, os.WEXITED | os.WNOWAIT)
-        for number in _PASSED_ON:  # its number may soon be somebody else's
+        for number in PASSED_ON:  # its number may soon be somebody else's
             signal.signal(number, signal.SIG_IGN)
         self._end_loader()
         return os.waitstatus_to_exitcode(os.waitpid(self._daemon, 0)[1])

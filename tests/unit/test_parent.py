@@ -114,7 +114,6 @@ def test_a_signal_reaches_the_daemon_once(number: signal.Signals) -> None:
     )
     with started(daemon) as process:
         assert read(process.stdout) == "ready"
-        wait_for_exec(process)
         process.send_signal(number)
         assert read(process.stdout) == "1"
         assert process.wait(10) == 0
@@ -123,18 +122,12 @@ def test_a_signal_reaches_the_daemon_once(number: signal.Signals) -> None:
 def test_it_is_small_and_runs_nothing_of_site_packages() -> None:
     with started("say('ready'); time.sleep(60)") as process:
         read(process.stdout)
-        wait_for_exec(process)
+        while not has_handlers(process.pid):
+            time.sleep(0.01)
         maps = Path(f"/proc/{process.pid}/maps").read_text()
         assert "libbpf" not in maps
         assert "site-packages" not in maps
         assert psutil.Process(process.pid).memory_full_info().uss < 8 << 20
-
-
-def wait_for_exec(process: subprocess.Popen[str]) -> None:
-    while "parent.py" not in " ".join(psutil.Process(process.pid).cmdline()):
-        time.sleep(0.01)
-    while not has_handlers(process.pid):
-        time.sleep(0.01)
 
 
 def has_handlers(pid: int) -> bool:
