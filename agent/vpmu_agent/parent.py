@@ -72,7 +72,10 @@ class Parent:
             os.waitpid(loader, 0)
 
     def _reap_loader(self) -> None:
-        if self._loader and os.waitpid(self._loader, os.WNOHANG)[0]:
+        try:
+            if self._loader and os.waitpid(self._loader, os.WNOHANG)[0]:
+                self._loader = 0
+        except ChildProcessError:  # the handler came between these two lines of itself
             self._loader = 0
 
 
