@@ -11,8 +11,11 @@ PACKAGES := python3-bpfcc python3-venv libbpf1 \
 # What the lab's own kernel is built with; spatch loads libpython3.11.so, which only libpython3-dev has.
 PACKAGES += linux-source-6.1 coccinelle libpython3-dev dwarves flex bison bc libssl-dev rsync xz-utils
 
+# What `make bench` measures the monitor against, and with.
+BENCH_PACKAGES := bpftrace bpftool
+
 .PHONY: demo demo-grouped test check lint format unit slow bpf fuzz lab lab-stock lab-grouped lab-kernel \
-	recordings clean
+	recordings bench clean
 
 demo: .venv/ready
 	$(PYTHON) -m tests.lab.demo
@@ -66,12 +69,26 @@ recordings: .venv/ready lab-kernel
 	$(PYTHON) -m tests.lab.record
 	$(PYTHON) -m tests.lab.record --grouped
 
-.venv/ready: pyproject.toml Makefile
-	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+# What the monitor costs, held against its goals: some six minutes, best on an idle machine.
+bench: .venv/bench
+	$(PYTHON) -m tests.bench
+
+# Installs the Debian packages in $(1) that are not there yet.
+define install
+	@missing=$$(for p in $(1); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
 	if [ -n "$$missing" ]; then echo "installing:" $$missing; \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing; fi
+endef
+
+.venv/ready: pyproject.toml Makefile
+	$(call install,$(PACKAGES))
 	/usr/bin/python3 -m venv --system-site-packages .venv
 	.venv/bin/pip install -q -e '.[dev]'
+	@touch $@
+
+.venv/bench: .venv/ready
+	$(call install,$(BENCH_PACKAGES))
+	.venv/bin/pip install -q -e '.[bench]'
 	@touch $@
 
 clean:

@@ -100,6 +100,11 @@ _INTS = {
     "sample_period": (0, _U64),
     "precise_ip": (0, 3),
 }
+# The last fields of `Attr`.
+_FLAGS = (
+    *("disabled", "pinned", "exclude_user", "exclude_kernel", "exclude_hv", "exclude_idle"),
+    *("exclude_host", "exclude_guest", "precise_ip"),
+)
 _CALLS = {str(name): name for name in CallName}
 # X86_PMC_IDX_MAX is 64, for gp and fixed counters together.
 _PMCS = {f"{kind}{i}": (kind, i) for kind in (PmcType.GP, PmcType.FIXED) for i in range(64)} | {
@@ -121,10 +126,10 @@ class CallReader:
 
     def __init__(self) -> None:
         self._parts = (
-            _Parts(_call, "vm", "vcpu", "pmc", "call", "event", "leader", "result"),
-            _Parts(_event, "attr", "verdict", "expected", "tgid", "tid", "pmc_addr"),
-            _Parts(_addresses, "event_addr", "leader_addr"),
-            _Parts(_state, "max_nr_events", "event_count", "lost", end=""),
+            _Parts(_call, '{"vm":', "}", ("vm", "vcpu", "pmc", "call", "event", "leader", "result")),
+            _EventParts(),
+            _Parts(_addresses, '{"event_addr":', "}", ("event_addr", "leader_addr")),
+            _Parts(_state, '{"max_nr_events":', "", ("max_nr_events", "event_count", "lost")),
         )
 
     def __call__(self, value: _Object) -> Call:
@@ -133,7 +138,7 @@ class CallReader:
         Whatever is wrong with it raises ValueError that names the field.
         """
         vm, vcpu, pmc_type, pmc_idx, name, result = _call(value)
-        attr, tgid, tid, pmc = _event(value)
+        flags, tgid, tid, pmc = _counter(value)
         event, leader = _addresses(value)
         max_nr_events, event_count, lost = _state(value)
         return Call(
@@ -144,7 +149,7 @@ class CallReader:
             event,
             leader,
             result,
-            attr,
+            Attr(*_selector(value), _int(_attr(value), "sample_period"), *flags),
             vm,
             tgid,
             tid,
@@ -160,18 +165,18 @@ class CallReader:
         """The calls of the first lines, as far as they are without a doubt what `call_json()` writes."""
         calls: list[Call] = []
         add = calls.append
-        its_call, its_event, its_addresses, its_state = self._parts
+        of_call, of_event, of_addresses, of_state = self._parts
         try:
             for line in lines:
                 start, _, rest = line.partition(b',"vm":')
                 call, _, rest = rest.partition(b',"duration_ns":')
                 duration, _, rest = rest.partition(b',"attr":')
-                of_event, _, rest = rest.partition(b',"event_addr":')
+                its_event, _, rest = rest.partition(b',"event_addr":')
                 addresses, _, state = rest.partition(b',"max_nr_events":')
                 head, _, time = start.rpartition(b":")
                 if not (
                     head == _HEAD
-                    # int() alone takes more than JSON does.
+                    # As in _number(), of which calls would take their time.
                     and time.isdigit()
                     and duration.isdigit()
                     and time >= b"1"
@@ -180,10 +185,10 @@ class CallReader:
                     and (duration_ns := int(duration)) <= _S63
                 ):
                     break
-                vm, vcpu, pmc_type, pmc_idx, name, result = its_call[call]
-                attr, tgid, tid, pmc = its_event[of_event]
-                event, leader = its_addresses[addresses]
-                max_nr_events, event_count, lost = its_state[state]
+                vm, vcpu, pmc_type, pmc_idx, name, result = of_call[call]
+                attr, tgid, tid, pmc = of_event[its_event]
+                event, leader = of_addresses[addresses]
+                max_nr_events, event_count, lost = of_state[state]
                 add(
                     Call(
                         time_ns,
@@ -220,30 +225,78 @@ _T = TypeVar("_T")
 class _Parts(dict[bytes, _T]):
     """What the texts of one part of the lines say. Looking up one that does not say it raises ValueError.
 
-    A text is everything from the value of the first field on, and has these fields alone: so it means the
-    same in every line, whatever the other parts are. `end` closes the object where the line does not.
+    `start` and `end` make a text an object of its own. It has no fields but `fields`, `attr_fields` in its
+    attributes, and each once: so it means the same in every line, whatever the other parts are.
     """
 
-    def __init__(self, read: Callable[[_Object], _T], *fields: str, end: str = "}") -> None:
+    def __init__(
+        self,
+        read: Callable[[_Object], _T],
+        start: str,
+        end: str,
+        fields: tuple[str, ...],
+        attr_fields: tuple[str, ...] = (),
+    ) -> None:
         self._read = read
-        self._start = f'{{"{fields[0]}":'
-        self._end = end
-        self._fields = frozenset(fields)
+        self._start, self._end = start, end
+        self._fields, self._attr_fields = frozenset(fields), frozenset(attr_fields)
 
     def __missing__(self, text: bytes) -> _T:
         if len(text) > _MAX_PART:
             raise ValueError
-        value = json.loads(f"{self._start}{text.decode()}{self._end}")
-        if not value.keys() <= self._fields:
+        value = _parse_part(f"{self._start}{text.decode()}{self._end}")
+        if not (value.keys() <= self._fields and value.get("attr", {}).keys() <= self._attr_fields):
             raise ValueError
-        part = self._read(value)
-        if len(self) >= _CACHE:
-            self.clear()
-        self[text] = part
-        return part
+        return _remember(self, text, self._read(value))
 
 
-# Their parts: each takes the fields it is about out of an object. What is wrong raises ValueError.
+class _EventParts(dict[bytes, tuple[Attr, int, int, int]]):
+    """The same for the part from `attr` to `pmc_addr`, but cut again where it is new.
+
+    A guest's profiler gives its counters another period each time they are programmed.
+    """
+
+    def __init__(self) -> None:
+        self._selectors = _Parts(_selector, '{"attr":', "}}", ("attr",), ("type", "config"))
+        self._counters = _Parts(
+            *(_counter, '{"attr":{"disabled":', "}"),
+            ("attr", "verdict", "expected", "tgid", "tid", "pmc_addr"),
+            _FLAGS,
+        )
+
+    def __missing__(self, text: bytes) -> tuple[Attr, int, int, int]:
+        selector, _, rest = text.partition(b',"sample_period":')
+        period, _, counter = rest.partition(b',"disabled":')
+        flags, tgid, tid, pmc = self._counters[counter]
+        attr = Attr(*self._selectors[selector], _number(period, _U64), *flags)
+        return _remember(self, text, (attr, tgid, tid, pmc))
+
+
+def _remember(parts: dict[bytes, _T], text: bytes, part: _T) -> _T:
+    if len(parts) >= _CACHE:
+        parts.clear()
+    parts[text] = part
+    return part
+
+
+def _number(text: bytes, high: int) -> int:
+    """A positive number. int() alone takes more than JSON does."""
+    if not (text.isdigit() and text >= b"1" and (number := int(text)) <= high):
+        raise ValueError
+    return number
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError
+    return fields
+
+
+_parse_part = json.JSONDecoder(object_pairs_hook=_each_once).decode
+
+
+# What a call is made of: each takes the fields it is about out of an object, or raises ValueError.
 
 
 def _call(value: _Object) -> tuple[str, int, PmcType, int, CallName, int]:
@@ -258,25 +311,24 @@ def _call(value: _Object) -> tuple[str, int, PmcType, int, CallName, int]:
     return vm, _int(value, "vcpu"), *_PMCS[pmc], _CALLS[name], _int(value, "result")
 
 
-def _event(value: _Object) -> tuple[Attr, int, int, int]:
+def _selector(value: _Object) -> tuple[int, int]:
+    attr = _attr(value)
+    return _int(attr, "type"), _int(attr, "config")
+
+
+def _counter(value: _Object) -> tuple[tuple[Any, ...], int, int, int]:
+    """The first is what `_FLAGS` names."""
+    attr = _attr(value)
+    *bools, precise_ip = _FLAGS
+    flags = (*(_bool(attr, field) for field in bools), _int(attr, precise_ip))
+    return flags, _int(value, "tgid"), _int(value, "tid"), _address(value, "pmc_addr")
+
+
+def _attr(value: _Object) -> _Object:
     attr = value.get("attr")
     if type(attr) is not dict:
         raise ValueError("'attr' of a call must be an object")
-    made = Attr(
-        _int(attr, "type"),
-        _int(attr, "config"),
-        _int(attr, "sample_period"),
-        _bool(attr, "disabled"),
-        _bool(attr, "pinned"),
-        _bool(attr, "exclude_user"),
-        _bool(attr, "exclude_kernel"),
-        _bool(attr, "exclude_hv"),
-        _bool(attr, "exclude_idle"),
-        _bool(attr, "exclude_host"),
-        _bool(attr, "exclude_guest"),
-        _int(attr, "precise_ip"),
-    )
-    return made, _int(value, "tgid"), _int(value, "tid"), _address(value, "pmc_addr")
+    return attr
 
 
 def _addresses(value: _Object) -> tuple[int, int]:

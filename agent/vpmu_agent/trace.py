@@ -43,7 +43,7 @@ class Filters:
         )
 
     @property
-    def keep_all(self) -> bool:
+    def keeps_all(self) -> bool:
         """Whether there is no call that `keep()` refuses."""
         return not (self.vms or self.vcpus or self.pmcs)
 
@@ -104,7 +104,7 @@ class Session:
         lines: list[str] = []
         recorded: list[str] = []
         printer, shown = self._printer, self._filters.calls or frozenset(CallName)
-        keep = None if self._filters.keep_all else self._filters.keep
+        keep = None if self._filters.keeps_all else self._filters.keep
         add, recorder, quiet = self.tally.add, self._recorder, self._quiet
         for call, verdict in observed:
             if call.lost:
@@ -264,7 +264,7 @@ class TextPrinter:
             if vm.pinned_siblings:
                 siblings = f"{name}: {_count(vm.pinned_siblings, 'sibling')} created pinned"
                 lines.append(self._style(f"{siblings}, which perf_event_open() refuses", fg="yellow"))
-            for (vcpu, pmc, kind), count in sorted(vm.pmc_divergences.items()):
+            for (vcpu, pmc, kind), count in sorted(vm.divergences.items()):
                 lines.append(self._style(f"{name}: vCPU {vcpu} {pmc}: {kind}: {count}", fg="red"))
         return ["", *lines] if lines else []
 

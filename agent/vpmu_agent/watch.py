@@ -12,7 +12,7 @@ from operator import add, itemgetter
 from typing import Protocol
 
 from vpmu_agent.model.automaton import Kind
-from vpmu_agent.probes.record import VCPU, pmc_layout, pmc_name
+from vpmu_agent.probes.record import PMC_TYPE_LBR, VCPU, pmc_layout, pmc_name
 
 GONE_S = 15 * 60.0
 """How long a VM that is gone waits for the scrape that shows its last counts."""
@@ -24,6 +24,7 @@ LOOKS = 200
 """Processes that one sweep looks for: each costs 30 µs, and a host with 1,000 VMs has five seconds."""
 
 _PMC = pmc_layout(1).fields  # the same for any number of slots: they come last
+_PMC_TYPE = _PMC["pmc_type"].start
 _PMC_CALLS, _PMC_VERDICTS = _PMC["calls"], _PMC["verdicts"]
 _which_pmc = itemgetter(*(_PMC[name].start for name in ("vcpu_id", "pmc_type", "pmc_idx")))
 _CALLS_ROW = 3 + _PMC_CALLS.stop - _PMC_CALLS.start
@@ -104,7 +105,9 @@ class Counts:
         )
 
     def add_pmc(self, numbers: tuple[int, ...]) -> None:
-        """Takes the counts of one pmc."""
+        """Takes the counts of one pmc. Guest LBR has none, and its entry goes with its event."""
+        if numbers[_PMC_TYPE] == PMC_TYPE_LBR:
+            return
         self._calls.extend(_which_pmc(numbers) + numbers[_PMC_CALLS])
         if any(numbers[_PMC_DIVERGENCES]):
             for kind, count in enumerate(numbers[_PMC_DIVERGENCES]):

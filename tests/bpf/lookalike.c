@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #define NOINLINE __attribute__((noinline, noclone))
@@ -49,6 +50,9 @@ struct kvm_pmc {
 
 static struct {
 	int threads, rounds, size, fail_at, sleep_us, others, lbr, jump;
+	int reverse;	/* enable and release the members of a group from the last to the first */
+	int rate;	/* calls a second of the whole program, but for others, lbr and jump; 0: no limit */
+	int hold;	/* once all is printed, stay until killed, as a VM that goes on running */
 } plan = { .threads = 1, .rounds = 1, .size = 1, .fail_at = -1 };
 
 static atomic_long creates, enables, pauses, releases, failed;
@@ -112,6 +116,34 @@ static struct perf_event *create(struct perf_event_attr *attr, struct perf_event
 #endif
 }
 
+static long now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000000L + now.tv_nsec;
+}
+
+/* Before each call. Sleeps only when a millisecond ahead, for at 100,000 calls/s sleeping costs more than they do. */
+static void keep_to_rate(void)
+{
+	static _Thread_local long start_ns, calls;
+	long ahead_ns;
+
+	if (!plan.rate)
+		return;
+	if (!start_ns)
+		start_ns = now_ns();
+	ahead_ns = start_ns + 1000000000L * calls++ / plan.rate * plan.threads - now_ns();
+	if (ahead_ns >= 1000000)
+		usleep(ahead_ns / 1000);
+}
+
+static int member(int i, int held)
+{
+	return plan.reverse ? held - 1 - i : i;
+}
+
 static int is_err(const struct perf_event *event)
 {
 	return (unsigned long)event >= (unsigned long)-4095;
@@ -128,8 +160,10 @@ static void program_and_release(struct kvm_pmc *pmc)
 	int held = 0;
 
 	for (int i = 0; i < plan.size; i++) {
-		struct perf_event *event = create(&attr, i ? pmc->perf_events[0] : NULL, kvm_perf_overflow, pmc);
+		struct perf_event *event;
 
+		keep_to_rate();
+		event = create(&attr, i ? pmc->perf_events[0] : NULL, kvm_perf_overflow, pmc);
 		creates++;
 		if (is_err(event)) {
 			failed++;
@@ -139,18 +173,24 @@ static void program_and_release(struct kvm_pmc *pmc)
 		pmc->vcpu->arch.pmu.event_count++;
 	}
 	if (held == plan.size) {
-		for (int i = 0; plan.size > 1 && i < plan.size; i++, enables++)
-			perf_event_enable(pmc->perf_events[i]);
+		for (int i = 0; plan.size > 1 && i < plan.size; i++, enables++) {
+			keep_to_rate();
+			perf_event_enable(pmc->perf_events[member(i, held)]);
+		}
 		if (plan.size == 1) {
+			keep_to_rate();
 			perf_event_pause(pmc->perf_events[0], 1);
+			keep_to_rate();
 			perf_event_enable(pmc->perf_events[0]);
+			keep_to_rate();
 			perf_event_pause(pmc->perf_events[0], 1);
 			pauses += 2;
 			enables++;
 		}
 	}
 	for (int i = 0; i < held; i++, releases++) {
-		perf_event_release_kernel(pmc->perf_events[i]);
+		keep_to_rate();
+		perf_event_release_kernel(pmc->perf_events[member(i, held)]);
 		pmc->vcpu->arch.pmu.event_count--;
 	}
 }
@@ -224,7 +264,8 @@ static int set(const char *word)
 	const struct { const char *key; int *value; } keys[] = {
 		{ "threads", &plan.threads }, { "rounds", &plan.rounds }, { "size", &plan.size },
 		{ "fail_at", &plan.fail_at }, { "sleep_us", &plan.sleep_us }, { "others", &plan.others },
-		{ "lbr", &plan.lbr }, { "jump", &plan.jump },
+		{ "lbr", &plan.lbr }, { "jump", &plan.jump }, { "reverse", &plan.reverse },
+		{ "rate", &plan.rate }, { "hold", &plan.hold },
 		{ "--name", &(int){ 0 } },	/* for whoever reads the command line */
 	};
 	size_t n = strcspn(word, "=");
@@ -257,5 +298,8 @@ int main(int argc, char **argv)
 		pthread_join(threads[i], NULL);
 	printf("{\"create\": %ld, \"enable\": %ld, \"pause\": %ld, \"release\": %ld, \"failed\": %ld}\n", creates, enables,
 	       pauses, releases, failed);
+	fflush(stdout);
+	if (plan.hold)
+		pause();
 	return 0;
 }

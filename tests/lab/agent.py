@@ -71,6 +71,10 @@ class Agent:
             self.__exit__(None, None, None)
             raise
 
+    def stderr(self) -> str:
+        """What it has told so far."""
+        return self._stderr.read_text()
+
     def interrupt(self) -> int:
         """Ctrl-C; returns the exit status. Raises LabError if the agent does not end."""
         self.process.send_signal(signal.SIGINT)
@@ -120,6 +124,6 @@ def trace(*options: str) -> Agent:
     return Agent("trace", "--output", "json", *options)
 
 
-def run(listen: str) -> Agent:
+def run(listen: str, *options: str) -> Agent:
     """`vpmu-agent run --listen HOST:PORT`, attached."""
-    return Agent("run", "--listen", listen)
+    return Agent("run", "--listen", listen, *options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Set
 from itertools import chain
@@ -11,7 +12,7 @@ from vpmu_agent.model.automaton import Kind, State
 from vpmu_agent.model.call import Call, CallName, PmcType
 from vpmu_agent.model.check import Monitor
 from vpmu_agent.probes.record import VCPU, pmc_layout
-from vpmu_agent.tally import DURATION_BOUNDS_NS, SIZE_BOUNDS, Histogram
+from vpmu_agent.tally import DURATION_BOUNDS_NS, SIZE_BOUNDS
 
 PMC = pmc_layout(4)
 _SIZE = {layout: max(where.stop for where in layout.fields.values()) for layout in (VCPU, PMC)}
@@ -122,6 +123,4 @@ class Processes:
 
 
 def _add(numbers: list[int], field: str, bounds: tuple[int, ...], value: int) -> None:
-    histogram = Histogram(bounds, numbers[VCPU.fields[field]])
-    histogram.add(value)
-    numbers[VCPU.fields[field]] = histogram.counts
+    numbers[VCPU.fields[field].start + bisect_left(bounds, value)] += 1

@@ -95,7 +95,7 @@ def test_run_serves_what_it_sees_until_it_is_told_to_end() -> None:
             with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
                 text = answer.read().decode()
         assert f'vpmu_calls_total{{call="create",vm="{name}"}} 3\n' in text
-        assert 'vpmu_agent_lost_records_total{reason="ring_full"} 0\n' in text
+        assert 'vpmu_agent_lost_records_total{reason="ring_full"} 0.0\n' in text
         assert "vpmu_pmc_calls_total{" in text
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0

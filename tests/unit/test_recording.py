@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.scenes import Guest
-from vpmu_agent.model.automaton import Kind
+from vpmu_agent.model.automaton import Expected, Kind
 from vpmu_agent.model.call import Attr, Call, CallName, PmcType
 from vpmu_agent.model.check import Verdict
 from vpmu_agent.output import OutputError
@@ -80,11 +80,19 @@ calls = st.builds(
 )
 
 
-@given(call=calls, index=st.none() | st.integers(0, 255), expected=st.text(max_size=40))
-def test_a_call_is_the_same_after_writing_and_reading(call: Call, index: int | None, expected: str) -> None:
-    line = call_json(call, Verdict(Kind.UNEXPECTED_CALL, index, index, expected))
+@given(
+    call=calls,
+    index=st.none() | st.integers(0, 255),
+    expected=st.sampled_from(Expected),
+    at=st.integers(0, 2**32 - 1),
+)
+def test_a_call_is_the_same_after_writing_and_reading(
+    call: Call, index: int | None, expected: Expected, at: int
+) -> None:
+    said = Verdict(Kind.UNEXPECTED_CALL, index, index, expected, at)
+    line = call_json(call, said)
     value = json.loads(line)
-    assert (value["event"], value["leader"], value.get("expected", "")) == (index, index, expected)
+    assert (value["event"], value["leader"], value.get("expected", "")) == (index, index, said.expected)
     header = json.dumps(
         {"schema": 1, "kind": "recording", "agent": "", "kernel": "", "attach": "", "filters": {}}
     )
@@ -154,6 +162,7 @@ PIECES = [
     *(b'"kind":"end",', b',"kind":"end"', b',"schema":2', b'"vm":"x",', b',"vm":"x"', b',"time_ns":7'),
     *(b',"duration_ns":7', b',"attr":{}', b',"event_addr":"0x1"', b',"max_nr_events":7'),
     *(b',\\"duration_ns\\":7', b'{"a":1,"duration_ns":7}', b'{"attr":{"a":1,"event_addr":"0x1"'),
+    *(b',"sample_period":7', b',"disabled":true', b'},"attr":{', b'},"type":{"a":1', b'},"disabled":{"a":1'),
 ]
 
 
@@ -186,16 +195,24 @@ def test_a_line_says_the_same_read_by_its_parts_and_as_a_whole(data: st.DataObje
 
 def test_numbers_that_json_does_not_have_are_refused(whole: bytes) -> None:
     for number in (b"01", b"+1", b"1_0", b"\xef\xbc\x91", b""):
-        for field in (b"time_ns", b"duration_ns", b"tgid", b"lost"):
+        for field in (b"time_ns", b"duration_ns", b"sample_period", b"tgid", b"lost"):
             damaged = re.sub(rb'"%s":\d+' % field, rb'"%s":' % field + number, whole)
             with pytest.raises(RecordingError, match="file: line 2: not JSON"):
                 read(damaged)
 
 
 def test_of_a_field_that_comes_twice_the_last_counts(whole: bytes) -> None:
-    assert read(whole.replace(b'"lost":0}', b'"lost":0,"vm":"db01"}', 1))[0][0].vm == "db01"
+    def first(old: bytes, new: bytes) -> Call:
+        return read(whole.replace(old, new, 1))[0][0]
+
+    assert first(b'"lost":0}', b'"lost":0,"vm":"db01"}').vm == "db01"
+    assert first(b'"precise_ip":0}', b'"precise_ip":0,"config":5}').attr.config == 5
     with pytest.raises(RecordingError, match="file: line 2: kind 'noise' is none of a recording"):
-        read(whole.replace(b'"lost":0}', b'"lost":0,"kind":"noise"}', 1))
+        first(b'"lost":0}', b'"lost":0,"kind":"noise"}')
+    again = re.search(rb'"disabled":.*?}', whole)
+    assert again
+    with pytest.raises(RecordingError, match="file: line 2: 'type' of a call must be"):
+        first(b',"verdict"', b',"attr":{' + again[0] + b',"verdict"')
 
 
 def test_calls_that_others_wrote_are_read_as_well(whole: bytes) -> None:

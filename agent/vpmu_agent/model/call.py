@@ -24,9 +24,13 @@ class PmcType(StrEnum):
     LBR = "lbr"  # intel_pmu_create_guest_lbr_event()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Attr:
-    """The fields of `struct perf_event_attr` that KVM sets (include/uapi/linux/perf_event.h)."""
+    """The fields of `struct perf_event_attr` that KVM sets (include/uapi/linux/perf_event.h).
+
+    Nobody changes one, or a call. They are not frozen only because making them would then take five times as
+    long, and a replay makes millions.
+    """
 
     type: int
     config: int
@@ -53,8 +57,6 @@ class Call:
     `max_nr_events` is read at entry and is 1 where `struct kvm_pmc` has no such field. `event_count` is KVM's
     own count of the vCPU's events (`struct kvm_pmu`) at entry, -1 where it is not known (guest LBR).
     `lost` counts the records that were lost since the call before this one.
-
-    Nobody changes one. It is not frozen only because making it would then take five times as long.
     """
 
     time_ns: int

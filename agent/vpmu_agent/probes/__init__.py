@@ -24,6 +24,7 @@ from vpmu_agent.probes.maps import Map, Ring
 from vpmu_agent.probes.record import (
     CONTROL,
     ERROR_KEY,
+    INFLIGHT,
     LOST_REASONS,
     PMC_KEY,
     VCPU,
@@ -125,6 +126,12 @@ class Probes:
 
     def forget(self, tgids: Set[int]) -> None:
         """Deletes what the maps hold of these processes."""
+        # A thread keeps its entry, and only that says whose it is.
+        at = INFLIGHT.fields["tgid"].start
+        for keys, values in self._maps["inflight"].chunks():
+            for i, call in enumerate(INFLIGHT.struct.iter_unpack(values)):
+                if call[at] in tgids:
+                    self._maps["inflight"].delete(bytes(keys[i * _U32 : (i + 1) * _U32]))
         for name, layout in _KEYS.items():
             at, size = _TGID_AT[name], layout.size
             for keys, _ in self._maps[name].chunks():

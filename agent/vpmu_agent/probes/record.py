@@ -79,6 +79,7 @@ SIZES = {
 """The sizes of arrays: those of the header, and those that the model gives."""
 CALL, PROCESS = Layout("vpmu_call"), Layout("vpmu_process")
 CONTROL = Layout("vpmu_control")
+INFLIGHT = Layout("vpmu_inflight")
 VCPU_KEY, VCPU = Layout("vpmu_vcpu_key"), Layout("vpmu_vcpu")
 ERROR_KEY = Layout("vpmu_error_key")
 PMC_KEY = Layout("vpmu_pmc_key")
@@ -87,6 +88,7 @@ _Record = _named("_Record", list(CALL.fields))
 _PROCESS_SIZE = PROCESS.size + SIZES["VPMU_COMMAND_SIZE"]
 _CALLS = [CallName(_short(name, "VPMU_")) for name in enum_names(_TEXT, "vpmu_call_name")]
 _PMC_TYPES = [PmcType(_short(name, "VPMU_")) for name in enum_names(_TEXT, "vpmu_pmc_type")]
+PMC_TYPE_LBR = _PMC_TYPES.index(PmcType.LBR)
 
 
 def pmc_layout(slots: int) -> Layout:

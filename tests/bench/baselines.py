@@ -1,0 +1,40 @@
+"""What the monitor is held against: the programs that a person would write to watch the same functions."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.bench.lookalike import CALLS
+
+# bpftrace's own tutorial counts and times a function like this, by process as here or by its name.
+SCRIPTS = {
+    "empty": "uprobe:{place} {{ }} uretprobe:{place} {{ }}",
+    "count": "uprobe:{place} {{ @[pid] = count(); }}",
+    "histogram": (
+        "uprobe:{place} {{ @start[tid] = nsecs; }} "
+        "uretprobe:{place} /@start[tid]/ {{ @ns[pid] = hist(nsecs - @start[tid]); delete(@start[tid]); }}"
+    ),
+}
+"""bpftrace programs by name, for one function."""
+
+
+def script(name: str, lookalike: Path) -> str:
+    """One bpftrace program for all four functions of a look-alike."""
+    return "\n".join(SCRIPTS[name].format(place=f"{lookalike}:{function}") for function in CALLS.values())
+
+
+@contextmanager
+def bpftrace(text: str) -> Iterator[int]:
+    """bpftrace with this program; yields its pid. When its probes are live it does not say."""
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(["bpftrace", "-e", text], stdout=said, stderr=said)
+        try:
+            yield process.pid
+        finally:
+            # It would only print its maps, and complain where tracefs is not mounted.
+            process.kill()
+            process.wait()

@@ -1,0 +1,67 @@
+"""What the kernel knows of the run time of BPF programs: bpf_prog_info, while its statistics are on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench.errors import BenchError
+from tests.bench.lookalike import CALLS
+from vpmu_agent.kernel.libbpf import libbpf
+
+_RUN_TIME = 0  # enum bpf_stats_type (include/uapi/linux/bpf.h)
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """All runs of one program since it was loaded, while statistics were on."""
+
+    call: str
+    time_ns: int
+    runs: int
+
+
+@contextmanager
+def enabled() -> Iterator[None]:
+    """Lets the kernel time every run of every BPF program, which is in the times of each.
+
+    As kernel.bpf_stats_enabled=1 does, but until a descriptor is closed: nobody else can switch it off.
+    """
+    if (descriptor := libbpf().bpf_enable_stats(_RUN_TIME)) < 0:
+        raise BenchError("the kernel times no BPF programs (BPF_ENABLE_STATS, Linux 5.8): run it as root")
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def read(pids: Iterable[int]) -> dict[int, Ran]:
+    """The programs that these processes hold, by program id."""
+    held = {program for pid in pids for program in _held(pid)}
+    listing = subprocess.run(["bpftool", "-j", "prog", "show"], check=True, capture_output=True)
+    return {
+        program["id"]: Ran(call, program.get("run_time_ns", 0), program.get("run_cnt", 0))
+        for program in json.loads(listing.stdout)
+        if program["id"] in held and (call := _call(program.get("name", "")))
+    }
+
+
+def _held(pid: int) -> Iterator[int]:
+    for file in Path(f"/proc/{pid}/fdinfo").iterdir():
+        try:
+            text = file.read_text()
+        except FileNotFoundError:
+            continue  # closed meanwhile
+        if match := re.search(r"^prog_id:\t(\d+)$", text, re.MULTILINE):
+            yield int(match[1])
+
+
+def _call(name: str) -> str | None:
+    """The call that a program of this name is for. The kernel keeps 15 characters: perf_event_crea."""
+    return next((call for call in CALLS if call[:4] in name), None)

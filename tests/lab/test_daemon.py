@@ -1,0 +1,105 @@
+"""The daemon: small, without privileges, and still there when KVM was loaded anew."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from . import agent, live, pmu
+from .agent import Agent
+from .guests import guest_a
+from .scrape import Metrics, parse, read, scrape_until, total
+
+LISTEN = "127.0.0.1:9775"
+RELOAD_S = 180.0  # a loader takes 10 to 20 s where every instruction is emulated
+PSS_MB = 40
+
+
+def daemon_of(running: Agent) -> psutil.Process:
+    """The child of the process that was started, which is its parent now."""
+    (daemon,) = psutil.Process(running.process.pid).children()
+    return daemon
+
+
+def status(process: psutil.Process) -> dict[str, str]:
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def pss_kb(process: psutil.Process) -> int:
+    match = re.search(
+        r"^Pss:\s+(\d+) kB$", Path(f"/proc/{process.pid}/smaps_rollup").read_text(), re.MULTILINE
+    )
+    assert match
+    return int(match[1])
+
+
+def test_the_daemon_is_small_and_may_do_nothing() -> None:
+    with agent.run(LISTEN) as running, guest_a("tiny01") as guest:
+        guest.finish()
+        scrape_until(LISTEN, lambda now: total(now, "vpmu_calls_total", vm="tiny01", call="release") >= 4)
+        daemon, parent = daemon_of(running), psutil.Process(running.process.pid)
+        held = status(daemon)
+        for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+            assert int(held[name], 16) == 0, name
+        assert set(map(int, held["Uid"].split())).isdisjoint({0})
+        assert held["NoNewPrivs"] == "1"
+        assert "bcc" not in Path(f"/proc/{daemon.pid}/maps").read_text()
+        assert not [c for c in parent.net_connections() if c.status == psutil.CONN_LISTEN]
+        pss = {"daemon": pss_kb(daemon), "parent": pss_kb(parent)}
+        print(f"\nproportional set size: {pss}, {sum(pss.values()) / 1024:.1f} MB")
+        assert sum(pss.values()) < PSS_MB * 1024
+        assert running.stop().status == 0
+
+
+def test_kvm_is_unloaded_and_loaded_again() -> None:
+    def of(metrics: Metrics, vm: str) -> tuple[float, ...]:
+        calls = (total(metrics, "vpmu_calls_total", vm=vm, call=call) for call in ("create", "release"))
+        return *calls, total(metrics, "vpmu_divergences_total", vm=vm)
+
+    with agent.run(LISTEN) as running:
+        pid = daemon_of(running).pid
+        with guest_a("before", rounds=2) as guest:
+            guest.finish()
+            counts = pmu.kvm_counts(guest.tgid)
+        # The daemon has not been scraped: what it knows of this VM must outlive the probes that counted it.
+        live.make_live()
+        deadline = time.monotonic() + RELOAD_S
+        while "attached" not in running.stderr().partition("KVM was unloaded")[2]:
+            assert time.monotonic() < deadline, running.stderr()
+            time.sleep(0.5)
+        metrics = parse(read(LISTEN))
+        assert of(metrics, "before") == (counts.initialised, counts.destroyed, 0) == (8, 8, 0)
+        assert total(metrics, "vpmu_agent_attached_probes") == 4
+        assert total(metrics, "vpmu_agent_loads_total") >= 2
+        with guest_a("after", rounds=3) as guest:
+            guest.finish()
+            counts = pmu.kvm_counts(guest.tgid)
+        metrics = scrape_until(LISTEN, lambda now: of(now, "after")[1] >= counts.destroyed)
+        assert of(metrics, "after") == (counts.initialised, counts.destroyed, 0) == (12, 12, 0)
+        assert daemon_of(running).pid == pid
+        assert running.stop().status == 0
+
+
+@pytest.mark.parametrize("mode", ["fexit", "kprobe"])
+def test_only_what_must_be_seen_leaves_the_kernel(mode: str) -> None:
+    """A conforming guest fills no ring: with the daemon stopped, its counts are complete all the same."""
+    with agent.run(LISTEN, "--attach", mode) as running:
+        daemon = daemon_of(running)
+        daemon.suspend()
+        with guest_a("unseen", rounds=20, vcpus=2) as guest:
+            guest.finish()
+            counts = pmu.kvm_counts(guest.tgid)
+        daemon.resume()
+        metrics = scrape_until(
+            LISTEN, lambda now: total(now, "vpmu_calls_total", vm="unseen", call="release") >= 160
+        )
+        assert total(metrics, "vpmu_calls_total", vm="unseen", call="create") == counts.initialised == 160
+        predicted = total(metrics, "vpmu_predicted_calls_total", vm="unseen")
+        assert predicted == total(metrics, "vpmu_calls_total", vm="unseen")
+        assert total(metrics, "vpmu_agent_lost_records_total") == 0
+        assert running.stop().status == 0
