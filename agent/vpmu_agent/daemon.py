@@ -55,6 +55,8 @@ def separate(loader: Sequence[str]) -> Link:
     with end:
         loading = parent.spawn([*loader], end.fileno())
     caller = os.getpid()
+    # Until the parent has its handlers: a signal would end it, and a loader that ended would stay a zombie.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (*parent.PASSED_ON, signal.SIGCHLD))
     if daemon := os.fork():
         theirs.set_inheritable(True)
         # -I and -S: nothing of the environment, the current directory or site-packages gets in.
@@ -67,6 +69,7 @@ def separate(loader: Sequence[str]) -> Link:
             ],
         )
     theirs.close()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*parent.PASSED_ON, signal.SIGCHLD))
     # Ctrl-C is for the parent, which passes it on; twice would be once too often.
     os.setsid()
     return Link(caller, control, first)

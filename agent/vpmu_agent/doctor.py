@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from vpmu_agent import privileges
 from vpmu_agent.kernel import btf, features
 from vpmu_agent.kernel.arch import ARCHES, current_arch
 from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError, SymbolError
@@ -57,6 +58,7 @@ class Host:
     try_bpf: Callable[[], Trial] = features.try_bpf
     try_fexit: Callable[[Sequence[str]], Trial] = features.try_fexit
     try_kprobe: Callable[[Sequence[str]], Trial] = features.try_kprobe
+    try_map_access: Callable[[], Trial] = privileges.try_map_access
     bcc_trouble: Callable[[], str | None] = features.bcc_trouble
     bcc_version: Callable[[], str] = features.bcc_version
 
@@ -270,6 +272,20 @@ def _bpf(host: Host) -> Iterator[Finding]:
         yield Finding("bpf", Status.FAIL, trial.reason, todo, blocks=True)
 
 
+def _privileges(host: Host) -> Iterator[Finding]:
+    """What the daemon of `vpmu-agent run` keeps."""
+    trial = host.try_map_access()
+    if trial.works:
+        yield Finding("privileges", Status.OK, "the daemon keeps none: it can read BPF maps without")
+    elif _lacks_privileges(host, trial):
+        yield _not_tried("privileges")
+    elif trial.denied:
+        yield Finding("privileges", Status.WARN, trial.reason, "see bpf")
+    else:
+        todo = "nothing; to have it keep none, boot a kernel from 5.19 on"
+        yield Finding("privileges", Status.WARN, f"{trial.reason}, so the daemon keeps CAP_BPF", todo)
+
+
 def _probes(host: Host) -> Iterator[Finding]:
     """Both ways to put a probe on a function. One is enough."""
     functions = tuple(FUNCTIONS.values())
@@ -446,6 +462,7 @@ CHECKS: dict[str, Callable[[Host], Iterator[Finding]]] = {
     "bcc": _bcc,
     "btf": _btf,
     "bpf": _bpf,
+    "privileges": _privileges,
     "kprobes": _probes,  # and fentry
     "kvm": _kvm,
     "types": _once_loaded("types", _types),

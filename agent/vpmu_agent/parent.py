@@ -17,7 +17,8 @@ import sys
 LOAD = b"L"
 """The one request."""
 
-_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What the daemon gets as if it had been sent there."""
 
 
 def spawn(command: list[str], channel: int) -> int:
@@ -35,21 +36,22 @@ class Parent:
         self._command = command
 
     def serve(self, control: socket.socket) -> None:
-        """Starts loaders on request until the daemon is gone."""
-        for number in _PASSED_ON:
+        """Starts loaders on request until the daemon is gone. Signals that were blocked come in now."""
+        for number in PASSED_ON:
             signal.signal(number, lambda received, _frame: os.kill(self._daemon, received))
         signal.signal(signal.SIGCHLD, lambda _number, _frame: self._reap_loader())
-        self._reap_loader()  # it may have ended before there was a handler
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*PASSED_ON, signal.SIGCHLD))
         while True:
             try:
-                request, descriptors, _, _ = socket.recv_fds(control, 1, 1, socket.MSG_CMSG_CLOEXEC)
+                request, descriptors, _, _ = socket.recv_fds(control, 1, 1)
             except ConnectionResetError:
                 return
             if not request:
                 return
-            self._reap_loader()
-            # One at a time: each takes a second of a processor and a hundred MB.
-            if request == LOAD and descriptors and not self._loader:
+            if request == LOAD and descriptors:
+                # One at a time: each takes a second of a processor and a hundred MB. Who asks again has its
+                # answer, or does not wait for it any more.
+                self._end_loader()
                 self._loader = spawn(self._command, descriptors[0])
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -57,15 +59,23 @@ class Parent:
     def end(self) -> int:
         """Waits for the daemon, and returns how it ended (negative: by a signal)."""
         os.waitid(os.P_PID, self._daemon, os.WEXITED | os.WNOWAIT)
-        for number in (*_PASSED_ON, signal.SIGCHLD):  # its number may soon be somebody else's
-            signal.signal(number, signal.SIG_IGN if number in _PASSED_ON else signal.SIG_DFL)
-        if self._loader:
-            os.kill(self._loader, signal.SIGTERM)
-            os.waitpid(self._loader, 0)
+        for number in PASSED_ON:  # its number may soon be somebody else's
+            signal.signal(number, signal.SIG_IGN)
+        self._end_loader()
         return os.waitstatus_to_exitcode(os.waitpid(self._daemon, 0)[1])
 
+    def _end_loader(self) -> None:
+        self._reap_loader()
+        if loader := self._loader:
+            self._loader = 0  # not for the handler of SIGCHLD
+            os.kill(loader, signal.SIGKILL)
+            os.waitpid(loader, 0)
+
     def _reap_loader(self) -> None:
-        if self._loader and os.waitpid(self._loader, os.WNOHANG)[0]:
+        try:
+            if self._loader and os.waitpid(self._loader, os.WNOHANG)[0]:
+                self._loader = 0
+        except ChildProcessError:  # the handler came between these two lines of itself
             self._loader = 0
 
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from inspect import signature
 from pathlib import Path
 from typing import IO, Any
@@ -78,5 +78,8 @@ def daemon(arguments: list[str]) -> Iterator[tuple[subprocess.Popen[bytes], str]
 
 def daemon_of(process: subprocess.Popen[bytes]) -> int:
     """The daemon, of which `process` is the parent."""
-    (child,) = psutil.Process(process.pid).children()
-    return child.pid
+    for child in psutil.Process(process.pid).children():
+        with suppress(psutil.Error):  # a loader that is on its way out
+            if "run" in child.cmdline():
+                return child.pid
+    pytest.fail("the daemon is gone")

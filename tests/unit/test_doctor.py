@@ -83,6 +83,7 @@ def well(tmp_path: Path, types: Path) -> Host:
         try_bpf=works,
         try_fexit=works,
         try_kprobe=works,
+        try_map_access=works,
         bcc_trouble=lambda: None,
         bcc_version=lambda: "0.26.0",
     )
@@ -263,6 +264,25 @@ def test_without_privileges_it_says_what_it_could_not_see(well: Host) -> None:
     assert exit_status(findings.values()) == 3
 
 
+@pytest.mark.parametrize(
+    ("trial", "capabilities", "status", "says"),
+    [
+        (works, ALL_CAPABILITIES, "ok", "keeps none"),
+        (refused("no look-up"), ALL_CAPABILITIES, "warn", "no look-up, so the daemon keeps CAP_BPF"),
+        (refused("no map", denied=True), ALL_CAPABILITIES, "warn", "no map"),
+        (refused("no map", denied=True), NO_CAPABILITIES, "warn", "cannot be tried without privileges"),
+    ],
+)
+def test_what_the_daemon_keeps(
+    well: Host, trial: Callable[..., Trial], capabilities: str, status: str, says: str
+) -> None:
+    plant(well.root, {"proc/self/status": capabilities})
+    finding = by_check(replace(well, try_map_access=trial))["privileges"]
+    assert finding.status == status
+    assert says in finding.found
+    assert finding.todo or status == "ok"
+
+
 def test_fexit_without_btf_leaves_kprobes(well: Host) -> None:
     def no_btf(_functions: Sequence[str]) -> Trial:
         raise BtfError("vmlinux is missing")
@@ -300,6 +320,7 @@ def test_an_empty_root_is_no_traceback(tmp_path: Path) -> None:
         try_bpf=works,
         try_fexit=works,
         try_kprobe=works,
+        try_map_access=works,
         bcc_trouble=lambda: None,
         bcc_version=lambda: "1",
     )

@@ -199,3 +199,20 @@ def test_a_wrong_bcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str,
 def test_a_right_bcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "__version__ = '0.26.0'\nclass BPF:\n    def ring_buffer_poll(self): ...\n"
     assert bcc_of(tmp_path, text, monkeypatch) is None
+
+
+def test_kvm_is_another_one_after_every_load(tmp_path: Path) -> None:
+    assert features.kvm_instance(root=tmp_path) is None
+    plant(tmp_path, {f"{MODULE}/initstate": "coming\n"})
+    assert features.kvm_instance(root=tmp_path) is None
+    plant(tmp_path, {f"{MODULE}/initstate": "live\n"})
+    first = features.kvm_instance(root=tmp_path)
+    assert first is not None
+    assert features.kvm_instance(root=tmp_path) == first
+    # Beside the old one and then in its place: a file system may give the number of a deleted folder again.
+    plant(tmp_path, {"next/initstate": "live\n", f"{MODULE}/initstate": None})
+    (tmp_path / MODULE).rmdir()
+    (tmp_path / "next").rename(tmp_path / MODULE)
+    assert features.kvm_instance(root=tmp_path) not in (None, first)
+    plant(tmp_path, {f"{MODULE}/initstate": None})  # as where KVM is built in
+    assert features.kvm_instance(root=tmp_path) not in (None, first)

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.unit.commands import daemon, daemon_of, invoke, lines, read_until, record, started
@@ -118,3 +119,46 @@ def test_replay_and_help_need_no_bcc(recording: Path) -> None:
     )
     for arguments in ([], [str(recording)]):
         subprocess.run([sys.executable, "-c", code, *arguments], check=True, timeout=30, capture_output=True)
+
+
+@pytest.mark.parametrize("refusal", ["this kernel has no BTF", "KVM is not loaded"])
+def test_a_daemon_that_cannot_attach_says_why_and_leaves_nobody(refusal: str) -> None:
+    with started("run", "--listen", "127.0.0.1:0", REFUSAL=refusal) as process:
+        output, errors = process.communicate(timeout=20)
+    assert (output, errors.decode()) == (b"", f"Error: {refusal}\n")
+    assert process.returncode == 3
+
+
+def test_a_daemon_that_waits_for_kvm_serves_meanwhile() -> None:
+    with started("run", "--wait", "--listen", "127.0.0.1:0", REFUSAL="KVM is not loaded") as process:
+        assert read_until(process.stderr, b"KVM") == b"KVM is not loaded; waiting for it\n"
+        address = read_until(process.stderr, b"serving http://").decode().split("/")[2]
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+            assert b'vpmu_agent_attached_probes{mode="none"} 0\n' in answer.read()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+def test_a_port_in_use_is_found_before_the_probes() -> None:
+    with daemon(["run", "--listen", "127.0.0.1:0"]) as (_, address):
+        with started("run", "--listen", address, REFUSAL="not asked for") as second:
+            _, errors = second.communicate(timeout=20)
+        assert errors.decode() == f"Error: cannot listen on {address}: Address already in use\n"
+        assert second.returncode == 3
+
+
+def test_the_daemon_ends_with_its_parent() -> None:
+    with daemon(["run", "--listen", "127.0.0.1:0"]) as (process, _):
+        child = psutil.Process(daemon_of(process))
+        process.kill()
+        child.wait(10)
+
+
+def test_no_command_but_the_loader_imports_bcc() -> None:
+    """Neither directly nor by another module."""
+    code = (
+        "import sys; sys.modules['bcc'] = None\n"
+        "import vpmu_agent.cli, vpmu_agent.daemon, vpmu_agent.probes, vpmu_agent.parent\n"
+        "assert 'vpmu_agent.probes.program' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)

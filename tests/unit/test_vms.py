@@ -147,3 +147,32 @@ def test_a_long_name_leaves_room_for_the_pid() -> None:
 def test_a_process_without_a_vm_does_not_run_one() -> None:
     with process("-name", "web01") as tgid:
         assert tgid not in running()
+
+
+HIDEPID = """
+import os, sys
+from vpmu_agent import privileges
+from vpmu_agent.vms import Vms
+privileges.drop(privileges.find_user("nobody"))
+tgid = int(sys.argv[1])
+assert not os.path.exists(f"/proc/{tgid}")
+vms = Vms()
+vms.met(tgid, ["qemu-system-x86_64", "-name", "web01"])
+print(vms.name(tgid), vms.is_alive(tgid), flush=True)
+sys.stdin.readline()
+print(vms.name(tgid), vms.is_alive(tgid))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount /proc with hidepid")
+def test_a_vm_is_alive_also_where_proc_hides_it() -> None:
+    script = 'mount -t proc -o hidepid=2 proc /proc && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", script, "sh", sys.executable, "-c", HIDEPID]
+    with process() as tgid:
+        looker = subprocess.Popen(
+            [*command, str(tgid)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert looker.stdout
+        assert looker.stdout.readline() == "web01 True\n"
+    # The process is gone and was waited for.
+    assert looker.communicate("\n", timeout=10)[0] == "web01 False\n"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 
 from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError, ProbeError
 
@@ -56,9 +58,13 @@ def send_error(end: socket.socket, error: KernelError) -> None:
 
 def receive(end: socket.socket) -> Handover:
     """Waits for what the loader sends. Raises the KernelError that it met, ProbeError if it sent nothing."""
-    message, descriptors, flags, _ = socket.recv_fds(
-        end, _MESSAGE_SIZE, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+    descriptors = array("i")
+    # Not socket.recv_fds(): before Python 3.13 it forgets its flags.
+    message, ancillary, flags, _ = end.recvmsg(
+        _MESSAGE_SIZE, socket.CMSG_SPACE(_MAX_DESCRIPTORS * descriptors.itemsize), socket.MSG_CMSG_CLOEXEC
     )
+    for _, _, data in ancillary:
+        descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
     if not message:
         raise ProbeError("the loader ended without a word", "report what it wrote to standard error")
     about = json.loads(message)
@@ -72,12 +78,16 @@ def receive(end: socket.socket) -> Handover:
             f"{len(descriptors)} arrived",
             "raise the limit of open files (ulimit -n)",
         )
-    rest = descriptors[len(names) :]
-    maps = dict(zip(names, descriptors, strict=False))
-    return Handover(about["mode"], maps, rest[:programs], rest[programs:])
+    found = iter(descriptors)
+    return Handover(
+        about["mode"],
+        maps={name: next(found) for name in names},
+        programs=list(islice(found, programs)),
+        links=list(found),
+    )
 
 
-def close(descriptors: Sequence[int]) -> None:
+def close(descriptors: Iterable[int]) -> None:
     """Closes them all."""
     for descriptor in descriptors:
         with suppress(OSError):
