@@ -134,7 +134,7 @@ def test_a_daemon_that_waits_for_kvm_serves_meanwhile() -> None:
         assert read_until(process.stderr, b"KVM") == b"KVM is not loaded; waiting for it\n"
         address = read_until(process.stderr, b"serving http://").decode().split("/")[2]
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
-            assert b'vpmu_agent_attached_probes{mode="none"} 0\n' in answer.read()
+            assert b'vpmu_agent_attached_probes{mode="none"} 0.0\n' in answer.read()
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
 
