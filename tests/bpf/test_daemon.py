@@ -91,7 +91,7 @@ def test_it_counts_with_no_privileges_at_all(start: Start, stock: Lookalike) -> 
         text = running.wait_for(enables("50", "web01"))
         assert 'vpmu_divergences_total{kind="unexpected_call",vm="web01"} 0\n' in text
         # It was swept by then, or is: its entries are deleted with no privileges too.
-        running.wait_for('vpmu_agent_map_entries{map="vcpus"} 0\n')
+        running.wait_for('vpmu_agent_map_entries{map="vcpus"} 0.0\n')
         running.process.terminate()
         assert running.process.wait(10) == 0
 
@@ -103,7 +103,7 @@ def test_kvm_is_loaded_anew(start: Start, stock: Lookalike) -> None:
         running.wait_for(enables("5", "web01"))
         running.kvm.unlink()
         assert read_until(running.process.stderr, b"KVM").startswith(b"KVM was unloaded")
-        running.wait_for('vpmu_agent_attached_probes{mode="none"} 0\n')
+        running.wait_for('vpmu_agent_attached_probes{mode="none"} 0.0\n')
         assert len(descriptors(running.daemon)) < len(before) - 20  # probes, programs and maps
         run(stock, "web02", rounds=5)
         running.kvm.write_text("2")
@@ -126,10 +126,10 @@ def test_the_loader_does_not_stay(start: Start) -> None:
 def test_two_small_processes_know_a_thousand_vms(start: Start) -> None:
     with threads(VMS) as tgids, start(tgids=tgids) as running:
         text = running.metrics()
-        assert f"vpmu_agent_vms {VMS}\n" in text
-        assert f'vpmu_agent_map_entries{{map="vcpus"}} {VMS * loader.VCPUS}\n' in text
+        assert f"vpmu_agent_vms {VMS}.0\n" in text
+        assert f'vpmu_agent_map_entries{{map="vcpus"}} {VMS * loader.VCPUS}.0\n' in text
         time.sleep(2.5)  # two sweeps
-        assert f"vpmu_agent_vms {VMS}\n" in running.metrics()
+        assert f"vpmu_agent_vms {VMS}.0\n" in running.metrics()
         parent, daemon = (pss(pid) for pid in (running.process.pid, running.daemon))
         print(f"{VMS} VMs: the parent has {parent >> 10} KiB (PSS), the daemon {daemon >> 10} KiB")
         assert parent < 10 << 20
