@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from vpmu_agent.model.call import Call
-    from vpmu_agent.model.check import Verdict
+    from vpmu_agent.model.verdict import Verdict
     from vpmu_agent.probes import Mode, Probes
     from vpmu_agent.trace import Session
     from vpmu_agent.vms import Vms

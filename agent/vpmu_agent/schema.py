@@ -12,7 +12,7 @@ from json.encoder import encode_basestring_ascii
 from typing import Any, TypeVar
 
 from vpmu_agent.model.call import Attr, Call, CallName, PmcType
-from vpmu_agent.model.check import Verdict
+from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.tally import Tally
 from vpmu_agent.vms import clean_name
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from vpmu_agent.model.automaton import Kind
 from vpmu_agent.model.call import Call, CallName
-from vpmu_agent.model.check import Verdict
+from vpmu_agent.model.verdict import Verdict
 
 DURATION_BOUNDS_NS = (
     *(100, 500, 1_000, 5_000, 10_000, 50_000, 100_000, 500_000),

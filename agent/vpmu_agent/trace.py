@@ -14,7 +14,7 @@ import click
 
 from vpmu_agent.model.automaton import Kind
 from vpmu_agent.model.call import Attr, Call, CallName
-from vpmu_agent.model.check import Verdict
+from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.output import OutputError
 from vpmu_agent.recording import Recorder
 from vpmu_agent.schema import call_json, lost_json, summary_json

@@ -243,7 +243,7 @@ class Watch:
             self._keep(self._names)
             self._lost = self._lost_now()
             self._probes = probes
-            self._loads += 1
+            self._loads += bool(probes.functions)  # there are none while KVM is away
 
     def _read(self) -> dict[int, Counts]:
         """What the maps hold now, by process, each of which has a name then."""

@@ -17,7 +17,7 @@ import pytest
 from vpmu_agent.kernel import btf
 from vpmu_agent.model.automaton import Kind
 from vpmu_agent.model.call import Call
-from vpmu_agent.model.check import Verdict
+from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.probes import Probes, adopt, handover
 from vpmu_agent.vms import Vms
 

@@ -23,7 +23,8 @@ from tests.unit.mutations import a_leader, drop, duplicate, flip, lead, swap
 from tests.unit.world import World
 from vpmu_agent.model.automaton import SLOTS, Kind, State
 from vpmu_agent.model.call import Call, CallName
-from vpmu_agent.model.check import Monitor, Verdict
+from vpmu_agent.model.check import Monitor
+from vpmu_agent.model.verdict import Verdict
 
 Numbers = dict[str, tuple[int, ...]]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from vpmu_agent.kernel import btf
 from vpmu_agent.model.call import Call, CallName
-from vpmu_agent.model.check import Verdict
+from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.probes import record
 from vpmu_agent.probes.program import compile_program
 

@@ -17,7 +17,8 @@ from tests.unit.scenes import Guest
 from vpmu_agent import cli, probes
 from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError
 from vpmu_agent.model.call import Call
-from vpmu_agent.model.check import Monitor, Verdict
+from vpmu_agent.model.check import Monitor
+from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.probes import FUNCTIONS, Mode
 from vpmu_agent.probes.record import VmNames
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from vpmu_agent.model.call import Attr, Call, CallName, PmcType
-from vpmu_agent.model.check import Monitor, Verdict
+from vpmu_agent.model.check import Monitor
+from vpmu_agent.model.verdict import Verdict
 
 START_NS = 1_766_000_000_123_456_789
 

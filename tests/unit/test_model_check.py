@@ -10,7 +10,8 @@ import pytest
 from tests.unit.scenes import USER_CYCLES
 from vpmu_agent.model.automaton import Kind, State
 from vpmu_agent.model.call import Call, CallName, PmcType
-from vpmu_agent.model.check import Monitor, Verdict
+from vpmu_agent.model.check import Monitor
+from vpmu_agent.model.verdict import Verdict
 
 PMC = 0xFFFF_8880_0000_1000
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.unit.scenes import Guest
 from vpmu_agent.model.automaton import Expected, Kind
 from vpmu_agent.model.call import Attr, Call, CallName, PmcType
-from vpmu_agent.model.check import Verdict
+from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.output import OutputError
 from vpmu_agent.recording import MAX_LINE, Header, Recorder, Recording, RecordingError
 from vpmu_agent.schema import CallReader, call_json

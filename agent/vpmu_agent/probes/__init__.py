@@ -17,7 +17,7 @@ from typing import Literal, Self
 from vpmu_agent.kernel.errors import ProbeError
 from vpmu_agent.kernel.libbpf import recursion_misses
 from vpmu_agent.model.call import Call
-from vpmu_agent.model.check import Verdict
+from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.probes import handover
 from vpmu_agent.probes.handover import Handover
 from vpmu_agent.probes.maps import Map, Ring

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from vpmu_agent.model.automaton import SLOTS, Expected, Kind, State
 from vpmu_agent.model.call import Attr, Call, CallName, PmcType
-from vpmu_agent.model.check import Verdict, verdict
+from vpmu_agent.model.verdict import Verdict, verdict
 
 _FORMATS = {"__u8": "B", "__s8": "b", "__u32": "I", "__s32": "i", "__u64": "Q", "__s64": "q"}
 
