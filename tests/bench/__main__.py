@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.bench import daemon_cpu, loss, memory, plots, replay_speed, run_time, scrape_growth, start
+from tests.bench import daemon_cpu, loss, memory, plots, profile, replay_speed, run_time, scrape_growth, start
 from tests.bench.errors import BenchError
 from tests.bench.progress import say
 from tests.bench.report import Figure, json_line, table
@@ -16,6 +16,7 @@ from tests.lab.places import lab_dir
 
 PARTS = {
     "run_time": run_time.measure,
+    "profile": profile.measure,
     "daemon_cpu": daemon_cpu.measure,
     "loss": loss.measure,
     "start": start.measure,

@@ -52,6 +52,17 @@ def read(pids: Iterable[int]) -> dict[int, Ran]:
     }
 
 
+def of(descriptor: int) -> tuple[int, int]:
+    """The nanoseconds and the runs of a program of this process (/proc/self/fdinfo)."""
+    text = Path(f"/proc/self/fdinfo/{descriptor}").read_text()
+    time_ns, runs = (
+        re.search(rf"^{name}:\t(\d+)$", text, re.MULTILINE) for name in ("run_time_ns", "run_cnt")
+    )
+    assert time_ns
+    assert runs
+    return int(time_ns[1]), int(runs[1])
+
+
 def _held(pid: int) -> Iterator[int]:
     for file in Path(f"/proc/{pid}/fdinfo").iterdir():
         try:

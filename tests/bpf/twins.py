@@ -45,6 +45,22 @@ _ATTR = struct.Struct("=IIQQQQQ")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+class TestRun:
+    """Runs one raw-tracepoint program with these arguments (12 numbers of 64 bits) when it is called."""
+
+    def __init__(self, descriptor: int, arguments: ctypes.Array[ctypes.c_char]) -> None:
+        attr = _TEST.pack(
+            *(descriptor, 0, 0, 0, 0, 0, 0, 0, len(arguments), 0),
+            *(ctypes.addressof(arguments), 0, 0, 0, 0),
+        )
+        self._attr = ctypes.create_string_buffer(attr, len(attr))
+
+    def __call__(self) -> None:
+        if _libc.syscall(_SYS_BPF, _BPF_PROG_TEST_RUN, self._attr, len(self._attr)):
+            error = ctypes.get_errno()
+            raise OSError(error, f"BPF_PROG_TEST_RUN: {os.strerror(error)}")
+
+
 class _Names:
     def met(self, tgid: int, command: Sequence[str]) -> None:
         """Who these calls are of is known."""
@@ -76,11 +92,7 @@ class Twins:
         for name in CallName:
             for end in ("entry", "return"):
                 function = self._bpf.load_func(f"vpmu_{name}_{end}".encode(), bcc.BPF.RAW_TRACEPOINT)
-                attr = _TEST.pack(
-                    *(function.fd, 0, 0, 0, 0, 0, 0, 0, len(self._arguments.raw), 0),
-                    *(ctypes.addressof(self._arguments), 0, 0, 0, 0),
-                )
-                self._runs[name, end] = ctypes.create_string_buffer(attr, len(attr))
+                self._runs[name, end] = TestRun(function.fd, self._arguments)
         self._memory = ctypes.create_string_buffer(4096 + vcpus * (_VCPU + pmcs * _PMC) + events * _EVENT)
         base = ctypes.addressof(self._memory)
         self._base = base
@@ -181,10 +193,7 @@ class Twins:
 
     def _run(self, name: CallName, end: str, *arguments: int) -> None:
         _ARGUMENTS.pack_into(self._arguments, 0, *arguments, *[0] * (12 - len(arguments)))
-        attr = self._runs[name, end]
-        if _libc.syscall(_SYS_BPF, _BPF_PROG_TEST_RUN, attr, len(attr)):
-            error = ctypes.get_errno()
-            raise OSError(error, f"BPF_PROG_TEST_RUN: {os.strerror(error)}")
+        self._runs[name, end]()
 
     def _receive(self, _context: Any, data: int, size: int) -> None:
         self._seen.append(ctypes.string_at(data, size))

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import as_file, files
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpmu_agent.kernel.errors import ProbeError
@@ -71,7 +70,7 @@ def compile_program(
         f"-D{name}={value}ULL" if value > 2**31 else f"-D{name}={value}" for name, value in defines.items()
     ]
     flags += ["-DVPMU_FEXIT"] * fexit + ["-DVPMU_TWINS"] * twins + ["-DVPMU_USER_MEMORY"] * user_memory
-    with as_file(files("vpmu_agent") / "bpf") as folder, _kernel_source(folder / "headers"):
+    with as_file(files("vpmu_agent") / "bpf") as folder, kernel_source():
         text = (folder / "vpmu.bpf.c").read_bytes()
         text = text.replace(b'#include "monitor.h"', monitor.source(slots).encode())
         with captured_stderr() as said:
@@ -82,15 +81,16 @@ def compile_program(
 
 
 @contextmanager
-def _kernel_source(headers: Path) -> Iterator[None]:
+def kernel_source() -> Iterator[None]:
     """Makes bcc compile against our few headers, whether or not the host has the kernel's."""
     before = os.environ.get("BCC_KERNEL_SOURCE")
-    os.environ["BCC_KERNEL_SOURCE"] = str(headers)
     try:
-        yield
+        with as_file(files("vpmu_agent") / "bpf" / "headers") as headers:
+            os.environ["BCC_KERNEL_SOURCE"] = str(headers)
+            yield
     finally:
         if before is None:
-            del os.environ["BCC_KERNEL_SOURCE"]
+            os.environ.pop("BCC_KERNEL_SOURCE", None)
         else:
             os.environ["BCC_KERNEL_SOURCE"] = before
 
