@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
@@ -22,8 +23,9 @@ _TRUST_S = 1.0
 @dataclass(slots=True)
 class _Vm:
     name: str
-    process: psutil.Process | None  # None if it was gone before anyone looked
+    process: psutil.Process | None  # None if it was gone before anyone looked, or is hidden
     checked: float
+    is_hidden: bool
 
 
 class Vms:
@@ -54,9 +56,14 @@ class Vms:
             return self._name(tgid)
 
     def is_alive(self, tgid: int) -> bool:
-        """False once the process that `name()` named is gone, even if its tgid is in use again."""
+        """False once the process that `name()` named is gone, even if its tgid is in use again.
+
+        Where /proc hides it from this user, it is there for as long as there is a process of that number.
+        """
         vm = self._vms.get(tgid)
-        return vm is not None and vm.process is not None and _is_alive(vm.process)
+        if vm is None:
+            return False
+        return vm.is_hidden and _exists(tgid) if vm.process is None else _is_alive(vm.process)
 
     def forget(self, tgid: int) -> None:
         """Drops what is remembered of a process that is gone."""
@@ -77,7 +84,7 @@ class Vms:
         told = self._commands.pop(tgid, ())
         command = _command(process) or told
         name = self._unshared(vm_name(command) or f"pid-{tgid}", tgid)
-        self._vms[tgid] = _Vm(name, process, now)
+        self._vms[tgid] = _Vm(name, process, now, is_hidden=process is None and _exists(tgid))
         return name
 
     def _unshared(self, name: str, tgid: int) -> str:
@@ -134,6 +141,17 @@ def _process(tgid: int) -> psutil.Process | None:
         return psutil.Process(tgid)
     except psutil.Error:
         return None
+
+
+def _exists(tgid: int) -> bool:
+    """Whether there is such a process, also one that /proc hides (its mount option hidepid)."""
+    try:
+        os.kill(tgid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _is_alive(process: psutil.Process) -> bool:
