@@ -63,7 +63,7 @@ _COMMON = re.compile(
 _ENDINGS = re.compile(
     r"([-_.](api|config|control|ctl|event[-_]monitor|fifo|json|sock|socket))+$", re.IGNORECASE
 )
-_USERS = re.compile(r"/home/[^/]+|/run/user/\d+")  # a directory of a person, not of a VM
+_NOBODYS = re.compile(r"/home/[^/]+|/run/user/\d+|/proc/self/.*")  # a person's, or a descriptor
 
 # kubelet names a pod's cgroup by its UID; under the systemd driver `_` stands for `-`, which separates slices
 # there (pkg/kubelet/cm/cgroup_manager_linux.go).
@@ -211,7 +211,9 @@ def _owner(path: str) -> str:
 
     /run/vc/vm/5f0c/clh-api.sock is 5f0c's, /srv/vms/web01.sock is web01's, /tmp/firecracker.sock nobody's.
     """
-    file, *directories = reversed([part for part in _USERS.sub("", path, count=1).split("/") if part] or [""])
+    file, *directories = reversed(
+        [part for part in _NOBODYS.sub("", path, count=1).split("/") if part] or [""]
+    )
     for part in (_ENDINGS.sub("", file), *directories):
         if part and not part.startswith(".") and not _COMMON.fullmatch(part):
             return part

@@ -143,21 +143,23 @@ class Vms:
 
     def _identity(self, tgid: int, process: _Process | None) -> Identity:
         told = self._commands.pop(tgid, ())
-        command = self._read(tgid, "cmdline").split("\0")[:-1]
+        line = self._read(tgid, "cmdline").rstrip("\0")
+        command = line.split("\0") if line else []
         found = identify(command, comm=self._read(tgid, "comm"), cgroup=self._read(tgid, "cgroup"))
-        # What was read is the process's own if that is still there. Who made the calls is who was met.
+        # What was read is the process's own if that is still there; and who made the calls is who was met.
         is_gone = process is None or not process.is_alive()
-        if told and (is_gone or not _begins_with(command, told)):
-            return identify(_uncut(told))
-        return self._with_libvirts(tgid, found)
+        if told and (is_gone or not line or not _may_be(line, told)):
+            found = identify(_uncut(told))
+        return found if is_gone else self._with_libvirts(tgid, found)
 
     def _with_libvirts(self, tgid: int, found: Identity) -> Identity:
         """With what libvirt knows, where this user may read that, and the command line does not say."""
-        if found.vmm in (Vmm.FIRECRACKER, Vmm.CROSVM):
+        if found.vmm in (Vmm.FIRECRACKER, Vmm.CROSVM, Vmm.KUBEVIRT):  # the last has it in its pod
             return found
-        for directory, vmm in (f"{self._libvirt}/qemu", Vmm.LIBVIRT), (f"{self._libvirt}/ch", found.vmm):
+        for driver, vmm in ("qemu", Vmm.LIBVIRT), ("ch", Vmm.CLOUD_HYPERVISOR):
             if found.name and found.uuid:
                 break
+            directory = f"{self._libvirt}/{driver}"
             name = found.name or _domain(directory, tgid)
             uuid = _domain_uuid(directory, name, tgid)
             if uuid or name != found.name:
@@ -285,10 +287,10 @@ def _given_name(identity: Identity) -> str:
     return "" if re.fullmatch(r"pid-\d+", identity.name) else clean_name(identity.name)
 
 
-def _begins_with(command: Sequence[str], told: Sequence[str]) -> bool:
-    """Whether a process may be the one that was met, by its command line; it may if that is not to be had."""
+def _may_be(line: str, told: Sequence[str]) -> bool:
+    """Whether a process that has this command line may be the one that was met."""
     # The last character may have been cut in the middle.
-    return not command or "\0".join(command).startswith("\0".join(told).rstrip("\N{REPLACEMENT CHARACTER}"))
+    return line.startswith("\0".join(told).rstrip("\N{REPLACEMENT CHARACTER}"))
 
 
 def _uncut(told: Sequence[str]) -> Sequence[str]:
