@@ -148,7 +148,7 @@ class Vms:
         found = identify(command, comm=self._read(tgid, "comm"), cgroup=self._read(tgid, "cgroup"))
         # What was read is the process's own if that is still there; and who made the calls is who was met.
         is_gone = process is None or not process.is_alive()
-        if told and (is_gone or not line or not _may_be(line, told)):
+        if told and (is_gone or not _may_be(line, told)):
             found = identify(_uncut(told))
         return found if is_gone else self._with_libvirts(tgid, found)
 

@@ -111,6 +111,22 @@ def test_pods(cgroup: str, pod_uid: str) -> None:
     assert identify(["qemu-kvm", "-name", "a"], cgroup=cgroup).pod_uid == pod_uid
 
 
+def test_kubevirt_may_call_its_machines_otherwise() -> None:
+    key = "secret,id=masterKey0,format=raw,file=/var/lib/libvirt/qemu/domain-1-default_web01/master-key.aes"
+    command = [
+        "qemu-kvm",
+        "-name",
+        "guest=default_web01",
+        "-object",
+        key,
+        "-smbios",
+        "type=1,manufacturer=Red Hat",
+    ]
+    pod = "0::/kubepods/burstable/pod307f790a-dd46-4fb3-a8eb-1a834c75e222/1f2e"
+    assert identify(command, cgroup=pod).vmm is Vmm.KUBEVIRT
+    assert identify(command, cgroup="0::/machine.slice").vmm is Vmm.LIBVIRT
+
+
 @pytest.mark.parametrize(
     ("command", "comm", "vmm"),
     [

@@ -197,6 +197,20 @@ def test_a_vm_that_was_restarted_is_who_it_is_now(vms: Processes) -> None:
     assert watch.snapshot().about["web01"].tgid == 9999
 
 
+def test_a_vm_that_ended_twice_is_who_it_was_last(vms: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = Maps(Guest("web01", WEB).life())
+    watch = Watch(maps, vms)
+    monkeypatch.setattr(module, "READ_S", 0.0)  # nobody scrapes
+    watch.sweep()
+    vms.names[9999], vms.alive = "web01", {9999}
+    watch.sweep()
+    maps.feed(Guest("web01", 9999).life())
+    watch.sweep()
+    vms.alive = set()
+    watch.sweep()
+    assert watch.snapshot().about["web01"].tgid == 9999
+
+
 class Forgetful(Processes):
     """`Vms` once it was told of a process's first call: it takes it for a new one until it looks again."""
 
