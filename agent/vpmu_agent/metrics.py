@@ -117,6 +117,10 @@ ORPHANED = Family(
 GROUP_SIZE = Family(
     *("vpmu_group_size_events", "histogram", ("vm",)), "Size of the groups that were programmed, in events."
 )
+VM_INFO = Family(
+    *("vpmu_vm_info", "gauge", ("vm", "uuid", "vmm", "pid", "pod_uid")),
+    "Always 1; who the VM is: its UUID, what runs it, its process, and the Kubernetes pod that it runs in.",
+)
 PMC_CALLS = Family(
     *("vpmu_pmc_calls_total", "counter", ("vm", "vcpu", "pmc", "call")),
     "Calls by counter, but for guest LBR, which has none. Off with --no-per-counter.",
@@ -216,7 +220,7 @@ _VM_FAMILIES = (
     _plain(PINNED_SIBLINGS, _FIELDS["pinned_siblings"]),
 )
 
-VM_FAMILIES = (*(each.family for each in _VM_FAMILIES), ERRORS)
+VM_FAMILIES = (*(each.family for each in _VM_FAMILIES), ERRORS, VM_INFO)
 PMC_FAMILIES = (PMC_CALLS, PMC_DIVERGENCES)
 AGENT_FAMILIES = (BUILD, PROBES, LOADS, LOST, VMS, MAP_ENTRIES, MAP_ROOM, SCRAPE)
 FAMILIES = (*VM_FAMILIES, *PMC_FAMILIES, *AGENT_FAMILIES)
@@ -252,6 +256,10 @@ class Exporter:
             # Only a creation can fail.
             for number, count in sorted(counts.errors.items()):
                 yield ERRORS.lines([(name, CallName.CREATE, errno_name(number))], str(count))
+        yield VM_INFO.head(openmetrics=openmetrics)
+        for name, about in snapshot.about.items():
+            labels = _escaped(name), about.uuid, about.vmm, str(about.tgid), about.pod_uid
+            yield VM_INFO.lines([labels], "1")
         if snapshot.per_counter:
             yield from _pmc_text(vms, openmetrics=openmetrics)
         registry = CollectorRegistry()

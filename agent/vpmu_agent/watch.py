@@ -13,15 +13,13 @@ from typing import Protocol
 
 from vpmu_agent.model.automaton import Kind
 from vpmu_agent.probes.record import PMC_TYPE_LBR, VCPU, pmc_layout, pmc_name
+from vpmu_agent.vms import VmInfo
 
 GONE_S = 15 * 60.0
 """How long a VM that is gone waits for the scrape that shows its last counts."""
 
 READ_S = 10.0
 """How long a VM may be there before anyone looks, where nobody scrapes: it may be gone just as quickly."""
-
-LOOKS = 200
-"""Processes that one sweep looks for: each costs 30 µs, and a host with 1,000 VMs has five seconds."""
 
 _PMC = pmc_layout(1).fields  # the same for any number of slots: they come last
 _PMC_TYPE = _PMC["pmc_type"].start
@@ -67,11 +65,11 @@ class Probes(Protocol):
 class Vms(Protocol):
     """Whoever knows which VM a process is; `vms.Vms` does."""
 
-    def name(self, tgid: int) -> str:
-        """The VM's name."""
+    def about(self, tgid: int) -> VmInfo:
+        """Its name and more."""
 
     def is_alive(self, tgid: int) -> bool:
-        """False once the process that `name()` named is gone, or where none was named."""
+        """False once the process that `about()` told of is gone, or where it told of none."""
 
     def forget(self, tgid: int) -> None:
         """Drops what is remembered of a process."""
@@ -144,6 +142,8 @@ class Snapshot:
     """All that is known at one moment; the VMs are in the order of their names."""
 
     vms: Mapping[str, Counts]
+    about: Mapping[str, VmInfo]
+    """Who they are: of several processes that had a name, the one that is alive, or was the last."""
     mode: str
     functions: Sequence[str]
     lost: Mapping[str, int]
@@ -159,6 +159,7 @@ class _Kept:
     """What a VM has counted that no map holds any more."""
 
     since: float  # time.monotonic()
+    about: VmInfo
     counts: Counts = field(default_factory=Counts)
     tgids: set[int] = field(default_factory=set)
     is_shown: bool = False
@@ -177,25 +178,28 @@ class Watch:
         self._vms = vms
         self._per_counter = per_counter
         self._lock = threading.Lock()
-        self._names: dict[int, str] = {}  # of the processes that the maps may have entries of
+        self._known: dict[int, VmInfo] = {}  # the processes that the maps may have entries of
         self._kept: dict[str, _Kept] = {}
         self._lost = Counter[str]()  # by probes that were replaced
         self._loads = 1
         self._read_at = time.monotonic()
-        self._sweeps = 0
 
     def snapshot(self) -> Snapshot:
         """All that is known now, for one scrape."""
         with self._lock:
             vms: dict[str, Counts] = {}
+            about: dict[str, VmInfo] = {}
             for tgid, counts in self._read().items():
-                name = self._names[tgid]
+                name = self._known[tgid].name
+                about[name] = self._known[tgid]
                 vms[name] = vms[name] + counts if name in vms else counts
             for name, kept in self._kept.items():
                 kept.is_shown = True
+                about.setdefault(name, kept.about)
                 vms[name] = vms[name] + kept.counts if name in vms else kept.counts
             return Snapshot(
                 vms=dict(sorted(vms.items())),
+                about=dict(sorted(about.items())),
                 mode=self._probes.mode,
                 functions=self._probes.functions,
                 lost=self._lost_now(),
@@ -215,20 +219,18 @@ class Watch:
         with self._lock:
             if time.monotonic() - self._read_at >= READ_S:
                 self._learn({tgid for tgid, _, _ in self._probes.vcpus()})
-            processes = list(self._names.items())
-        self._sweeps += 1
-        rounds = 1 + len(processes) // LOOKS
+            processes = list(self._known.items())
         gone = {}
-        # Looking into /proc takes its time; a scrape need not wait for it.
-        for tgid, known in processes[self._sweeps % rounds :: rounds]:
-            if (name := self._name_if_gone(tgid, known)) is not None:
-                gone[tgid] = name
+        # A scrape need not wait for this.
+        for tgid, known in processes:
+            if (about := self._about_if_gone(tgid, known)) is not None:
+                gone[tgid] = about
         with self._lock:
             if gone:
                 self._keep(gone)
                 self._probes.forget(gone.keys())
                 for tgid in gone:
-                    del self._names[tgid]
+                    del self._known[tgid]
             forgotten = self._drop()
         for tgid in forgotten:
             self._vms.forget(tgid)
@@ -240,7 +242,7 @@ class Watch:
         what a VM holds is known again when it was seen by the new ones.
         """
         with self._lock:
-            self._keep(self._names)
+            self._keep(self._known)
             self._lost = self._lost_now()
             self._probes = probes
             self._loads += bool(probes.functions)  # there are none while KVM is away
@@ -264,23 +266,23 @@ class Watch:
 
     def _learn(self, tgids: Set[int]) -> None:
         self._read_at = time.monotonic()
-        for tgid in tgids - self._names.keys():
-            self._names[tgid] = self._vms.name(tgid)
+        for tgid in tgids - self._known.keys():
+            self._known[tgid] = self._vms.about(tgid)
 
-    def _keep(self, names: Mapping[int, str]) -> None:
+    def _keep(self, processes: Mapping[int, VmInfo]) -> None:
         """Takes what the maps hold of some processes to what is kept."""
         read = self._read()
         now = time.monotonic()
-        for tgid, name in list(names.items()):
-            kept = self._kept.setdefault(name, _Kept(now))
-            kept.since, kept.is_shown = now, False
+        for tgid, about in list(processes.items()):
+            kept = self._kept.setdefault(about.name, _Kept(now, about))
+            kept.since, kept.about, kept.is_shown = now, about, False
             kept.tgids.add(tgid)
             if tgid in read:
                 kept.counts += read[tgid].ended()
 
     def _drop(self) -> set[int]:
         """Drops what need not be kept any longer; returns the processes that nothing is known of now."""
-        alive = set(self._names.values())
+        alive = {about.name for about in self._known.values()}
         now = time.monotonic()
         tgids: set[int] = set()
         for name, kept in list(self._kept.items()):
@@ -289,20 +291,20 @@ class Watch:
                 kept.tgids = set()
                 if name not in alive:
                     del self._kept[name]
-        return tgids - self._names.keys()
+        return tgids - self._known.keys()
 
-    def _name_if_gone(self, tgid: int, name: str) -> str | None:
-        """The name of a process that is gone, None if it is still there.
+    def _about_if_gone(self, tgid: int, known: VmInfo) -> VmInfo | None:
+        """Who a process was that is gone, None if it is still there.
 
-        `Vms` takes every process that it is told of for a new one until it has looked; `name()` looks. The
+        `Vms` may take a process that it is told of for a new one until it has looked; `about()` looks. The
         name may be told only now: a scrape can have come before the ring was read.
         """
         if self._vms.is_alive(tgid):
             return None
-        found = self._vms.name(tgid)
+        found = self._vms.about(tgid)
         if not self._vms.is_alive(tgid):
             return found
-        return None if found == name else name  # another process has its tgid
+        return None if found.name == known.name else known  # another process has its tgid
 
     def _lost_now(self) -> Counter[str]:
         lost = self._lost.copy()

@@ -15,11 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from vpmu_agent.metrics import OPENMETRICS, Exporter
 from vpmu_agent.model.automaton import SLOTS
 from vpmu_agent.probes.record import LOST_REASONS, VCPU, Layout, pmc_layout
 from vpmu_agent.server import Address, Server
+from vpmu_agent.vmm import Vmm
+from vpmu_agent.vms import VmInfo
 from vpmu_agent.watch import Watch
 
 VCPUS, PMCS = 4, 4
@@ -135,8 +138,8 @@ class Maps:
 
 
 class _Names:
-    def name(self, tgid: int) -> str:
-        return f"instance-{tgid:08x}"
+    def about(self, tgid: int) -> VmInfo:
+        return VmInfo(f"instance-{tgid:08x}", str(UUID(int=tgid)), Vmm.LIBVIRT, tgid, pod_uid="")
 
     def is_alive(self, _tgid: int) -> bool:
         return True

@@ -13,6 +13,8 @@ from vpmu_agent.model.call import Call, CallName, PmcType
 from vpmu_agent.model.check import Monitor
 from vpmu_agent.probes.record import VCPU, pmc_layout
 from vpmu_agent.tally import DURATION_BOUNDS_NS, SIZE_BOUNDS
+from vpmu_agent.vmm import Vmm
+from vpmu_agent.vms import VmInfo
 
 PMC = pmc_layout(4)
 _SIZE = {layout: max(where.stop for where in layout.fields.values()) for layout in (VCPU, PMC)}
@@ -112,8 +114,8 @@ class Processes:
         self.alive = set(self.names)
         self.forgotten: list[int] = []
 
-    def name(self, tgid: int) -> str:
-        return self.names[tgid]
+    def about(self, tgid: int) -> VmInfo:
+        return VmInfo(self.names[tgid], uuid="", vmm=Vmm.QEMU, tgid=tgid, pod_uid="")
 
     def is_alive(self, tgid: int) -> bool:
         return tgid in self.alive

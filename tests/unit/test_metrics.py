@@ -94,6 +94,25 @@ def test_what_the_model_cannot_know_is_unknown() -> None:
     assert found("vpmu_unknown_calls_total", vm="web01") == 1
 
 
+def test_each_vm_says_once_who_it_is() -> None:
+    vms = Processes(web01=WEB, db01=DB)
+    maps = Maps(Guest("web01", WEB).life(vcpu=0), Guest("web01", WEB).life(vcpu=1), Guest("db01", DB).life())
+    exported = exporter(maps, vms)
+    web01 = {"vm": "web01", "uuid": "", "vmm": "qemu", "pid": str(WEB), "pod_uid": ""}
+    assert Scraped(exported)("vpmu_vm_info", **web01) == 1
+    watch = Watch(maps, vms)
+    Scraped(Exporter(watch))
+    vms.names[9999], vms.alive = "web01", {9999}
+    watch.sweep()
+    maps.feed(Guest("web01", 9999).life())
+    found = Scraped(Exporter(watch))
+    # Two of one VM, and no query could join it to the VM's other series.
+    assert [dict(labels)["pid"] for name, labels in found.samples if name == "vpmu_vm_info"] == [
+        str(DB),
+        "9999",
+    ]
+
+
 def test_series_by_counter_can_be_turned_off() -> None:
     calls = [*Guest("web01", WEB).life(vcpu=3, pmc=2)]
     labels = {"vm": "web01", "vcpu": "3", "pmc": "gp2"}

@@ -11,6 +11,7 @@ from tests.unit.scenes import Guest
 from vpmu_agent import watch as module
 from vpmu_agent.model.call import CallName
 from vpmu_agent.probes.record import VCPU
+from vpmu_agent.vms import VmInfo
 from vpmu_agent.watch import Counts, Watch
 
 WEB, DB = 4242, 777
@@ -165,27 +166,49 @@ def test_maps_are_not_read_at_every_sweep(vms: Processes) -> None:
     watch.sweep()
 
 
-def test_many_vms_are_looked_for_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOOKS", 10)
+def test_one_sweep_finds_all_that_are_gone() -> None:
     tgids = range(1, 96)
     vms = Processes(**{f"guest-{tgid}": tgid for tgid in tgids})
     maps = Maps(*(Guest(vms.names[tgid], tgid).life() for tgid in tgids))
     watch = Watch(maps, vms)
     watch.snapshot()
-    looks: list[int] = []
+    vms.alive = {17}
+    watch.sweep()
+    assert [tgid for tgid, _, _ in maps.vcpus()] == [17]
 
-    def is_alive(tgid: int) -> bool:
-        looks.append(tgid)
-        return tgid in vms.alive
 
-    monkeypatch.setattr(vms, "is_alive", is_alive)
-    for _ in range(10):
-        watch.sweep()
-    assert sorted(looks) == list(tgids)
+def test_it_is_known_who_a_vm_is_until_it_was_shown_for_the_last_time(vms: Processes) -> None:
+    watch = Watch(Maps(Guest("web01", WEB).life(), Guest("db01", DB).life()), vms)
+    assert {name: about.tgid for name, about in watch.snapshot().about.items()} == {"db01": DB, "web01": WEB}
+    vms.alive = {WEB}
+    watch.sweep()
+    assert watch.snapshot().about["db01"].tgid == DB
+    watch.sweep()
+    assert list(watch.snapshot().about) == ["web01"]
+
+
+def test_a_vm_that_was_restarted_is_who_it_is_now(vms: Processes) -> None:
+    maps = Maps(Guest("web01", WEB).life())
+    watch = Watch(maps, vms)
+    watch.snapshot()
+    vms.names[9999], vms.alive = "web01", {9999}
+    watch.sweep()
+    maps.feed(Guest("web01", 9999).life())
+    assert watch.snapshot().about["web01"].tgid == 9999
+
+
+def test_a_vm_that_ended_twice_is_who_it_was_last(vms: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = Maps(Guest("web01", WEB).life())
+    watch = Watch(maps, vms)
+    monkeypatch.setattr(module, "READ_S", 0.0)  # nobody scrapes
+    watch.sweep()
+    vms.names[9999], vms.alive = "web01", {9999}
+    watch.sweep()
+    maps.feed(Guest("web01", 9999).life())
+    watch.sweep()
     vms.alive = set()
-    for _ in range(100):
-        watch.sweep()
-    assert list(maps.vcpus()) == []
+    watch.sweep()
+    assert watch.snapshot().about["web01"].tgid == 9999
 
 
 class Forgetful(Processes):
@@ -196,9 +219,9 @@ class Forgetful(Processes):
     def is_alive(self, tgid: int) -> bool:
         return tgid not in self.told and super().is_alive(tgid)
 
-    def name(self, tgid: int) -> str:
+    def about(self, tgid: int) -> VmInfo:
         self.told -= {tgid}
-        return super().name(tgid)
+        return super().about(tgid)
 
 
 def test_a_vm_with_another_vcpu_is_not_gone() -> None:
