@@ -20,10 +20,24 @@ def make_live() -> None:
     """
     if not places.in_vm():
         raise LabError("this replaces the kernel's KVM, so it runs in the lab VM only: make lab")
-    for module in ("kvm_amd", "kvm_intel", "kvm", "vpmu_test_pmu"):
+    _unload("kvm_amd", "kvm_intel", "kvm", "vpmu_test_pmu")
+    _run("insmod", os.environ[TEST_PMU])
+    _load_kvm()
+
+
+def reload_kvm() -> None:
+    """Takes KVM out and puts it back, as an upgrade of its module does. Raises LabError as make_live() does."""
+    _unload("kvm_amd", "kvm")
+    _load_kvm()
+
+
+def _unload(*modules: str) -> None:
+    for module in modules:
         if (Path("/sys/module") / module / "refcnt").exists():
             _run("rmmod", module)
-    _run("insmod", os.environ[TEST_PMU])
+
+
+def _load_kvm() -> None:
     _run("modprobe", "kvm_amd")
     if ENABLE_PMU.read_text().strip() != "Y":
         raise LabError(f"KVM was loaded after the test PMU and has no vPMU all the same ({ENABLE_PMU} is N)")

@@ -71,7 +71,7 @@ def test_kvm_is_unloaded_and_loaded_again() -> None:
             guest.finish()
             counts = pmu.kvm_counts(guest.tgid)
         # The daemon has not been scraped: what it knows of this VM must outlive the probes that counted it.
-        live.make_live()
+        live.reload_kvm()
         deadline = time.monotonic() + RELOAD_S
         while "attached" not in running.stderr().partition("KVM was unloaded")[2]:
             assert time.monotonic() < deadline, running.stderr()
