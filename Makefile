@@ -11,8 +11,11 @@ PACKAGES := python3-bpfcc python3-venv libbpf1 \
 # What the lab's own kernel is built with; spatch loads libpython3.11.so, which only libpython3-dev has.
 PACKAGES += linux-source-6.1 coccinelle libpython3-dev dwarves flex bison bc libssl-dev rsync xz-utils
 
+# What dashboards-check runs: prometheus and promtool.
+PACKAGES += prometheus
+
 .PHONY: demo demo-grouped test check lint format unit slow bpf fuzz lab lab-stock lab-grouped lab-kernel \
-	recordings clean
+	dashboards dashboards-check recordings clean
 
 demo: .venv/ready
 	$(PYTHON) -m tests.lab.demo
@@ -61,6 +64,14 @@ slow: .venv/ready
 fuzz: .venv/ready
 	$(PYTHON) -m tests.bpf.fuzz
 
+# Writes dashboards/*.json anew from the code beside them.
+dashboards: .venv/ready
+	$(PYTHON) -m dashboards.build
+
+# The rules' tests, and every query and rule against a real Prometheus that scrapes the real exporter; half a minute.
+dashboards-check: .venv/ready
+	.venv/bin/pytest -q tests/dashboards
+
 # Makes tests/data/ anew from the lab's guests.
 recordings: .venv/ready lab-kernel
 	$(PYTHON) -m tests.lab.record
@@ -71,7 +82,7 @@ recordings: .venv/ready lab-kernel
 	if [ -n "$$missing" ]; then echo "installing:" $$missing; \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing; fi
 	/usr/bin/python3 -m venv --system-site-packages .venv
-	.venv/bin/pip install -q -e '.[dev]'
+	.venv/bin/pip install -q -e '.[dev,dashboards]'
 	@touch $@
 
 clean:

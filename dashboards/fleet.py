@@ -1,4 +1,7 @@
-"""All hosts at a glance. Reads recorded series only, and what an agent says of itself: it holds at any size."""
+"""All hosts at a glance.
+
+Reads recorded series only, and what agents say of themselves, so that it holds for any number of hosts.
+"""
 
 from __future__ import annotations
 
@@ -89,8 +92,7 @@ _WHO_PAYS = [
     timeseries(
         *("Slow calls", "s", "The time that 99 of 100 calls stay below, on all hosts, by name."),
         query(
-            "histogram_quantile(0.99,"
-            " sum by (call, le) (instance_call_le:vpmu_call_duration_seconds_bucket:rate5m))",
+            "histogram_quantile(0.99, sum by (call, le) (call_le:vpmu_call_duration_seconds_bucket:rate5m))",
             "{{call}}",
         ),
     ),

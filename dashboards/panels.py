@@ -134,7 +134,7 @@ def table(
 
 def heatmap(title: str, unit: str, description: str, expr: str, *, span: int = 12) -> Heatmap:
     """A histogram over time; `expr` gives the increase of each bucket, by `le`."""
-    panel = Heatmap().height(8).span(span).show_legend()
+    panel = Heatmap().unit(unit).height(8).span(span).show_legend()
     panel.y_axis(heatmap_builders.YAxisConfig().unit(unit))
     panel.color(
         heatmap_builders.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Oranges").steps(64)

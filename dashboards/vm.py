@@ -61,8 +61,8 @@ _MODEL = [
     timeseries(
         "Observed less predicted",
         "short",
-        "By how many calls the two counts differ since the agent was started. Above zero are calls that KVM made "
-        "without need, or that the model could not know.",
+        "By how many calls the two counts differ since the agent was started. Above zero are calls that KVM "
+        "made without need, or that the model could not know.",
         query(
             f"sum by (call) (vpmu_calls_total{_IT}) - sum by (call) (vpmu_predicted_calls_total{_IT})",
             "{{call}}",
@@ -76,7 +76,7 @@ _MODEL = [
     ),
     table(
         "Divergences by counter",
-        "Since the agent was started. Empty while all is well, and where the agent runs with --no-per-counter.",
+        "Since the agent was started. Empty while all is well, and with the agent's --no-per-counter.",
         {"instance": "Host", "vcpu": "vCPU", "pmc": "Counter", "kind": "Kind"},
         {"Divergences": ("short", f"vpmu_pmc_divergences_total{_IT}")},
     ),
@@ -88,8 +88,8 @@ _MODEL = [
     timeseries(
         "Unknown calls",
         "cps",
-        "Calls that the model can say nothing of: their counters are older than the agent, records were lost, or "
-        "they can be consequences of a divergence.",
+        "Calls that the model can say nothing of: their counters are older than the agent, records were "
+        "lost, or they can be consequences of a divergence.",
         query(f"sum by (instance) (rate(vpmu_unknown_calls_total{_IT}[{RATE}]))", "{{instance}}"),
     ),
 ]
@@ -177,8 +177,8 @@ def vm() -> Dashboard:
     return build(
         "vPMU / VM",
         "vpmu-agent-vm",
-        "One VM's performance counters: what KVM did against what the model predicts, the life of their groups, "
-        "and the time it took.",
+        "One VM's performance counters: what KVM did against what the model predicts, the life of their "
+        "groups, and the time it took.",
         [
             variable(
                 *("instance", "Host", "Where the VM runs, or ran: more than one after a migration."),

@@ -1,6 +1,6 @@
 """A small fleet to scrape: `python -m tests.dashboards.fleet` prints where, and serves until its input ends.
 
-Each host is the real exporter over HTTP. What it counts are the calls of recordings, fed in steps and over and
+Each host is the real exporter over HTTP. What it counts are the calls of recordings, fed in steps, over and
 over, so that load moves; and what no recording has is made up, so that no series is zero for ever.
 """
 
@@ -73,7 +73,7 @@ class Host:
 
 
 def hosts() -> dict[str, Host]:
-    """A busy host, one where everything goes wrong, one whose agent loses calls, and one whose agent is blind."""
+    """A busy host, one where all goes wrong, one whose agent loses calls, and one whose agent is blind."""
     storm, groups = recorded("guest_a"), recorded("grouped")
     shared, failing = recorded("guest_b"), recorded("partial_groups")
     lossy, made_up = with_losses(shared), Guest("web01", 9000)
