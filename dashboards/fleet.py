@@ -156,7 +156,7 @@ _AGENTS = [
     versions("Versions", "Agents, by version.", "count by (version) (vpmu_agent_build_info)", "{{version}}"),
     versions(
         *("Attached by", "Agents, by how their probes are attached."),
-        "count by (mode) (vpmu_agent_attached_probes)",
+        "count by (mode) (vpmu_agent_attached_probes > 0)",
         "{{mode}}",
     ),
     versions(
