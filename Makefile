@@ -11,11 +11,14 @@ PACKAGES := python3-bpfcc python3-venv libbpf1 \
 # What the lab's own kernel is built with; spatch loads libpython3.11.so, which only libpython3-dev has.
 PACKAGES += linux-source-6.1 coccinelle libpython3-dev dwarves flex bison bc libssl-dev rsync xz-utils
 
+# What dashboards-check runs: prometheus and promtool.
+PACKAGES += prometheus
+
 # What `make bench` measures the monitor against, and with.
 BENCH_PACKAGES := bpftrace bpftool
 
 .PHONY: demo demo-grouped test check lint format unit slow bpf fuzz lab lab-stock lab-grouped lab-kernel \
-	recordings bench clean
+	dashboards dashboards-check recordings bench clean
 
 demo: .venv/ready
 	$(PYTHON) -m tests.lab.demo
@@ -24,7 +27,7 @@ demo: .venv/ready
 demo-grouped: .venv/ready lab-kernel
 	$(PYTHON) -m tests.lab.demo --grouped
 
-test: check bpf lab
+test: check bpf dashboards-check lab
 
 check: lint unit
 
@@ -64,6 +67,14 @@ slow: .venv/ready
 fuzz: .venv/ready
 	$(PYTHON) -m tests.bpf.fuzz
 
+# Writes dashboards/*.json anew from the code beside them.
+dashboards: .venv/ready
+	$(PYTHON) -m dashboards.build
+
+# The rules' tests, and every query and rule against a real Prometheus that scrapes the real exporter; half a minute.
+dashboards-check: .venv/ready
+	.venv/bin/pytest -q tests/dashboards
+
 # Makes tests/data/ anew from the lab's guests.
 recordings: .venv/ready lab-kernel
 	$(PYTHON) -m tests.lab.record
@@ -83,7 +94,7 @@ endef
 .venv/ready: pyproject.toml Makefile
 	$(call install,$(PACKAGES))
 	/usr/bin/python3 -m venv --system-site-packages .venv
-	.venv/bin/pip install -q -e '.[dev]'
+	.venv/bin/pip install -q -e '.[dev,dashboards]'
 	@touch $@
 
 .venv/bench: .venv/ready

@@ -26,7 +26,7 @@ def make_live() -> None:
 
 
 def reload_kvm() -> None:
-    """Takes KVM out and puts it back, as an upgrade of its module does. Raises LabError as make_live() does."""
+    """Takes KVM out and puts it back, as an upgrade of it does. Raises LabError as make_live() does."""
     _unload("kvm_amd", "kvm")
     _load_kvm()
 

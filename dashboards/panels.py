@@ -1,0 +1,222 @@
+"""What the dashboards have in common: panels with a few settings each, variables, links, and their layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from grafana_foundation_sdk.builders import common as common_builders
+from grafana_foundation_sdk.builders import heatmap as heatmap_builders
+from grafana_foundation_sdk.builders.dashboard import (
+    Dashboard,
+    DashboardLink,
+    DatasourceVariable,
+    QueryVariable,
+    Row,
+    ThresholdsConfig,
+)
+from grafana_foundation_sdk.builders.heatmap import Panel as Heatmap
+from grafana_foundation_sdk.builders.prometheus import Dataquery
+from grafana_foundation_sdk.builders.stat import Panel as Stat
+from grafana_foundation_sdk.builders.table import Panel as Table
+from grafana_foundation_sdk.builders.timeseries import Panel as Timeseries
+from grafana_foundation_sdk.cog.builder import Builder
+from grafana_foundation_sdk.models import common, dashboard
+from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+TAG = "vpmu-agent"
+DATASOURCE = dashboard.DataSourceRef(type_val="prometheus", uid="${datasource}")
+
+RATE = "$__rate_interval"
+
+TOP = 50
+"""Rows of a table; a fleet has more hosts than anyone reads."""
+
+_Panel = TypeVar("_Panel", Timeseries, Stat, Table, Heatmap)
+_KEEP = "${datasource:queryparam}&${__url_time_range}"
+
+
+def query(expr: str, legend: str = "") -> Dataquery:
+    """A query over the time that is shown."""
+    made = Dataquery().expr(expr).range().datasource(DATASOURCE)
+    return made.legend_format(legend) if legend else made
+
+
+def instant(expr: str) -> Dataquery:
+    """A query for the end of that time, for a table or a single number."""
+    return Dataquery().expr(expr).instant().datasource(DATASOURCE)
+
+
+def timeseries(
+    title: str,
+    unit: str,
+    description: str,
+    *queries: Dataquery,
+    span: int = 12,
+    stacked: bool = False,
+    negative: bool = False,
+) -> Timeseries:
+    """Lines, or areas on top of each other where their sum means something; from zero unless `negative`."""
+    legend = common_builders.VizLegendOptions()
+    legend.display_mode(common.LegendDisplayMode.TABLE).placement(common.LegendPlacement.BOTTOM)
+    tooltip = common_builders.VizTooltipOptions()
+    tooltip.mode(common.TooltipDisplayMode.MULTI).sort(common.SortOrder.DESCENDING)
+    panel = Timeseries().unit(unit).height(8).span(span)
+    if not negative:
+        panel.min(0)
+    panel.legend(legend.show_legend(True).calcs(["lastNotNull", "max"])).tooltip(tooltip)
+    if stacked:
+        panel.stacking(common_builders.StackingConfig().mode(common.StackingMode.NORMAL)).fill_opacity(30)
+    return _told(panel, title, description, queries)
+
+
+def stat(
+    title: str, unit: str, description: str, expr: str, *, red_from: float | None = None, span: int = 4
+) -> Stat:
+    """One number as it is now, red from a value on that someone should look at."""
+    steps = [dashboard.Threshold(color="green")]
+    if red_from is not None:
+        steps.append(dashboard.Threshold(value=red_from, color="red"))
+    panel = Stat().unit(unit).height(4).span(span).graph_mode(common.BigValueGraphMode.NONE)
+    panel.reduce_options(common_builders.ReduceDataOptions().calcs(["lastNotNull"]))
+    panel.thresholds(ThresholdsConfig().mode(dashboard.ThresholdsMode.ABSOLUTE).steps(steps))
+    return _told(panel, title, description, [instant(expr)])
+
+
+def versions(title: str, description: str, expr: str, legend: str, *, span: int = 4) -> Stat:
+    """A number for each value of a label, with that value."""
+    panel = Stat().unit("short").height(4).span(span).graph_mode(common.BigValueGraphMode.NONE)
+    panel.text_mode(common.BigValueTextMode.VALUE_AND_NAME).color_mode(common.BigValueColorMode.NONE)
+    return _told(panel, title, description, [instant(expr).legend_format(legend)])
+
+
+def table(
+    title: str,
+    description: str,
+    columns: Mapping[str, str],
+    values: Mapping[str, tuple[str, str]],
+    *,
+    links: Mapping[str, str] | None = None,
+    span: int = 12,
+) -> Table:
+    """The TOP rows by the first value.
+
+    `columns` are labels and their titles; `values` are titles, each with a unit and an expression, all of
+    which keep these labels; `links` are titles of columns and where they lead.
+    """
+    first, *others = [expr for _, expr in values.values()]
+    top = f"topk({TOP}, {first})"
+    # Prometheus cannot sort by one query and cut another: each keeps the rows of the first itself.
+    exprs = [top, *(f"{expr} and on ({', '.join(columns)}) {top}" for expr in others)]
+    panel = Table().height(8).span(span)
+    fields = [f"Value #{_ref_id(i)}" for i in range(len(values))] if len(values) > 1 else ["Value"]
+    names = dict(columns) | dict(zip(fields, values, strict=True))
+    panel.with_transformation(dashboard.DataTransformerConfig(id_val="merge", options={}))
+    panel.with_transformation(
+        dashboard.DataTransformerConfig(
+            id_val="organize",
+            options={
+                "includeByName": dict.fromkeys(names, True),
+                "indexByName": {name: i for i, name in enumerate(names)},
+                "renameByName": names,
+            },
+        )
+    )
+    panel.sort_by([common_builders.TableSortByFieldState().display_name(next(iter(values))).desc(True)])
+    for name, (unit, _) in values.items():
+        panel.override_by_name(name, [dashboard.DynamicConfigValue("unit", unit)])
+    for name, url in (links or {}).items():
+        link = {"title": "Open", "url": url, "targetBlank": False}
+        panel.override_by_name(name, [dashboard.DynamicConfigValue("links", [link])])
+    return _told(panel, title, description, [instant(expr).format(PromQueryFormat.TABLE) for expr in exprs])
+
+
+def heatmap(title: str, unit: str, description: str, expr: str, *, span: int = 12) -> Heatmap:
+    """A histogram over time; `expr` gives the increase of each bucket, by `le`."""
+    panel = Heatmap().unit(unit).height(8).span(span).show_legend()
+    panel.y_axis(heatmap_builders.YAxisConfig().unit(unit))
+    panel.color(
+        heatmap_builders.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Oranges").steps(64)
+    )
+    panel.filter_values(heatmap_builders.FilterValueRange().le(1e-9))  # empty cells stay empty
+    return _told(panel, title, description, [query(expr, "{{le}}").format(PromQueryFormat.HEATMAP)])
+
+
+def dashed(panel: Timeseries, pattern: str) -> Timeseries:
+    """The panel, with dashed lines for the series whose names match."""
+    style = {"fill": "dash", "dash": [8, 8]}
+    return panel.override_by_regexp(pattern, [dashboard.DynamicConfigValue("custom.lineStyle", style)])
+
+
+def linked(panel: Timeseries, *links: DashboardLink) -> Timeseries:
+    """The panel, whose series lead somewhere."""
+    return panel.data_links(list(links))
+
+
+HOST_URL = f"/d/vpmu-agent-host?var-instance=%s&{_KEEP}"
+VM_URL = f"/d/vpmu-agent-vm?var-instance=%s&var-vm=%s&{_KEEP}"
+TO_HOST = DashboardLink("The host").url(HOST_URL % "${__field.labels.instance}")
+TO_VM = DashboardLink("The VM").url(VM_URL % ("${__field.labels.instance}", "${__field.labels.vm}"))
+HOST_ROW = HOST_URL % "${__data.fields.Host}"
+VM_ROW = VM_URL % ("${__data.fields.Host}", "${__data.fields.VM}")
+
+
+def variable(name: str, label: str, description: str, metric: str, *, several: bool = False) -> QueryVariable:
+    """A variable with the values that the label `name` has in `metric`."""
+    made = QueryVariable(name).label(label).description(description).datasource(DATASOURCE)
+    # What Grafana's own editor writes for this kind of query; a bare string is its older form.
+    made.query(
+        {"query": f"label_values({metric}, {name})", "refId": "PrometheusVariableQueryEditor-VariableQuery"}
+    )
+    made.refresh(dashboard.VariableRefresh.ON_TIME_RANGE_CHANGED)
+    made.sort(dashboard.VariableSort.ALPHABETICAL_ASC)
+    if several:
+        # .+ and not the default, all names in a row, which is too long for a thousand hosts.
+        made.multi(True).include_all(True).all_value(".+")
+        made.current(dashboard.VariableOption(text="All", value="$__all"))
+    return made
+
+
+def build(
+    title: str,
+    uid: str,
+    description: str,
+    variables: Sequence[Builder[dashboard.VariableModel]],
+    rows: Mapping[str, Sequence[Builder[dashboard.Panel]]],
+) -> dashboard.Dashboard:
+    """A dashboard of titled rows; panels go from left to right, and their places come from that."""
+    made = Dashboard(title).uid(uid).description(description).tags([TAG]).editable()
+    made.time("now-3h", "now").refresh("1m").timezone("browser")
+    made.tooltip(dashboard.DashboardCursorSync.CROSSHAIR)
+    made.link(
+        DashboardLink("vPMU dashboards")
+        .type(dashboard.DashboardLinkType.DASHBOARDS)
+        .tags([TAG])
+        .include_vars(True)
+        .keep_time(True)
+    )
+    made.with_variable(
+        DatasourceVariable("datasource").label("Data source").type("prometheus").description("A Prometheus.")
+    )
+    for each in variables:
+        made.with_variable(each)
+    for name, panels in rows.items():
+        made.with_row(Row(name))
+        for panel in panels:
+            made.with_panel(panel)
+    built = made.build()
+    for i, placed in enumerate(built.panels or [], start=1):
+        placed.id_val = i
+    return built
+
+
+def _told(panel: _Panel, title: str, description: str, queries: Sequence[Dataquery]) -> _Panel:
+    panel.title(title).description(description).datasource(DATASOURCE)
+    for i, each in enumerate(queries):
+        panel.with_target(each.ref_id(_ref_id(i)))
+    return panel
+
+
+def _ref_id(index: int) -> str:
+    return chr(ord("A") + index)

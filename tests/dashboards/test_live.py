@@ -1,0 +1,82 @@
+"""Every query of every panel, and every rule, against a real Prometheus that scrapes the real exporter."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.dashboards.conftest import Live
+from tests.dashboards.panels import PanelQuery, queries
+from tests.dashboards.prometheus import WINDOW
+
+QUERIES = list(queries())
+
+CHOSEN = {"instance": "kvm2", "vm": "web01"}
+"""What a person would choose where a variable has one value: the host and VM that have everything."""
+
+BUILT_IN = {"__rate_interval": "5s"}
+
+BEFORE_THE_FIRST_SCRAPE = {"VpmuAgentsAbsent"}
+"""Alerts on what is not there; all others are made to have a cause in this fleet."""
+
+
+def value(variable: dict[str, object]) -> str:
+    name = str(variable["name"])
+    return str(variable["allValue"]) if variable.get("includeAll") else CHOSEN[name]
+
+
+def filled_in(query: PanelQuery) -> str:
+    known = BUILT_IN | {each["name"]: value(each) for each in query.variables if each["type"] != "datasource"}
+    return re.sub(r"\$(\w+)", lambda found: known[found[1]], query.expr)
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=str)
+def test_a_query_of_a_panel_finds_something(query: PanelQuery, live: Live) -> None:
+    expr, now = filled_in(query), live.now
+    assert "$" not in expr
+    found = (
+        live.prometheus.query(expr, now)
+        if query.is_instant
+        else live.prometheus.query_range(expr, now - 10, now)
+    )
+    assert found.numbers, f"nothing: {expr}"
+    live.report.append(
+        f"{query!s:<70} {found.series:4} series {len(found.numbers):5} samples, most {found.most:12.6g}"
+    )
+    assert found.most, f"only zeros, which `or vector(0)` and a wrong label give as well: {expr}"
+
+
+@pytest.mark.parametrize(
+    "query", {each.dashboard: each for each in QUERIES}.values(), ids=lambda q: q.dashboard
+)
+def test_variables_have_values_to_choose(query: PanelQuery, live: Live) -> None:
+    for variable in query.variables:
+        if variable["type"] != "query":
+            continue
+        found = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
+        assert found
+        values = live.prometheus.values(found[2], found[1].replace("$instance", ".+"))
+        assert CHOSEN[variable["name"]] in values
+        live.report.append(f"{query.dashboard} / ${variable['name']}: {', '.join(values)}")
+
+
+def test_every_rule_finds_something(live: Live) -> None:
+    rules = live.prometheus.rules()
+    assert len(rules) > 10
+    for rule in rules:
+        assert rule["health"] == "ok", rule
+        at = live.before if rule["name"] in BEFORE_THE_FIRST_SCRAPE else live.now
+        found = live.prometheus.query(rule["query"], at)
+        live.report.append(f"{rule['type']} rule {rule['name']:<62} {found.series:4} series")
+        assert found.numbers, rule
+        if rule["type"] == "recording":
+            recorded = live.prometheus.query(rule["name"], at)
+            assert recorded.numbers, rule
+        else:
+            assert bool(rule["alerts"]) == (rule["name"] not in BEFORE_THE_FIRST_SCRAPE), rule
+
+
+def test_the_rules_look_at_what_a_test_has_time_for(live: Live) -> None:
+    windows = [w for rule in live.prometheus.rules() for w in re.findall(r"\[(\w+)\]", rule["query"])]
+    assert set(windows) == {WINDOW}
