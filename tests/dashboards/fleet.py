@@ -93,7 +93,7 @@ def hosts() -> dict[str, Host]:
     blind.maps.functions = ()
     blind.watch.replace(blind.maps)  # as when the kvm module is away
     reloaded = found["kvm3"]
-    reloaded.watch.replace(lossy.maps)  # as after a reload of it
+    reloaded.watch.replace(reloaded.maps)  # as after a reload of it
     return found
 
 
