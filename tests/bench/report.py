@@ -80,7 +80,8 @@ def json_line(figures: Iterable[Figure], plots: Path, missing: Mapping[str, str]
             "figures": {figure.key: _as_json(figure) for figure in figures},
             "missing": dict(missing),
             "plots": str(plots),
-        }
+        },
+        separators=(",", ":"),
     )
 
 
