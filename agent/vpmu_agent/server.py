@@ -166,6 +166,8 @@ class _Request(WSGIRequestHandler):
 
 class _HttpServer(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    # The standard library's 5 is fewer than the clients that are served at once: a burst would wait a second.
+    request_queue_size = 4 * MAX_CLIENTS
 
     def __init__(self, address: Address) -> None:
         self._room = threading.BoundedSemaphore(MAX_CLIENTS)

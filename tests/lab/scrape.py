@@ -38,7 +38,7 @@ def total(metrics: Metrics, name: str, **labels: str) -> float:
 def scrape_until(listen: str, condition: Callable[[Metrics], bool], *, timeout_s: float = 20.0) -> Metrics:
     """Scrapes until the metrics are as wanted; the last ones if they never are.
 
-    The agent reads its ring a moment after the calls, so the first scrape may be early.
+    A call is counted at its return, and its VM has a name a moment later: the first scrape may be early.
     """
     deadline = time.monotonic() + timeout_s
     while True:
