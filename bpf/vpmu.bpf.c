@@ -44,6 +44,9 @@ struct vpmu_left_key {
 	u32 epoch;
 };
 
+_Static_assert((VPMU_STATES & (VPMU_STATES - 1)) == 0, "State is used as a mask");
+_Static_assert((VPMU_SLOTS & (VPMU_SLOTS - 1)) == 0, "so is SLOTS");
+
 /* Creation sleeps, so a CPU is no key. */
 BPF_HASH(inflight, u32, struct vpmu_inflight, VPMU_MAX_INFLIGHT);
 BPF_HASH(pmcs, struct vpmu_pmc_key, struct vpmu_pmc, VPMU_MAX_PMCS);
@@ -229,8 +232,10 @@ static __always_inline void tell_process(u32 tgid)
 	if (told && *told == mm)
 		return;
 	p = calls.ringbuf_reserve(sizeof(*p));
-	if (!p)
+	if (!p) {
+		count_lost(VPMU_LOST_RING_FULL);
 		return;	/* at its next vCPU's first call, then */
+	}
 	bpf_probe_read_kernel(&start, sizeof(start), (void *)(mm + VPMU_MM_ARG_START));
 	bpf_probe_read_kernel(&end, sizeof(end), (void *)(mm + VPMU_MM_ARG_END));
 	size = end - start < VPMU_COMMAND_SIZE ? end - start : VPMU_COMMAND_SIZE - 1;
@@ -283,8 +288,9 @@ static __always_inline struct vpmu_inflight *begin(u32 call, u64 pmc, u64 event,
 	/* KVM makes no call within a call: the former one's return was missed. */
 	if (c->call != VPMU_CALLS) {
 		count_lost(VPMU_LOST_MISSED_RETURN);
-		forget(c->pmc ? c->pmc : c->event, id >> 32);
+		forget(c->pmc ? c->pmc : c->event, c->tgid);
 	}
+	c->tgid = id >> 32;	/* the thread that had this number may have been another process's */
 	c->call = call;
 	c->pmc = pmc;
 	c->event = event;
@@ -453,6 +459,8 @@ static __always_inline void count_error(u32 tgid, s64 result)
 
 	if (count)
 		__sync_fetch_and_add(count, 1);
+	else
+		count_lost(VPMU_LOST_ERRORS_FULL);
 }
 
 static __always_inline int call_return(u32 call, u64 returned)
@@ -492,19 +500,20 @@ static __always_inline int call_return(u32 call, u64 returned)
 		count_lost(VPMU_LOST_PMCS_FULL);
 		goto out;
 	}
-	v = vcpu_of(key.tgid, p->vcpu_id);
+	v = vcpu_of(key.tgid, c->pmc ? p->vcpu_id : -1 - (s32)tid);
 	if (!v) {
 		count_lost(VPMU_LOST_VCPUS_FULL);
 		p->epoch = 0;
 		goto out;
 	}
 	count_held(v, p, -1);
-	if (p->epoch != epoch) {
+	/* A call that was let in is judged as ever if the end (epoch 0) has come before its return. */
+	if (epoch && p->epoch != epoch) {
 		p->epoch = epoch;
 		p->state = VPMU_STATE_UNKNOWN;
 		p->left = 0;
 	}
-	if (v->epoch != epoch) {
+	if (epoch && v->epoch != epoch) {
 		v->epoch = epoch;
 		v->event_count = -1;
 	}

@@ -30,6 +30,7 @@ enum vpmu_lost {
 	VPMU_LOST_MISSED_RETURN,	/* an entry whose return was never seen (kretprobe: nmissed) */
 	VPMU_LOST_PMCS_FULL,		/* a call of a pmc for which there is no room */
 	VPMU_LOST_VCPUS_FULL,		/* a call of a vCPU for which there is no room */
+	VPMU_LOST_ERRORS_FULL,		/* the errno of a creation that failed. Every other count has it. */
 	VPMU_LOST_REASONS,
 };
 
@@ -46,7 +47,7 @@ struct vpmu_control {
 /* Key of the map `vcpus`. */
 struct vpmu_vcpu_key {
 	__u32 tgid;
-	__s32 vcpu_id;			/* -1 for guest LBR */
+	__s32 vcpu_id;			/* of guest LBR, which does not say whose it is: -1 less the thread */
 };
 
 /*

@@ -168,7 +168,7 @@ _AGENTS = [
         "reloads",
     ),
     timeseries(
-        *("Lost", "cps", "What agents lost, by reason; only ring_full leaves the counts complete."),
+        *("Lost", "cps", "What agents lost, by reason; ring_full and errors_full leave the counts complete."),
         query(f"sum by (reason) (rate(vpmu_agent_lost_records_total[{RATE}]))", "{{reason}}"),
     ),
     timeseries(

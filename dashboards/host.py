@@ -165,7 +165,11 @@ _AGENT = [
         span=4,
     ),
     timeseries(
-        *("Lost by reason", "cps", "What the agent loses; only ring_full leaves the counts complete."),
+        *(
+            "Lost by reason",
+            "cps",
+            "What the agent loses; ring_full and errors_full leave the counts complete.",
+        ),
         query(f"rate(vpmu_agent_lost_records_total{_HERE}[{RATE}])", "{{reason}}"),
         span=8,
     ),

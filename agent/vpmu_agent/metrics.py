@@ -137,8 +137,8 @@ LOADS = Family(
 )
 LOST = Family(
     *("vpmu_agent_lost_records_total", "counter", ("reason",)),
-    "What was lost, by reason. ring_full is a record whose call is counted all the same; any other is a call "
-    "that is not, and none of the counts above is complete then.",
+    "What was lost, by reason. ring_full is a record, and errors_full an errno, of a call that is counted "
+    "all the same; any other is a call that is not, and none of the counts above is complete then.",
 )
 VMS = Family("vpmu_agent_vms", "gauge", (), "VMs known: those alive, and those gone since the last scrape.")
 MAP_ENTRIES = Family("vpmu_agent_map_entries", "gauge", ("map",), "Entries that a BPF map has now.")

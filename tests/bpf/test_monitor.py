@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +12,7 @@ from tests.bpf import fuzz
 from tests.bpf.twins import Twins
 from tests.unit.world import World
 from vpmu_agent.model.automaton import Kind
+from vpmu_agent.model.call import Call
 from vpmu_agent.model.check import Monitor
 from vpmu_agent.probes import monitor
 
@@ -78,3 +81,38 @@ def test_a_full_ring_loses_no_count() -> None:
     counted = sum(sum(twins.vcpu(vcpu)["verdicts"][2:]) for vcpu in (0, 1))
     assert counted == divergences > 0
     assert twins.lost()["ring_full"] > 0
+
+
+def first_calls() -> list[Call]:
+    """A program of one counter, and what follows on it."""
+    world = World(random.Random(3), sizes=(1,), vcpus=1, pmcs=1)
+    world.run(20, hazards=False)
+    return world.calls
+
+
+def test_a_call_that_returns_after_the_end_is_judged_as_ever() -> None:
+    twins = Twins(grouped=False)
+    before, last = first_calls()[:2]
+    twins.make(before)
+    twins.enter(last)
+    twins.end()
+    twins.leave(last)
+    twins.make(first_calls()[2])
+    assert [verdict.kind for _, verdict in twins.received()] == [Kind.PREDICTED] * 2
+    assert sum(twins.vcpu(0)["calls"]) == 2
+
+
+def test_a_thread_belongs_to_the_process_that_calls() -> None:
+    twins = Twins(grouped=False)
+    twins.begun_before(tgid=1)
+    twins.make(first_calls()[0])
+    assert twins.whose_thread() == os.getpid()
+
+
+def test_an_errno_too_many_is_counted() -> None:
+    twins = Twins(grouped=False, max_entries={"errors": 1})
+    create = first_calls()[0]
+    for error in (12, 28, 28):
+        twins.make(replace(create, result=-error, event=0))
+    assert twins.lost()["errors_full"] == 2
+    assert twins.vcpu(0)["calls"][0] == 3

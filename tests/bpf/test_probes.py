@@ -146,3 +146,15 @@ def test_the_maps_have_the_counts_when_nothing_is_sent(grouped: Lookalike) -> No
 
 def without_failed(told: Counter[str]) -> Counter[str]:
     return Counter({name: count for name, count in told.items() if name != "failed" and count})
+
+
+def test_guest_lbr_of_many_threads_is_counted_completely(stock: Lookalike) -> None:
+    with stock.probes(stream=False) as probes:
+        run = stock.run(probes, threads=4, rounds=2000, lbr=3)
+        counted = [numbers[VCPU.fields["calls"]] for _, vcpu, numbers in probes.vcpus() if vcpu < 0]
+        held = sum(numbers[VCPU.fields["events"].start] for _, _, numbers in probes.vcpus())
+    assert len(counted) == 4
+    lbr = 4 * 2000 * 3
+    assert [sum(of_call) for of_call in zip(*counted, strict=True)] == [lbr, 0, 0, lbr]
+    assert held == 0
+    assert run.told["create"] == lbr + 4 * 2000

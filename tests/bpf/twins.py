@@ -74,8 +74,9 @@ class Twins:
     """A loaded monitor, and the memory that it takes for the kernel's."""
 
     def __init__(
-        self, *, grouped: bool, vcpus: int = 4, pmcs: int = 4, events: int = 4096, ring_pages: int = 64
+        self, *, grouped: bool, vcpus: int = 4, pmcs: int = 4, events: int = 4096, **options: Any
     ) -> None:
+        """The other `options` are compile_program()'s."""
         import bcc
 
         types = btf.vmlinux()
@@ -86,7 +87,7 @@ class Twins:
         }
         self._grouped = grouped
         constants = _CONSTANTS | (_GROUPED if grouped else _STOCK) | offsets
-        self._bpf = compile_program(constants, user_memory=True, twins=True, ring_pages=ring_pages)
+        self._bpf = compile_program(constants, user_memory=True, twins=True, **{"ring_pages": 64, **options})
         self._runs = {}
         self._arguments = ctypes.create_string_buffer(_ARGUMENTS.size)
         for name in CallName:
@@ -127,6 +128,11 @@ class Twins:
 
     def make(self, call: Call) -> None:
         """Makes one call."""
+        self.enter(call)
+        self.leave(call)
+
+    def enter(self, call: Call) -> None:
+        """Its entry."""
         if call.lost:
             self._bump()
         pmc = self._pmc(call)
@@ -135,11 +141,14 @@ class Twins:
             _ATTR.pack_into(self._memory, 0, 4, _ATTR.size, 0x76, 0, 0, 0, int(call.attr.disabled))
             handler = (_HANDLER, pmc)
             self._run(call.name, "entry", self._attr, 0, 0, *([leader] if self._grouped else []), *handler)
-            self._run(call.name, "return", event or call.result & 2**64 - 1)
         else:
             struct.pack_into("=QQ", self._memory, event - self._base, _HANDLER, pmc)
             self._run(call.name, "entry", event)
-            self._run(call.name, "return", 0)
+
+    def leave(self, call: Call) -> None:
+        """Its return."""
+        created = self._event(call.event) or call.result & 2**64 - 1
+        self._run(call.name, "return", created if call.name is CallName.CREATE else 0)
 
     def received(self) -> list[tuple[Call, Verdict]]:
         """What the monitor sent since the last time."""
@@ -158,6 +167,20 @@ class Twins:
         key = table.Key(os.getpid(), vcpu)
         numbers = record.VCPU.struct.unpack(bytes(table[key]))
         return {name: numbers[at] for name, at in record.VCPU.fields.items()}
+
+    def begun_before(self, tgid: int) -> None:
+        """Leaves this thread's number with a process that had it before, in no call."""
+        table = self._bpf[b"inflight"]
+        table[ctypes.c_uint32(os.getpid())] = table.Leaf(tgid=tgid, call=record.SIZES["VPMU_CALLS"])
+
+    def whose_thread(self) -> int:
+        """The process that this thread is kept as one of."""
+        return int(self._bpf[b"inflight"][ctypes.c_uint32(os.getpid())].tgid)
+
+    def end(self) -> None:
+        """Lets no more calls in."""
+        table = self._bpf[b"control"]
+        table[ctypes.c_int(0)] = table.Leaf(0, self._stream)
 
     def lost(self) -> dict[str, int]:
         """Calls and records that the monitor lost, by reason."""

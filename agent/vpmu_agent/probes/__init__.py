@@ -47,8 +47,9 @@ FUNCTIONS = {
 """The kernel functions that are followed, by the short names of their probes."""
 
 _SINGLE = ("calls", "control", "lost")  # a ring and arrays: how full these are says nothing
-_TGID_AT = {"vcpus": 0, "pmcs": PMC_KEY.fields["tgid"].start, "errors": 0}  # among the numbers of a key
-_KEYS = {"vcpus": VCPU_KEY, "pmcs": PMC_KEY, "errors": ERROR_KEY}
+_TGID_AT = {"pmcs": PMC_KEY.fields["tgid"].start, "vcpus": 0, "errors": 0}  # among the numbers of a key
+# In this order forget() deletes: what a pmc holds would be taken out of a vCPU's entry that is a new one.
+_KEYS = {"pmcs": PMC_KEY, "vcpus": VCPU_KEY, "errors": ERROR_KEY}
 _U32, _U64 = 4, 8  # bytes
 _LOOK_S = 0.1  # how often to ask for calls that no probe was run for
 
