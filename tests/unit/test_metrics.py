@@ -42,9 +42,10 @@ class Scraped:
 
 
 def samples(text: str, *, openmetrics: bool = False) -> Samples:
+    families = openmetrics_families(text) if openmetrics else text_families(text)
     found = [
         ((sample.name, tuple(sorted(sample.labels.items()))), sample.value)
-        for family in (openmetrics_families if openmetrics else text_families)(text)
+        for family in families
         for sample in family.samples
     ]
     assert len(dict(found)) == len(found), "a series is there twice"
