@@ -273,4 +273,4 @@ def test_predict_shows_what_a_failure_leaves_behind() -> None:
 def test_predict_refuses_what_cannot_be() -> None:
     done = invoke("predict", "--events", "2", "--steps", "program,dance")
     assert done.exit_code == 2
-    assert "no step 'dance': there are program, pause, resume, release" in done.output
+    assert "no step 'dance': there are program, pause, resume, release" in done.stderr
