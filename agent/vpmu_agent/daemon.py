@@ -18,8 +18,11 @@ from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError
 from vpmu_agent.kernel.features import kvm_instance
 from vpmu_agent.live import POLL_S, attached_line, stop_requests
 from vpmu_agent.metrics import Exporter
+from vpmu_agent.model.call import Call
+from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.privileges import User
 from vpmu_agent.probes import Probes, Unattached, handover
+from vpmu_agent.recent import Recent
 from vpmu_agent.server import Address, Server
 from vpmu_agent.vms import Vms
 from vpmu_agent.watch import Watch
@@ -86,10 +89,11 @@ def run(
     link = separate(probes.loader_command(mode))
     give_up_privileges(link, user)
     vms = Vms()
+    recent = Recent()
     # Before waiting for the probes: what is wrong with the address shows at once.
     with (
         closing(Server(listen)) as server,
-        closing(Attachment(link, vms, instance)) as attachment,
+        closing(Attachment(link, vms, instance, recent.add)) as attachment,
     ):
         attachment.wait(even_without_kvm=wait)
         watch = Watch(attachment.probes, vms, per_counter=per_counter)
@@ -115,11 +119,17 @@ def give_up_privileges(link: Link, user: User) -> None:
 class Attachment:
     """Probes for the KVM that is loaded now: its handler's address and its types change with every load."""
 
-    def __init__(self, link: Link, vms: Vms, instance: int | None) -> None:
-        """`instance` is the kvm_instance() from before the first loader was started."""
+    def __init__(
+        self, link: Link, vms: Vms, instance: int | None, report: Callable[[Call, Verdict], None]
+    ) -> None:
+        """`instance` is the kvm_instance() from before the first loader was started.
+
+        What the probes send goes to `report`, call by call.
+        """
         self.probes: Probes | Unattached = Unattached()
         self._link = link
         self._vms = vms
+        self._report = report
         self._loading: socket.socket | None = link.first
         self._instance = instance  # the one that the probes are for, or are being loaded for
         self._retry_at = -math.inf
@@ -152,6 +162,11 @@ class Attachment:
         if instance is not None and (is_new or time.monotonic() >= self._retry_at):
             self._loading, self._instance = self._link.load(), instance
 
+    def poll(self, timeout_s: float) -> None:
+        """Reads what the probes have sent; waits up to `timeout_s` for it."""
+        for said in self.probes.poll(timeout_s):
+            self._report(*said)
+
     @property
     def is_attached(self) -> bool:
         """Whether there are probes now."""
@@ -175,7 +190,8 @@ class Attachment:
 
     def _replace(self, new: Probes | Unattached, watch: Watch) -> None:
         old, self.probes = self.probes, new
-        old.stop()
+        for said in old.stop():
+            self._report(*said)
         watch.replace(new)
         old.close()
 
@@ -188,7 +204,7 @@ def watch_over(
     swept = time.monotonic()
     while not stopped() and (left := end - time.monotonic()) > 0:
         # What is to be counted stands in the maps. The ring has the VMs' names, and must not stay full.
-        attachment.probes.poll(min(POLL_S, left))
+        attachment.poll(min(POLL_S, left))
         if time.monotonic() - swept >= _SWEEP_S:
             attachment.renew(watch)
             watch.sweep()

@@ -8,12 +8,16 @@ from collections.abc import Iterator
 import pytest
 
 from tests.unit.counted import Maps
-from tests.unit.scenes import Guest
+from tests.unit.scenes import Guest, checked
 from vpmu_agent import daemon, privileges, probes
 from vpmu_agent.daemon import Attachment, Link
 from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError, ProbeError
 from vpmu_agent.kernel.features import Trial
+from vpmu_agent.model.automaton import Kind
+from vpmu_agent.model.call import Call
+from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.probes import handover
+from vpmu_agent.recent import KEPT, Recent
 from vpmu_agent.vms import Vms
 from vpmu_agent.watch import Watch
 
@@ -22,10 +26,15 @@ class Loaded(Maps):
     """Probes of one loader."""
 
     is_stopped = False
+    sent: tuple[tuple[Call, Verdict], ...] = ()
 
-    def stop(self) -> list[object]:
+    def poll(self, _timeout_s: float) -> list[tuple[Call, Verdict]]:
+        sent, self.sent = self.sent, ()
+        return list(sent)
+
+    def stop(self) -> list[tuple[Call, Verdict]]:
         self.is_stopped = True
-        return []
+        return self.poll(0)
 
     def close(self) -> None:
         assert self.is_stopped
@@ -80,8 +89,13 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
 
 
 @pytest.fixture
-def attachment(host: Host) -> Attachment:
-    return Attachment(host.link, Vms(), host.kvm)
+def recent() -> Recent:
+    return Recent()
+
+
+@pytest.fixture
+def attachment(host: Host, recent: Recent) -> Attachment:
+    return Attachment(host.link, Vms(), host.kvm, recent.add)
 
 
 def start(attachment: Attachment, host: Host) -> tuple[Loaded, Watch]:
@@ -125,6 +139,30 @@ def test_kvm_is_loaded_anew_between_two_looks(
         "KVM was unloaded: the probes are off until it is back",
         "attached fexit probes to 4 functions",
     ]
+
+
+def test_what_the_probes_send_is_reported_to_the_last(
+    host: Host, attachment: Attachment, recent: Recent
+) -> None:
+    first, watch = start(attachment, host)
+    guest = Guest("web01", 1)
+    failed, *unexpected = checked([guest.failed_create(), *guest.unexpected_pause(pmc=1)])
+    first.sent = (failed,)
+    attachment.poll(0)
+    assert recent.last() == (failed,)
+    first.sent = tuple(unexpected)
+    host.kvm = 2
+    attachment.renew(watch)  # KVM is unloaded before these were read
+    assert recent.last() == (unexpected[-1], failed)
+    assert [verdict.kind for _, verdict in recent.last()] == [Kind.UNEXPECTED_CALL, Kind.PREDICTED]
+
+
+def test_only_the_last_are_kept(recent: Recent) -> None:
+    guest = Guest("web01", 1)
+    failures = [*checked(guest.failed_create() for _ in range(KEPT + 5))]
+    for failure in failures:
+        recent.add(*failure)
+    assert recent.last() == tuple(reversed(failures[5:]))
 
 
 def test_kvm_is_away_for_a_while(host: Host, attachment: Attachment) -> None:
@@ -184,7 +222,7 @@ def test_the_first_failure_ends_it(host: Host, attachment: Attachment, error: Ke
 
 def test_it_waits_for_kvm_if_told_to_but_for_nothing_else(host: Host) -> None:
     host.kvm = None
-    attachment = Attachment(host.link, Vms(), host.kvm)
+    attachment = Attachment(host.link, Vms(), host.kvm, Recent().add)
     host.answer(KvmNotLoadedError("no KVM", "load it"))
     attachment.wait(even_without_kvm=True)
     watch = Watch(attachment.probes, Vms())
