@@ -2,8 +2,13 @@
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
 
-# What the agent needs to run (bcc and libbpf), what the tests compile with, what the lab boots with.
-PACKAGES := python3-bpfcc python3-venv libbpf1 \
+# What the agent runs with: bcc and libbpf, and the Python packages of the Debian package, so that the tests meet
+# those versions and not only PyPI's newest.
+PACKAGES := python3-bpfcc libbpf1 \
+	python3-bcrypt python3-click python3-prometheus-client python3-psutil python3-systemd python3-yaml
+
+# What the tests compile with, what the lab boots with.
+PACKAGES += python3-venv \
 	gcc libc6-dev libelf-dev make \
 	linux-image-amd64 linux-headers-amd64 qemu-system-x86 udev kmod iproute2 procps zstd cpio \
 	busybox-static file
