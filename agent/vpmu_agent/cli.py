@@ -26,6 +26,7 @@ from vpmu_agent.privileges import USER, User, find_user
 from vpmu_agent.recording import Header, Recorder, Recording, RecordingError
 from vpmu_agent.schema import PMC_NAMES
 from vpmu_agent.server import Address, ListenError, parse_address
+from vpmu_agent.service import NotifyError
 from vpmu_agent.trace import Filters, JsonPrinter, Printer, Session, TextPrinter
 from vpmu_agent.vms import Vms, running
 
@@ -53,7 +54,7 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (KernelError, ListenError) as error:
+        except (KernelError, ListenError, NotifyError) as error:
             raise _CannotRun(str(error)) from error
         except OutputError as error:
             settle_stdout()

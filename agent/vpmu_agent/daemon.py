@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import math
 import os
 import select
@@ -17,6 +18,7 @@ from vpmu_agent import parent, privileges, probes
 from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError
 from vpmu_agent.kernel.features import kvm_instance
 from vpmu_agent.live import POLL_S, attached_line, stop_requests
+from vpmu_agent.log import Level, Report, tell
 from vpmu_agent.metrics import Exporter
 from vpmu_agent.model.call import Call
 from vpmu_agent.model.verdict import Verdict
@@ -24,6 +26,7 @@ from vpmu_agent.privileges import User
 from vpmu_agent.probes import Probes, Unattached, handover
 from vpmu_agent.recent import Recent
 from vpmu_agent.server import Address, Server
+from vpmu_agent.service import notify
 from vpmu_agent.vms import Vms
 from vpmu_agent.watch import Watch
 
@@ -83,17 +86,25 @@ def run(
 ) -> None:
     """Watches all VMs and serves metrics, until the time is over or a signal comes.
 
-    With `wait`, also where KVM is not loaded yet. Raises KernelError and ListenError.
+    With `wait`, also where KVM is not loaded yet. Raises KernelError, ListenError and NotifyError.
     """
+    notify("STATUS=loading the probes")
     instance = kvm_instance()
     link = separate(probes.loader_command(mode))
+    faulthandler.enable()  # a service manager's watchdog sends SIGABRT: the log shall say where it hung
     give_up_privileges(link, user)
     vms = Vms()
-    recent = Recent()
+    recent, report = Recent(), Report()
+
+    def take(call: Call, verdict: Verdict) -> None:
+        recent.add(call, verdict)
+        report.add(call, verdict)
+
     # Before waiting for the probes: what is wrong with the address shows at once.
     with (
+        closing(report),
         closing(Server(listen)) as server,
-        closing(Attachment(link, vms, instance, recent.add)) as attachment,
+        closing(Attachment(link, vms, instance, take)) as attachment,
     ):
         attachment.wait(even_without_kvm=wait)
         watch = Watch(attachment.probes, vms, per_counter=per_counter)
@@ -101,10 +112,12 @@ def run(
             server.start(Exporter(watch))
             tell(f"serving http://{server.address}/metrics")
             if attachment.is_attached:
-                tell(attachment.line)
+                tell_state(attachment.line)
+            notify("READY=1")
             try:
-                watch_over(attachment, watch, duration_s, stopped)
+                watch_over(attachment, watch, report, duration_s, stopped)
             finally:
+                notify("STOPPING=1")
                 server.close()  # a scrape reads the probes' maps
 
 
@@ -141,23 +154,23 @@ class Attachment:
         except KvmNotLoadedError as error:
             if not even_without_kvm:
                 raise
-            tell(f"{error.found}; waiting for it")
+            tell_state(f"{error.found}; waiting for it")
 
     def renew(self, watch: Watch) -> None:
         """Looks whether KVM was unloaded or loaded since, and has `watch` go on with probes that fit."""
         if self._loading and select.select([self._loading], [], [], 0)[0]:
             try:
                 self._replace(self._loaded(), watch)
-                tell(self.line)
+                tell_state(self.line)
             except KernelError as error:
-                tell(f"{error}; trying again in {_RETRY_S:.0f} s")
+                tell_state(f"{error}; trying again in {_RETRY_S:.0f} s", Level.ERROR)
                 self._retry_at = time.monotonic() + _RETRY_S
         instance = kvm_instance()
         if self._loading or (self.is_attached and instance == self._instance):
             return
         if self.is_attached:
             self._replace(Unattached(), watch)
-            tell("KVM was unloaded: the probes are off until it is back")
+            tell_state("KVM was unloaded: the probes are off until it is back", Level.NOTICE)
         is_new = instance != self._instance
         if instance is not None and (is_new or time.monotonic() >= self._retry_at):
             self._loading, self._instance = self._link.load(), instance
@@ -197,7 +210,11 @@ class Attachment:
 
 
 def watch_over(
-    attachment: Attachment, watch: Watch, duration_s: float | None, stopped: Callable[[], bool]
+    attachment: Attachment,
+    watch: Watch,
+    report: Report,
+    duration_s: float | None,
+    stopped: Callable[[], bool],
 ) -> None:
     """Keeps up with the probes' ring, with the VMs that are gone, and with KVM itself."""
     end = time.monotonic() + (math.inf if duration_s is None else duration_s)
@@ -208,9 +225,12 @@ def watch_over(
         if time.monotonic() - swept >= _SWEEP_S:
             attachment.renew(watch)
             watch.sweep()
+            report.sweep()
+            notify("WATCHDOG=1")
             swept = time.monotonic()
 
 
-def tell(line: str) -> None:
-    """A line for whoever reads the log."""
-    print(line, file=sys.stderr, flush=True)
+def tell_state(line: str, level: Level = Level.INFO) -> None:
+    """A line for the log that is also what `systemctl status` shows from now on."""
+    tell(line, level)
+    notify(f"STATUS={line}")

@@ -17,8 +17,8 @@ import sys
 LOAD = b"L"
 """The one request."""
 
-PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""What the daemon gets as if it had been sent there."""
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGABRT)
+"""What the daemon gets as if it had been sent there. SIGABRT is a watchdog's, when the daemon hangs."""
 
 
 def spawn(command: list[str], channel: int) -> int:

@@ -1,4 +1,4 @@
-"""What a service manager is told of the daemon: sd_notify(3), through python3-systemd, where one asks for it."""
+"""What a service manager is told of the daemon: sd_notify(3), through python3-systemd where one asks."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def notify(*states: str) -> None:
     if ENVIRONMENT not in os.environ:
         return
     try:
-        from systemd import daemon
+        import systemd.daemon
     except ImportError as error:
         raise NotifyError(
             f"{ENVIRONMENT} is set, but Python's systemd module is missing: "
             "install Debian's python3-systemd, or use Type=exec"
         ) from error
-    daemon.notify("\n".join(states))
+    systemd.daemon.notify("\n".join(states))

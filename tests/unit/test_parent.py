@@ -101,7 +101,7 @@ def test_it_ends_as_the_daemon_did_and_leaves_nobody(daemon: str, status: int) -
         assert not any(child.is_running() for child in children)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGABRT])
 def test_a_signal_reaches_the_daemon_once(number: signal.Signals) -> None:
     daemon = (
         "count = 0\n"
