@@ -109,7 +109,7 @@ def run(
         attachment.wait(even_without_kvm=wait)
         watch = Watch(attachment.probes, vms, per_counter=per_counter)
         with stop_requests() as stopped:
-            server.start(Exporter(watch))
+            server.start(Exporter(watch), lambda: attachment.missing)
             tell(f"serving http://{server.address}/metrics")
             if attachment.is_attached:
                 tell_state(attachment.line)
@@ -146,6 +146,7 @@ class Attachment:
         self._loading: socket.socket | None = link.first
         self._instance = instance  # the one that the probes are for, or are being loaded for
         self._retry_at = -math.inf
+        self._missing = ""
 
     def wait(self, *, even_without_kvm: bool = False) -> None:
         """Waits for the first probes. Raises KernelError if there are none."""
@@ -154,6 +155,7 @@ class Attachment:
         except KvmNotLoadedError as error:
             if not even_without_kvm:
                 raise
+            self._missing = error.found
             tell_state(f"{error.found}; waiting for it")
 
     def renew(self, watch: Watch) -> None:
@@ -163,6 +165,7 @@ class Attachment:
                 self._replace(self._loaded(), watch)
                 tell_state(self.line)
             except KernelError as error:
+                self._missing = str(error)
                 tell_state(f"{error}; trying again in {_RETRY_S:.0f} s", Level.ERROR)
                 self._retry_at = time.monotonic() + _RETRY_S
         instance = kvm_instance()
@@ -170,7 +173,8 @@ class Attachment:
             return
         if self.is_attached:
             self._replace(Unattached(), watch)
-            tell_state("KVM was unloaded: the probes are off until it is back", Level.NOTICE)
+            self._missing = "KVM was unloaded"
+            tell_state(f"{self._missing}: the probes are off until it is back", Level.NOTICE)
         is_new = instance != self._instance
         if instance is not None and (is_new or time.monotonic() >= self._retry_at):
             self._loading, self._instance = self._link.load(), instance
@@ -184,6 +188,13 @@ class Attachment:
     def is_attached(self) -> bool:
         """Whether there are probes now."""
         return not isinstance(self.probes, Unattached)
+
+    @property
+    def missing(self) -> str:
+        """Why there are no probes now; empty if there are."""
+        if self.is_attached:
+            return ""
+        return "the probes are being loaded" if self._loading else self._missing
 
     @property
     def line(self) -> str:

@@ -1,12 +1,15 @@
-"""HTTP for the metrics: the standard library's WSGI server, a thread a request, number and time bounded."""
+"""HTTP: the standard library's WSGI server, a thread for each client; bounded in number, time and size."""
 
 from __future__ import annotations
 
+import io
 import socket
 import sys
 import threading
+import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from socketserver import TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING, Any
@@ -17,13 +20,20 @@ from vpmu_agent.metrics import OPENMETRICS, TEXT, Exporter
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-CLIENT_TIMEOUT_S = 5.0
-"""How long a client may keep a read or a write waiting."""
+REQUEST_S = 5.0
+"""How long a client may take for its request, from the connection to the last header."""
+
+ANSWER_S = 60.0
+"""How long it may take to read the answer: 7 MB for 1,000 VMs, and a slow link."""
+
+MAX_REQUEST = 32 * 1024
+"""Bytes of a request line and its headers; who sends more is told so."""
 
 MAX_CLIENTS = 16
-"""Requests at once; who comes when so many are there is turned away."""
+"""Clients at once; who comes when so many are there is turned away."""
 
 _SHUTDOWN_S = 0.1  # how often the server looks whether it shall end
+_LINGER_S = 1.0  # how long a client may take to hang up once it has its answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +81,9 @@ class Server:
         host, port = self._http.server_address[:2]
         return Address(str(host), int(port))
 
-    def start(self, exporter: Exporter) -> None:
-        """Answers with the metrics of `exporter` from now on."""
-        self._http.set_app(_application(exporter))
+    def start(self, exporter: Exporter, missing: Callable[[], str]) -> None:
+        """Answers with the metrics of `exporter` from now on; `missing` says why the agent sees nothing."""
+        self._http.set_app(_application(exporter, missing))
         self._thread.start()
 
     def close(self) -> None:
@@ -84,13 +94,7 @@ class Server:
         self._http.server_close()
 
 
-_PAGES = {
-    "/": b"vpmu-agent: what KVM does for its guests' virtual performance counters.\nMetrics: /metrics\n",
-    "/-/healthy": b"healthy\n",
-}
-
-
-def _application(exporter: Exporter) -> WSGIApplication:
+def _application(exporter: Exporter, missing: Callable[[], str]) -> WSGIApplication:
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path, method = environ.get("PATH_INFO") or "/", environ["REQUEST_METHOD"]
         if method not in ("GET", "HEAD"):
@@ -98,13 +102,23 @@ def _application(exporter: Exporter) -> WSGIApplication:
             return _text(start_response, "405 Method Not Allowed", b"GET or HEAD only\n", allow)
         if path == "/metrics":
             return _metrics(exporter, environ, start_response)
-        if path in _PAGES:
-            body = _text(start_response, "200 OK", _PAGES[path])
+        if path == "/":
+            body = _text(start_response, "200 OK", b"vpmu-agent; the metrics are at /metrics\n")
+        elif path == "/-/healthy":
+            body = _text(start_response, "200 OK", b"healthy\n")
+        elif path == "/-/ready":
+            body = _ready(start_response, missing())
         else:
             body = _text(start_response, "404 Not Found", b"not here; the metrics are at /metrics\n")
         return [] if method == "HEAD" else body
 
     return application
+
+
+def _ready(start_response: StartResponse, missing: str) -> list[bytes]:
+    if missing:
+        return _text(start_response, "503 Service Unavailable", f"not ready: {missing}\n".encode())
+    return _text(start_response, "200 OK", b"ready\n")
 
 
 def _metrics(exporter: Exporter, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -154,8 +168,88 @@ def _text(
     return [body]
 
 
+class _TooLargeError(Exception):
+    """A request has more bytes than anyone needs."""
+
+
+class _Stream(io.RawIOBase):
+    """What a client sends and gets, in bounded time, and of bounded size until `answer()`."""
+
+    def __init__(self, client: socket.socket) -> None:
+        self._client = client
+        self._end = time.monotonic() + REQUEST_S
+        self._room = MAX_REQUEST
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self._room <= 0:
+            raise _TooLargeError
+        self._limit_time()
+        count = self._client.recv_into(buffer)
+        self._room -= count
+        return count
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._limit_time()
+        try:
+            self._client.sendall(data)
+        except OSError as error:
+            # The one kind that wsgiref takes for what it is: a client that left, or might as well have.
+            raise ConnectionAbortedError from error
+        return len(data)
+
+    def answer(self) -> None:
+        """The request is there; from now on the time is that of the answer."""
+        self._end = time.monotonic() + ANSWER_S
+
+    def _limit_time(self) -> None:
+        # Of each call; sendall() takes it for the whole of it. 0 would mean not to wait, not even for room.
+        self._client.settimeout(max(self._end - time.monotonic(), 0.001))
+
+
 class _Request(WSGIRequestHandler):
-    timeout = CLIENT_TIMEOUT_S
+    default_request_version = "HTTP/1.0"  # 0.9 has no status to say that something is wrong
+    error_content_type = "text/plain; charset=utf-8"
+    error_message_format = "%(code)d %(message)s\n"
+    connection: socket.socket
+
+    def setup(self) -> None:
+        self.connection = self.request
+        self._stream = _Stream(self.connection)
+        self.rfile = io.BufferedReader(self._stream)
+        self.wfile = self._stream  # type: ignore[assignment]  # not buffered, as that of the base class
+
+    def handle(self) -> None:
+        # What send_error() needs if there is no request line to take it from.
+        self.requestline = self.request_version = self.command = ""
+        try:
+            super().handle()
+        except _TooLargeError:
+            self.send_error(431)
+
+    def parse_request(self) -> bool:
+        try:
+            return super().parse_request()
+        finally:
+            self._stream.answer()
+
+    def finish(self) -> None:
+        """Ends the connection in such a way that the client gets all of the answer.
+
+        Closing it with something unread would reset it, and the client might never see what it was told.
+        """
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            end = time.monotonic() + _LINGER_S
+            while (left := end - time.monotonic()) > 0:
+                self.connection.settimeout(left)
+                if not self.connection.recv(MAX_REQUEST):
+                    break
 
     def address_string(self) -> str:
         return str(self.client_address[0])  # not the name server's answer

@@ -172,7 +172,7 @@ def _pmc_counts(vcpu: int, idx: int) -> _Numbers:
 
 def _serve(vms: int, *, per_counter: bool) -> None:
     with closing(Server(Address("127.0.0.1", 0))) as server:
-        server.start(Exporter(Watch(Maps(vms), _Names(), per_counter=per_counter)))
+        server.start(Exporter(Watch(Maps(vms), _Names(), per_counter=per_counter)), str)
         print(server.address, flush=True)
         sys.stdin.read()
 

@@ -104,7 +104,7 @@ def serve() -> None:
         addresses = {}
         for name, host in found.items():
             server = stack.enter_context(closing(Server(_LOCAL)))
-            server.start(Exporter(host.watch))
+            server.start(Exporter(host.watch), str)
             addresses[name] = str(server.address)
         # Bound, so that nobody else gets it, and not listening.
         down = stack.enter_context(socket.socket())

@@ -125,6 +125,7 @@ def test_kvm_is_loaded_anew_between_two_looks(
     assert first.is_closed
     assert (watch.snapshot().functions, attachment.is_attached) == ((), False)
     assert host.asked()
+    assert attachment.missing == "the probes are being loaded"
     attachment.renew(watch)  # the loader takes its time
     assert not host.asked()
     second = Loaded()
@@ -172,6 +173,7 @@ def test_kvm_is_away_for_a_while(host: Host, attachment: Attachment) -> None:
         attachment.renew(watch)
     assert not attachment.is_attached
     assert not host.asked()
+    assert attachment.missing == "KVM was unloaded"
     host.kvm = 2
     attachment.renew(watch)
     assert host.asked()
@@ -200,6 +202,7 @@ def test_a_loader_that_fails_is_tried_again_after_a_while(
     host.answer(ProbeError("no", "see there"))
     attachment.renew(watch)
     assert capsys.readouterr().err.endswith("no; see there; trying again in 30 s\n")
+    assert attachment.missing == "no; see there"
     host.time += 29
     attachment.renew(watch)
     assert not host.asked()
@@ -228,12 +231,14 @@ def test_it_waits_for_kvm_if_told_to_but_for_nothing_else(host: Host) -> None:
     watch = Watch(attachment.probes, Vms())
     attachment.renew(watch)
     assert not host.asked()
+    assert attachment.missing == "no KVM"
     host.kvm = 1
     attachment.renew(watch)
     assert host.asked()
     host.answer(Loaded())
     attachment.renew(watch)
     assert attachment.is_attached
+    assert attachment.missing == ""
 
 
 def test_waiting_for_kvm_is_not_waiting_for_btf(host: Host, attachment: Attachment) -> None:

@@ -7,7 +7,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from urllib.error import HTTPError
 
 import pytest
@@ -20,6 +20,7 @@ from vpmu_agent.server import Address, ListenError, Server, accepts_gzip, accept
 from vpmu_agent.watch import Watch
 
 WEB = 4242
+LOOPBACK = Address("127.0.0.1", 0)
 
 
 @pytest.fixture
@@ -39,13 +40,27 @@ def watch(maps: Maps, vms: Processes) -> Watch:
 
 @pytest.fixture
 def running(watch: Watch) -> Iterator[Server]:
-    with closing(Server(Address("127.0.0.1", 0))) as made:
-        made.start(Exporter(watch))
+    with closing(Server(LOOPBACK)) as made:
+        made.start(Exporter(watch), str)
         yield made
 
 
-def exporter() -> Exporter:
-    return Exporter(Watch(Maps(), Processes()))
+@contextmanager
+def served(address: Address, missing: str = "") -> Iterator[Server]:
+    with closing(Server(address)) as made:
+        made.start(Exporter(Watch(Maps(), Processes())), lambda: missing)
+        yield made
+
+
+@contextmanager
+def connected(to: Server) -> Iterator[socket.socket]:
+    with socket.create_connection((to.address.host, to.address.port), timeout=10) as client:
+        yield client
+
+
+def answer(client: socket.socket) -> bytes:
+    """All that comes until the server hangs up."""
+    return b"".join(iter(lambda: client.recv(65536), b""))
 
 
 def get(of: Server, path: str, *, method: str = "GET") -> tuple[int, str, str]:
@@ -194,18 +209,15 @@ def test_only_reading_is_allowed(running: Server) -> None:
 
 def test_ipv6_loopback() -> None:
     try:
-        made = Server(Address("::1", 0))
+        with served(Address("::1", 0)) as made:
+            assert str(made.address).startswith("[::1]:")
+            assert get(made, "/-/healthy")[0] == 200
     except ListenError as error:
         pytest.skip(f"no IPv6 here: {error}")
-    with closing(made):
-        made.start(exporter())
-        assert str(made.address).startswith("[::1]:")
-        assert get(made, "/-/healthy")[0] == 200
 
 
 def test_no_host_is_every_address() -> None:
-    with closing(Server(Address("", 0))) as made:
-        made.start(exporter())
+    with served(Address("", 0)) as made:
         port = made.address.port
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/-/healthy", timeout=10) as answer:
             assert answer.status == 200
@@ -224,13 +236,90 @@ def test_an_address_that_can_not_be_had_is_a_sentence(running: Server) -> None:
         Server(Address("no.such.host.invalid", 1))
 
 
-def test_a_slow_client_is_hung_up_on(running: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server._Request, "timeout", 0.2)
-    with socket.create_connection((running.address.host, running.address.port), timeout=10) as slow:
-        slow.sendall(b"GET /metr")
+@pytest.mark.parametrize("missing", ["", "KVM was unloaded"])
+def test_ready_is_another_thing_than_healthy(missing: str) -> None:
+    with served(LOOPBACK, missing) as made:
+        assert get(made, "/-/healthy")[::2] == (200, "healthy\n")
+        expected = (503, f"not ready: {missing}\n") if missing else (200, "ready\n")
+        assert get(made, "/-/ready")[::2] == expected
+
+
+@pytest.mark.parametrize("sent", [b"", b"G", b"GET /metrics HTTP/1.0\r\nA: b\r\n"])
+def test_a_request_may_take_so_much_time_and_no_more_however_it_comes(
+    running: Server, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(server, "REQUEST_S", 0.5)
+    with connected(running) as slow:
         start = time.monotonic()
-        assert slow.recv(100) == b""
-        assert time.monotonic() - start < 5
+        slow.sendall(sent)
+        slow.settimeout(0.05)
+        while time.monotonic() - start < 5:
+            try:
+                assert slow.recv(100) == b""
+            except TimeoutError:
+                slow.sendall(b"x")  # none of its reads takes long
+            else:
+                break
+        assert 0.4 < time.monotonic() - start < 3
+
+
+def test_so_may_an_answer(
+    running: Server,
+    maps: Maps,
+    vms: Processes,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(server, "ANSWER_S", 0.3)
+    for tgid in range(1, 800):
+        vms.names[tgid] = f"guest-{tgid}"
+        maps.feed(Guest(vms.names[tgid], tgid).life())
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect((running.address.host, running.address.port))
+        slow.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        time.sleep(1.5)
+        slow.settimeout(10)
+        with suppress(ConnectionResetError):
+            assert b"vpmu_agent_build_info" not in answer(slow)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        b"GET /" + b"x" * 100_000,
+        b"GET / HTTP/1.0\r\nCookie: " + b"x" * 100_000 + b"\r\n\r\n",
+        b"GET / HTTP/1.0\r\n" + b"A: b\r\n" * 101 + b"\r\n",
+        b"GET / HTTP/1.0\r\n" + b"A: b\r\n" * 50_000 + b"\r\n",
+    ],
+    ids=["line", "header", "headers", "many headers"],
+)
+def test_what_is_too_large_is_said_to_be(running: Server, request_line: bytes) -> None:
+    with connected(running) as client:
+        client.sendall(request_line)
+        assert answer(client).startswith(b"HTTP/1.0 431 ")
+
+
+def test_a_body_is_not_read_and_the_answer_comes_all_the_same(running: Server) -> None:
+    with connected(running) as client:
+        client.sendall(b"POST / HTTP/1.0\r\nContent-Length: 300000\r\n\r\n" + b"x" * 300_000)
+        assert answer(client).startswith(b"HTTP/1.0 405 ")
+
+
+def test_a_client_that_does_not_hang_up_is_not_waited_for(
+    running: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_LINGER_S", 0.2)
+    with connected(running) as client:
+        client.sendall(b"GET /-/healthy HTTP/1.0\r\n\r\n")
+        assert answer(client).endswith(b"healthy\n")
+        deadline = time.monotonic() + 5
+        with suppress(ConnectionError):
+            while time.monotonic() < deadline:
+                client.sendall(b"x")
+                time.sleep(0.05)
+        assert time.monotonic() < deadline
 
 
 def test_too_many_clients_are_turned_away_and_the_others_served(running: Server) -> None:
@@ -265,17 +354,32 @@ def _eventually_healthy(of: Server) -> bool:
 
 
 @pytest.mark.parametrize(
-    "request_line",
-    [b"\r\n\r\n", b"GET\r\n\r\n", b"GET /metrics HTTP/9\r\n\r\n", b"\x16\x03\x01\x00\xee\x01\r\n\r\n"],
+    ("sent", "status"),
+    [
+        (b"\r\n\r\n", b""),
+        (b"GET\r\n\r\n", b"400"),
+        (b"GET /metrics HTTP/9\r\n\r\n", b"400"),
+        (b"GET /metrics HTTP/9.9\r\n\r\n", b"505"),
+        (b"GET /metrics HTTP/1.\xb2\r\n\r\n", b"400"),
+        (b"GET /-/healthy\r\n\r\n", b"200"),
+        (b"GET http://[::1 HTTP/1.0\r\n\r\n", b"404"),
+        (b"GET //%ff/%zz?%%&= HTTP/1.0\r\n\r\n", b"404"),
+        (b"GET /-/healthy HTTP/1.1\r\n: \r\n\0\r\nA b\r\n  c\r\nContent-Length: x\r\n\r\n", b"200"),
+        (b"<script> / HTTP/1.0\r\n\r\n", b"405"),
+        (b"\x16\x03\x01\x00\xee\x01\x00\xff\r\n\r\n", b"400"),
+        (b"a b <script>\r\n\r\n", b"400"),
+    ],
 )
 def test_malformed_requests_do_no_harm(
-    running: Server, request_line: bytes, capfd: pytest.CaptureFixture[str]
+    running: Server, sent: bytes, status: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with socket.create_connection((running.address.host, running.address.port), timeout=10) as client:
-        client.sendall(request_line)
-        client.recv(1000)
+    with connected(running) as client:
+        client.sendall(sent)
+        found = answer(client)
+    assert found[:13] == (b"HTTP/1.0 " + status + b" " if status else b"")
+    assert b"<script>" not in found.partition(b"\r\n\r\n")[2]
     assert get(running, "/-/healthy")[0] == 200
-    assert "Traceback" not in capfd.readouterr().err
+    assert capfd.readouterr().err == ""
 
 
 def test_a_client_that_leaves_early_is_its_own_affair(
@@ -291,9 +395,9 @@ def test_a_client_that_leaves_early_is_its_own_affair(
 
 
 def test_closing_frees_the_port_and_ends_the_thread() -> None:
-    made = Server(Address("127.0.0.1", 0))
+    made = Server(LOOPBACK)
     before = threading.active_count()
-    made.start(exporter())
+    made.start(Exporter(Watch(Maps(), Processes())), str)
     address = made.address
     made.close()
     made.close()
