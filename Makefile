@@ -8,7 +8,7 @@ PACKAGES := python3-bpfcc libbpf1 \
 	python3-bcrypt python3-click python3-prometheus-client python3-psutil python3-systemd python3-yaml
 
 # What the tests compile with, what the lab boots with.
-PACKAGES += python3-venv \
+PACKAGES += python3-venv curl openssl \
 	gcc libc6-dev libelf-dev make \
 	linux-image-amd64 linux-headers-amd64 qemu-system-x86 udev kmod iproute2 procps zstd cpio \
 	busybox-static file

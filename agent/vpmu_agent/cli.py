@@ -25,7 +25,7 @@ from vpmu_agent.predicted import predicted_json, predicted_text
 from vpmu_agent.privileges import USER, User, find_user
 from vpmu_agent.recording import Header, Recorder, Recording, RecordingError
 from vpmu_agent.schema import PMC_NAMES
-from vpmu_agent.server import Address, ListenError, parse_address
+from vpmu_agent.server import Address, ListenError, WebConfigError, parse_address
 from vpmu_agent.service import NotifyError
 from vpmu_agent.trace import Filters, JsonPrinter, Printer, Session, TextPrinter
 from vpmu_agent.vms import Vms, running
@@ -59,7 +59,7 @@ class _Commands(click.Group):
         except OutputError as error:
             settle_stdout()
             raise _CannotRun(str(error)) from error
-        except RecordingError as error:
+        except (RecordingError, WebConfigError) as error:
             raise _BadInput(str(error)) from error
 
 
@@ -246,6 +246,13 @@ def replay(
     help="Where to serve the metrics; :PORT is every address, IPv6 is written [::1]:PORT.",
 )
 @click.option(
+    "--web.config.file",
+    "web_config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="TLS and basic authentication, in the format of Prometheus's exporter-toolkit.",
+)
+@click.option(
     "--per-counter/--no-per-counter",
     default=True,
     show_default=True,
@@ -263,12 +270,27 @@ def replay(
 @_duration
 @_attach
 def run(
-    *, listen: Address, per_counter: bool, user: User, wait: bool, duration: float | None, mode: Mode
+    *,
+    listen: Address,
+    web_config: Path | None,
+    per_counter: bool,
+    user: User,
+    wait: bool,
+    duration: float | None,
+    mode: Mode,
 ) -> None:
     """Watch all VMs and serve metrics to Prometheus."""
     from vpmu_agent import daemon
 
-    daemon.run(listen=listen, user=user, mode=mode, per_counter=per_counter, duration_s=duration, wait=wait)
+    daemon.run(
+        listen=listen,
+        web_config=web_config,
+        user=user,
+        mode=mode,
+        per_counter=per_counter,
+        duration_s=duration,
+        wait=wait,
+    )
 
 
 @cli.command()

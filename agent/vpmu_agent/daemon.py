@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vpmu_agent import parent, privileges, probes
 from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError
@@ -29,6 +31,9 @@ from vpmu_agent.server import Address, Server
 from vpmu_agent.service import notify
 from vpmu_agent.vms import Vms
 from vpmu_agent.watch import Watch
+
+if TYPE_CHECKING:
+    from vpmu_agent.web_config import WebFile
 
 _SWEEP_S = 1.0
 _RETRY_S = 30.0
@@ -82,17 +87,28 @@ def separate(loader: Sequence[str]) -> Link:
 
 
 def run(
-    *, listen: Address, user: User, mode: probes.Mode, per_counter: bool, duration_s: float | None, wait: bool
+    *,
+    listen: Address,
+    web_config: Path | None,
+    user: User,
+    mode: probes.Mode,
+    per_counter: bool,
+    duration_s: float | None,
+    wait: bool,
 ) -> None:
     """Watches all VMs and serves metrics, until the time is over or a signal comes.
 
-    With `wait`, also where KVM is not loaded yet. Raises KernelError, ListenError and NotifyError.
+    With `wait`, also where KVM is not loaded yet. Raises KernelError, ListenError, WebConfigError and
+    NotifyError.
     """
     notify("STATUS=loading the probes")
+    web = open_web_config(web_config) if web_config else None
     instance = kvm_instance()
     link = separate(probes.loader_command(mode))
     faulthandler.enable()  # a service manager's watchdog sends SIGABRT: the log shall say where it hung
     give_up_privileges(link, user)
+    if web:
+        web.reload()  # this user must be able to read it, now and when it changes
     vms = Vms()
     recent, report = Recent(), Report()
 
@@ -103,14 +119,14 @@ def run(
     # Before waiting for the probes: what is wrong with the address shows at once.
     with (
         closing(report),
-        closing(Server(listen)) as server,
+        closing(Server(listen, web)) as server,
         closing(Attachment(link, vms, instance, take)) as attachment,
     ):
         attachment.wait(even_without_kvm=wait)
         watch = Watch(attachment.probes, vms, per_counter=per_counter)
         with stop_requests() as stopped:
             server.start(Exporter(watch), lambda: attachment.missing)
-            tell(f"serving http://{server.address}/metrics")
+            tell(f"serving {server.url}/metrics")
             if attachment.is_attached:
                 tell_state(attachment.line)
             notify("READY=1")
@@ -239,6 +255,13 @@ def watch_over(
             report.sweep()
             notify("WATCHDOG=1")
             swept = time.monotonic()
+
+
+def open_web_config(path: Path) -> WebFile:
+    """The file of --web.config.file; only who has one needs what reads it. Raises WebConfigError."""
+    from vpmu_agent.web_config import WebFile
+
+    return WebFile(path, lambda error: tell(error, Level.ERROR))
 
 
 def tell_state(line: str, level: Level = Level.INFO) -> None:

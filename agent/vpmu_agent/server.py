@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import socket
+import ssl
 import sys
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from socketserver import TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from vpmu_agent.metrics import OPENMETRICS, TEXT, Exporter
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from vpmu_agent.web_config import WebFile
 
 REQUEST_S = 5.0
 """How long a client may take for its request, from the connection to the last header."""
@@ -65,12 +68,20 @@ class ListenError(Exception):
     """The address cannot be listened on; the message says which and why."""
 
 
-class Server:
-    """Listens from the moment it is made; answers between `start()` and `close()`."""
+class WebConfigError(Exception):
+    """The file of --web.config.file, or one that it names, cannot be used; the message says where and why."""
 
-    def __init__(self, address: Address) -> None:
+
+class Server:
+    """Listens from the moment it is made; answers between `start()` and `close()`.
+
+    With `web` it speaks TLS and knows its users, as that file says.
+    """
+
+    def __init__(self, address: Address, web: WebFile | None = None) -> None:
+        self._web = web
         try:
-            self._http = _HttpServer(address)
+            self._http = _HttpServer(address, web)
         except OSError as error:
             raise ListenError(f"cannot listen on {address}: {error.strerror or error}") from error
         self._thread = threading.Thread(target=self._http.serve_forever, args=(_SHUTDOWN_S,), daemon=True)
@@ -81,10 +92,24 @@ class Server:
         host, port = self._http.server_address[:2]
         return Address(str(host), int(port))
 
+    @property
+    def url(self) -> str:
+        """The same as a person would write it into a browser, without a path."""
+        return f"{'https' if self._web and self._web.current.tls else 'http'}://{self.address}"
+
     def start(self, exporter: Exporter, missing: Callable[[], str]) -> None:
         """Answers with the metrics of `exporter` from now on; `missing` says why the agent sees nothing."""
-        self._http.set_app(_application(exporter, missing))
+        application = _application(exporter, missing)
+        self._http.set_app(self._web.guarded(application) if self._web else application)
         self._thread.start()
+
+    def reload(self) -> None:
+        """Reads the files for TLS and users anew.
+
+        Raises WebConfigError if they cannot be used; what was read before stays then.
+        """
+        if self._web:
+            self._web.reload()
 
     def close(self) -> None:
         """Stops listening. A request that is being answered may still end."""
@@ -175,9 +200,9 @@ class _TooLargeError(Exception):
 class _Stream(io.RawIOBase):
     """What a client sends and gets, in bounded time, and of bounded size until `answer()`."""
 
-    def __init__(self, client: socket.socket) -> None:
+    def __init__(self, client: socket.socket, end: float) -> None:
         self._client = client
-        self._end = time.monotonic() + REQUEST_S
+        self._end = end  # time.monotonic()
         self._room = MAX_REQUEST
 
     def readable(self) -> bool:
@@ -217,10 +242,15 @@ class _Request(WSGIRequestHandler):
     error_content_type = "text/plain; charset=utf-8"
     error_message_format = "%(code)d %(message)s\n"
     connection: socket.socket
+    server: _HttpServer
 
     def setup(self) -> None:
-        self.connection = self.request
-        self._stream = _Stream(self.connection)
+        end = time.monotonic() + REQUEST_S
+        self.request.settimeout(REQUEST_S)
+        secured = self.server.web.secured(self.request) if self.server.web else self.request
+        self._speaks_plainly = secured is None
+        self.connection = secured or self.request
+        self._stream = _Stream(self.connection, end)
         self.rfile = io.BufferedReader(self._stream)
         self.wfile = self._stream  # type: ignore[assignment]  # not buffered, as that of the base class
 
@@ -228,7 +258,10 @@ class _Request(WSGIRequestHandler):
         # What send_error() needs if there is no request line to take it from.
         self.requestline = self.request_version = self.command = ""
         try:
-            super().handle()
+            if self._speaks_plainly:
+                self.send_error(400, "this port speaks TLS: ask for https://")
+            else:
+                super().handle()
         except _TooLargeError:
             self.send_error(431)
 
@@ -241,14 +274,20 @@ class _Request(WSGIRequestHandler):
     def finish(self) -> None:
         """Ends the connection in such a way that the client gets all of the answer.
 
-        Closing it with something unread would reset it, and the client might never see what it was told.
+        In TLS its end must be said, or it could be anybody's. And closing a connection with something unread
+        would reset it, and the client might never see what it was told.
         """
-        with suppress(OSError):
-            self.connection.shutdown(socket.SHUT_WR)
+        with closing(self.connection) as client, suppress(OSError):
+            client.settimeout(_LINGER_S)
+            if isinstance(client, ssl.SSLSocket):
+                with suppress(OSError):
+                    client.unwrap()
             end = time.monotonic() + _LINGER_S
+            # Whatever comes now: it need not be TLS any more.
+            socket.socket.shutdown(client, socket.SHUT_WR)
             while (left := end - time.monotonic()) > 0:
-                self.connection.settimeout(left)
-                if not self.connection.recv(MAX_REQUEST):
+                client.settimeout(left)
+                if not socket.socket.recv(client, MAX_REQUEST):
                     break
 
     def address_string(self) -> str:
@@ -263,7 +302,8 @@ class _HttpServer(ThreadingMixIn, WSGIServer):
     # The standard library's 5 is fewer than the clients that are served at once: a burst would wait a second.
     request_queue_size = 4 * MAX_CLIENTS
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, web: WebFile | None) -> None:
+        self.web = web
         self._room = threading.BoundedSemaphore(MAX_CLIENTS)
         host = address.host
         if not host and socket.has_dualstack_ipv6():
