@@ -23,7 +23,7 @@ PACKAGES += prometheus
 BENCH_PACKAGES := bpftrace bpftool
 
 .PHONY: demo demo-grouped test check lint format unit slow bpf fuzz lab lab-stock lab-grouped lab-kernel \
-	dashboards dashboards-check recordings bench clean
+	dashboards dashboards-check docs recordings bench clean
 
 demo: .venv/ready
 	$(PYTHON) -m tests.lab.demo
@@ -75,6 +75,10 @@ fuzz: .venv/ready
 # Writes dashboards/*.json anew from the code beside them.
 dashboards: .venv/ready
 	$(PYTHON) -m dashboards.build
+
+# Writes docs/metrics.md anew from the code that declares the metrics.
+docs: .venv/ready
+	$(PYTHON) -m docs.metrics
 
 # The rules' tests, and every query and rule against a real Prometheus that scrapes the real exporter; half a minute.
 dashboards-check: .venv/ready
