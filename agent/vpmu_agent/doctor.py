@@ -22,6 +22,7 @@ from vpmu_agent.kernel.libbpf import libbpf
 from vpmu_agent.kernel.symbols import function_addresses
 from vpmu_agent.output import print_line
 from vpmu_agent.probes import FUNCTIONS
+from vpmu_agent.probes.program import bcc_version
 from vpmu_agent.schema import SCHEMA, dumps
 
 WIDTH = 100
@@ -59,8 +60,7 @@ class Host:
     try_fexit: Callable[[Sequence[str]], Trial] = features.try_fexit
     try_kprobe: Callable[[Sequence[str]], Trial] = features.try_kprobe
     try_map_access: Callable[[], Trial] = privileges.try_map_access
-    bcc_trouble: Callable[[], str | None] = features.bcc_trouble
-    bcc_version: Callable[[], str] = features.bcc_version
+    bcc_version: Callable[[], str] = bcc_version
 
 
 def run(*, as_json: bool) -> int:
@@ -251,14 +251,7 @@ def _libbpf(_host: Host) -> Iterator[Finding]:
 
 
 def _bcc(host: Host) -> Iterator[Finding]:
-    if trouble := host.bcc_trouble():
-        todo = (
-            "install Debian's python3-bpfcc (PyPI's bcc is something else), and run vpmu-agent with "
-            "/usr/bin/python3 or a virtual environment of it made with --system-site-packages"
-        )
-        yield Finding("bcc", Status.FAIL, trouble, todo, blocks=True)
-    else:
-        yield Finding("bcc", Status.OK, host.bcc_version())
+    yield Finding("bcc", Status.OK, host.bcc_version())
 
 
 def _bpf(host: Host) -> Iterator[Finding]:

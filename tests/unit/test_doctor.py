@@ -36,8 +36,9 @@ from vpmu_agent.doctor import (
     summary_json,
     summary_text,
 )
-from vpmu_agent.kernel.errors import BtfError
+from vpmu_agent.kernel.errors import BtfError, ProbeError
 from vpmu_agent.kernel.features import Trial
+from vpmu_agent.probes.program import BCC_TODO
 
 ALL_CAPABILITIES = "CapEff:\t000001ffffffffff\n"
 NO_CAPABILITIES = "CapEff:\t0000000000000000\n"
@@ -84,7 +85,6 @@ def well(tmp_path: Path, types: Path) -> Host:
         try_fexit=works,
         try_kprobe=works,
         try_map_access=works,
-        bcc_trouble=lambda: None,
         bcc_version=lambda: "0.26.0",
     )
 
@@ -299,9 +299,11 @@ def test_bpf_is_refused(well: Host) -> None:
 
 
 def test_no_bcc(well: Host) -> None:
-    findings = by_check(replace(well, bcc_trouble=lambda: "No module named 'bcc'"))
-    assert findings["bcc"].found == "No module named 'bcc'"
-    assert "python3-bpfcc" in findings["bcc"].todo
+    def missing() -> str:
+        raise ProbeError("cannot load bcc", BCC_TODO)
+
+    findings = by_check(replace(well, bcc_version=missing))
+    assert findings["bcc"] == Finding("bcc", Status.FAIL, "cannot load bcc", BCC_TODO, blocks=True)
     assert exit_status(findings.values()) == 3
 
 
@@ -321,7 +323,6 @@ def test_an_empty_root_is_no_traceback(tmp_path: Path) -> None:
         try_fexit=works,
         try_kprobe=works,
         try_map_access=works,
-        bcc_trouble=lambda: None,
         bcc_version=lambda: "1",
     )
     findings = list(examine(host))

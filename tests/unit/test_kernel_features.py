@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -166,39 +165,6 @@ def test_kprobe_on_this_kernel() -> None:
         assert Path("/sys/bus/event_source/devices/kprobe").exists()
     else:
         assert trial.denied or features.kernel_config("KPROBES") in ("n", None)
-
-
-# bcc
-
-
-def bcc_of(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> str | None:
-    """What is said of a `bcc` with this text, imported afresh."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "bcc"]:
-        monkeypatch.delitem(sys.modules, name)
-    (folder / "bcc.py").write_text(text)
-    monkeypatch.syspath_prepend(folder)
-    try:
-        return features.bcc_trouble()
-    finally:
-        sys.modules.pop("bcc", None)
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("__version__ = '1.0'\ndef cell(): ...\n", "bcc.py is another package"),
-        ("raise ImportError('no module named bcc')\n", "no module named bcc"),
-        ("raise OSError('libbcc.so.0: cannot open shared object file')\n", "libbcc.so.0"),
-        ("__version__ = '0.8'\nclass BPF: ...\n", "bcc 0.8 is too old"),
-    ],
-)
-def test_a_wrong_bcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, says: str) -> None:
-    assert says in (bcc_of(tmp_path, text, monkeypatch) or "")
-
-
-def test_a_right_bcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "__version__ = '0.26.0'\nclass BPF:\n    def ring_buffer_poll(self): ...\n"
-    assert bcc_of(tmp_path, text, monkeypatch) is None
 
 
 def test_kvm_is_another_one_after_every_load(tmp_path: Path) -> None:

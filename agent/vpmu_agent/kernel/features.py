@@ -281,27 +281,6 @@ def _open_kprobe(function: str, *, kind: int, is_return: bool) -> int:
     return int(fd) if fd >= 0 else -ctypes.get_errno()
 
 
-def bcc_trouble() -> str | None:
-    """None where `import bcc` gives a BPF Compiler Collection that can be used; else what is wrong."""
-    try:
-        import bcc
-    except (ImportError, OSError) as error:  # OSError: its Python half is there, and libbcc.so.0 is not
-        return str(error)
-    if not hasattr(bcc, "BPF"):
-        place = getattr(bcc, "__file__", None) or "the bcc that Python finds"
-        return f"{place} is another package of that name, not the BPF Compiler Collection"
-    if not hasattr(bcc.BPF, "ring_buffer_poll"):
-        return f"bcc {bcc_version()} is too old: it knows no ring buffers"
-    return None
-
-
-def bcc_version() -> str:
-    """The version of the bcc that can be imported."""
-    import bcc
-
-    return str(getattr(bcc, "__version__", "of unknown version"))
-
-
 def _read(path: Path) -> str | None:
     try:
         return path.read_text(errors="replace").strip()

@@ -18,7 +18,7 @@ from vpmu_agent.kernel.features import Trial, try_fexit, try_kprobe
 from vpmu_agent.kernel.layout import KernelLayout, read_layout
 from vpmu_agent.probes import FUNCTIONS, Mode, handover
 from vpmu_agent.probes.handover import Handover
-from vpmu_agent.probes.program import because, captured_stderr, compile_program
+from vpmu_agent.probes.program import bcc_version, because, captured_stderr, compile_program
 
 if TYPE_CHECKING:
     import bcc
@@ -43,6 +43,7 @@ def load(mode: Mode) -> Handover:
 
     Raises KernelError where the kernel lacks something the probes need, and ProbeError where it refuses them.
     """
+    bcc_version()  # raises before any way to attach is tried: each would say it again
     known = constants(read_layout())
     refused = []
     for tried in ("fexit", "kprobe") if mode == "auto" else (mode,):

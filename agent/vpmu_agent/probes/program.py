@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import as_file, files
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpmu_agent.kernel.errors import ProbeError
-from vpmu_agent.kernel.features import bcc_trouble
 from vpmu_agent.model.automaton import SLOTS, Kind, State
 from vpmu_agent.probes import monitor
 
@@ -31,10 +33,32 @@ RING_PAGES = 1024
 """Pages of the ring buffer, a power of two: 4 MiB hold some 30,000 calls that user space has not read yet."""
 
 BCC_TODO = (
-    "install Debian's python3-bpfcc, and run vpmu-agent with /usr/bin/python3 or a virtual environment of it "
-    "made with --system-site-packages (PyPI's bcc is another package)"
+    "install it, but not from PyPI (Debian, Ubuntu: apt install python3-bpfcc; Fedora, RHEL: dnf install "
+    "python3-bcc; Arch: pacman -S python-bcc), and run vpmu-agent with /usr/bin/python3 or a virtual "
+    "environment of it made with --system-site-packages"
 )
 """What to do where bcc is missing."""
+
+
+def bcc_version() -> str:
+    """The version of the bcc that is here, which stays loaded; ProbeError if there is none that will do."""
+    spec = find_spec("bcc")
+    if spec is None:
+        raise ProbeError(f"cannot load bcc: {sys.executable} finds no module of that name", BCC_TODO)
+    # Not by importing it: PyPI's ends in whatever import of its own fails.
+    if not any((Path(folder) / "libbcc.py").exists() for folder in spec.submodule_search_locations or ()):
+        found = (
+            f"cannot load bcc: {spec.origin} is not the BPF Compiler Collection, but PyPI's bcc or another"
+        )
+        raise ProbeError(found, f"pip uninstall bcc, and {BCC_TODO}")
+    try:
+        import bcc
+    except (ImportError, OSError) as error:  # OSError: its Python half is there, and libbcc.so.0 is not
+        raise ProbeError(f"cannot load bcc: {error}", BCC_TODO) from error
+    version = str(getattr(bcc, "__version__", "of unknown version"))
+    if not hasattr(bcc.BPF, "ring_buffer_poll"):
+        raise ProbeError(f"bcc {version} is too old: it knows no ring buffers", BCC_TODO)
+    return version
 
 
 def compile_program(
@@ -52,8 +76,6 @@ def compile_program(
     vpmu_NAME_return, as kprobes or, with `user_memory`, as uprobes; `twins` are raw-tracepoint programs of
     the same bodies, which BPF_PROG_TEST_RUN takes. `max_entries` changes MAX_ENTRIES. Raises ProbeError.
     """
-    if trouble := bcc_trouble():
-        raise ProbeError(f"cannot load bcc: {trouble}", BCC_TODO)
     import bcc
 
     slots = SLOTS if "VPMU_PMC_MAX_NR_EVENTS" in constants else 1
