@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
 
-from docs import metrics
+import click
+import pytest
+
+from docs import manpage, metrics
+from tests.unit.commands import invoke
 from tests.unit.counted import Maps, Processes
 from tests.unit.scenes import Guest
+from vpmu_agent.cli import cli
 from vpmu_agent.metrics import Exporter
 from vpmu_agent.watch import Watch
 
@@ -26,3 +32,55 @@ def test_a_unit_is_the_end_of_the_name() -> None:
     assert metrics.unit("vpmu_call_duration_seconds") == "seconds"
     assert metrics.unit("vpmu_divergences_total") == "divergences"
     assert metrics.unit("vpmu_vm_info") == ""
+
+
+def man(commands: click.Group = cli) -> str:
+    return manpage.page(commands, version="1.2", date="2026-11-23")
+
+
+def test_the_man_page_has_each_command_with_its_options() -> None:
+    page = man()
+    for name, command in cli.commands.items():
+        if isinstance(command, click.Group):
+            continue  # its commands have their own
+        section = re.search(rf"^\.SS {name}\n(.*?)^\.S[SH]", page, re.MULTILINE | re.DOTALL)
+        assert section, name
+        written = set(re.findall(r"--?[a-z-]+", section[1].replace("\\-", "-")))
+        options = [param for param in command.params if isinstance(param, click.Option)]
+        assert written >= {name for param in options for name in (*param.opts, *param.secondary_opts)}
+
+
+def test_the_man_page_has_nested_commands() -> None:
+    @click.group()
+    def commands() -> None:
+        """Does it."""
+
+    @commands.group()
+    def config() -> None:
+        """Does more."""
+
+    @config.command()
+    @click.argument("file")
+    @click.option("--deep", "-d", is_flag=True, help="All of `it`, at 5 % or \\n.")
+    def check(file: str, deep: bool) -> None:
+        """Look."""
+
+    page = man(commands)
+    assert "\n\\fBvpmu\\-agent config check\\fR \\fI[OPTIONS] FILE\\fR\n" in page
+    assert "\n.SS config check\nLook.\n.TP\n\\fB\\-d\\fR, \\fB\\-\\-deep\\fR\n" in page
+    assert "\nAll of \\fBit\\fR, at 5 % or \\en.\n" in page
+
+
+def test_the_man_page_has_the_exit_statuses() -> None:
+    (table,) = re.findall(r"^\.SH EXIT STATUS\n(.*?)^\.SH", man(), re.MULTILINE | re.DOTALL)
+    assert re.findall(r"^\\fB(\d)", table, re.MULTILINE) == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("line", manpage.EXAMPLES.values())
+def test_an_example_is_right_usage(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to the point where the command would be run."""
+    name, command, *arguments = shlex.split(line)
+    assert name == "vpmu-agent"
+    monkeypatch.setattr(cli.commands[command], "callback", lambda **_: None)
+    result = invoke(command, *arguments)
+    assert result.exit_code == 0, result.output
