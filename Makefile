@@ -19,11 +19,14 @@ PACKAGES += linux-source-6.1 coccinelle libpython3-dev dwarves flex bison bc lib
 # What dashboards-check runs: prometheus and promtool.
 PACKAGES += prometheus
 
+# What builds the Debian package and looks at it, and what debian/control wants for that.
+DEB_PACKAGES := build-essential debhelper dh-python lintian pybuild-plugin-pyproject python3-setuptools
+
 # What `make bench` measures the monitor against, and with.
 BENCH_PACKAGES := bpftrace bpftool
 
 .PHONY: demo demo-grouped test check lint format unit slow bpf fuzz lab lab-stock lab-grouped lab-kernel \
-	dashboards dashboards-check docs recordings bench clean
+	dashboards dashboards-check docs recordings deb bench clean
 
 demo: .venv/ready
 	$(PYTHON) -m tests.lab.demo
@@ -89,6 +92,10 @@ recordings: .venv/ready lab-kernel
 	$(PYTHON) -m tests.lab.record
 	$(PYTHON) -m tests.lab.record --grouped
 
+# The Debian package, in dist/.
+deb: .venv/deb
+	debian/build dist
+
 # What the monitor costs, held against its goals: some six minutes, best on an idle machine.
 bench: .venv/bench
 	$(PYTHON) -m tests.bench
@@ -104,6 +111,10 @@ endef
 	$(call install,$(PACKAGES))
 	/usr/bin/python3 -m venv --system-site-packages .venv
 	.venv/bin/pip install -q -e '.[dev,dashboards]'
+	@touch $@
+
+.venv/deb: .venv/ready
+	$(call install,$(DEB_PACKAGES))
 	@touch $@
 
 .venv/bench: .venv/ready
