@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import click
+from click.core import ParameterSource
 
+from vpmu_agent import config as configuration
 from vpmu_agent import live
+from vpmu_agent.config import ConfigError
 from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.model.call import CallName
 from vpmu_agent.model.check import Monitor
@@ -44,6 +47,13 @@ class _BadInput(click.ClickException):
     exit_code = USAGE
 
 
+class _BadConfig(_BadInput):
+    """A line for each mistake, as compilers write them."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(self.message, file, err=True)
+
+
 class _CannotRun(click.ClickException):
     exit_code = CANNOT_RUN
 
@@ -61,6 +71,8 @@ class _Commands(click.Group):
             raise _CannotRun(str(error)) from error
         except (RecordingError, WebConfigError) as error:
             raise _BadInput(str(error)) from error
+        except ConfigError as error:
+            raise _BadConfig(str(error)) from error
 
 
 # Parameters
@@ -85,6 +97,18 @@ def _address(_ctx: click.Context, _param: click.Parameter, text: str) -> Address
         return parse_address(text)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
+
+
+def _web_config(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:
+    """What is wrong with the file shows with what is wrong with the other settings."""
+    if path:
+        from vpmu_agent.web_config import WebFile
+
+        try:
+            WebFile(path, report=str)
+        except WebConfigError as error:
+            raise click.BadParameter(str(error)) from error
+    return path
 
 
 def _known_user(_ctx: click.Context, _param: click.Parameter, name: str) -> User:
@@ -121,7 +145,6 @@ _output = click.option(
 _quiet = click.option("--quiet", "-q", is_flag=True, help="Only the summary.")
 _attach = click.option(
     "--attach",
-    "mode",
     type=click.Choice(["auto", "fexit", "kprobe"]),
     default="auto",
     show_default=True,
@@ -179,13 +202,13 @@ def trace(
     quiet: bool,
     record: Path | None,
     wait: bool,
-    mode: Mode,
+    attach: Mode,
 ) -> None:
     """Show the calls as they happen, each with the model's verdict."""
     vms = Vms()
     if not wait:
         _check_running(vm, vms)
-    with live.attached(mode, vms) as source:
+    with live.attached(attach, vms) as source:
         session = Session(
             _make_filters(vm, vcpu, pmc, call),
             _printer(output),
@@ -238,6 +261,12 @@ def replay(
 
 @cli.command()
 @click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Take what no flag says from this TOML file, and again on SIGHUP; see `config check`.",
+)
+@click.option(
     "--listen",
     callback=_address,
     metavar="HOST:PORT",
@@ -247,8 +276,9 @@ def replay(
 )
 @click.option(
     "--web.config.file",
-    "web_config",
+    "web_config_file",
     type=click.Path(dir_okay=False, path_type=Path),
+    callback=_web_config,
     metavar="FILE",
     help="TLS and basic authentication, in the format of Prometheus's exporter-toolkit.",
 )
@@ -266,31 +296,58 @@ def replay(
     show_default=True,
     help="Whom to become where it was started as root; only the loader of the probes stays root.",
 )
-@click.option("--wait", is_flag=True, help="Start even if KVM is not loaded yet.")
+@click.option(
+    "--wait/--no-wait", default=False, show_default=True, help="Start even if KVM is not loaded yet."
+)
 @_duration
 @_attach
-def run(
-    *,
-    listen: Address,
-    web_config: Path | None,
-    per_counter: bool,
-    user: User,
-    wait: bool,
-    duration: float | None,
-    mode: Mode,
-) -> None:
+@click.pass_context
+def run(ctx: click.Context, *, config: Path | None, duration: float | None, **params: Any) -> None:
     """Watch all VMs and serve metrics to Prometheus."""
     from vpmu_agent import daemon
 
-    daemon.run(
-        listen=listen,
-        web_config=web_config,
-        user=user,
-        mode=mode,
-        per_counter=per_counter,
-        duration_s=duration,
-        wait=wait,
-    )
+    flags = {
+        key: value
+        for key, value in params.items()
+        if ctx.get_parameter_source(key) is not ParameterSource.DEFAULT
+    }
+
+    def settings() -> daemon.Settings:
+        """As they are now: flags win over the file, and the file over the defaults."""
+        in_file = configuration.read(config, ctx.command) if config else {}
+        values = {key: setting.value for key, setting in in_file.items()}
+        return daemon.Settings(**params | values | flags)
+
+    daemon.run(settings, duration_s=duration)
+
+
+@cli.group("config")
+def config_commands() -> None:
+    """Look at the configuration file of `run`."""
+
+
+@config_commands.command()
+@click.argument("file", type=click.Path(path_type=Path), default=configuration.DEFAULT)
+@_output
+def check(*, file: Path, output: str) -> None:
+    """Say what is wrong with FILE, or what `run --config FILE` would use.
+
+    FILE is /etc/vpmu-agent/vpmu-agent.toml if none is named.
+    """
+    as_json = output == "json"
+    try:
+        settings = configuration.read(file, run)
+    except ConfigError as error:
+        listed = configuration.mistakes_json if as_json else configuration.mistakes_text
+        for line in listed(file, error.mistakes):
+            print_line(line)
+        sys.exit(USAGE)
+    for line in (
+        configuration.settings_json(settings, run)
+        if as_json
+        else configuration.settings_text(file, settings, run)
+    ):
+        print_line(line)
 
 
 @cli.command()

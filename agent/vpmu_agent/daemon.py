@@ -12,11 +12,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpmu_agent import parent, privileges, probes
+from vpmu_agent.config import ConfigError
 from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError
 from vpmu_agent.kernel.features import kvm_instance
 from vpmu_agent.live import POLL_S, attached_line, stop_requests
@@ -33,6 +34,8 @@ from vpmu_agent.vms import Vms
 from vpmu_agent.watch import Watch
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from vpmu_agent.web_config import WebFile
 
 _SWEEP_S = 1.0
@@ -86,27 +89,33 @@ def separate(loader: Sequence[str]) -> Link:
     return Link(caller, control, first)
 
 
-def run(
-    *,
-    listen: Address,
-    web_config: Path | None,
-    user: User,
-    mode: probes.Mode,
-    per_counter: bool,
-    duration_s: float | None,
-    wait: bool,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What flags and file say together; the fields are the keys of the file (config.py)."""
+
+    listen: Address
+    web_config_file: Path | None
+    per_counter: bool
+    user: User
+    wait: bool
+    """Start also where KVM is not loaded yet."""
+    attach: probes.Mode
+
+
+def run(settings_now: Callable[[], Settings], *, duration_s: float | None) -> None:
     """Watches all VMs and serves metrics, until the time is over or a signal comes.
 
-    With `wait`, also where KVM is not loaded yet. Raises KernelError, ListenError, WebConfigError and
+    SIGHUP has `settings_now` asked again. Raises ConfigError, WebConfigError, KernelError, ListenError and
     NotifyError.
     """
     notify("STATUS=loading the probes")
-    web = open_web_config(web_config) if web_config else None
+    configuration = Configuration(settings_now)
+    settings = configuration.settings
+    web = open_web_config(settings.web_config_file) if settings.web_config_file else None
     instance = kvm_instance()
-    link = separate(probes.loader_command(mode))
+    link = separate(probes.loader_command(settings.attach))
     faulthandler.enable()  # a service manager's watchdog sends SIGABRT: the log shall say where it hung
-    give_up_privileges(link, user)
+    give_up_privileges(link, settings.user)
     if web:
         web.reload()  # this user must be able to read it, now and when it changes
     vms = Vms()
@@ -119,11 +128,11 @@ def run(
     # Before waiting for the probes: what is wrong with the address shows at once.
     with (
         closing(report),
-        closing(Server(listen, web)) as server,
+        closing(Server(settings.listen, web)) as server,
         closing(Attachment(link, vms, instance, take)) as attachment,
     ):
-        attachment.wait(even_without_kvm=wait)
-        watch = Watch(attachment.probes, vms, per_counter=per_counter)
+        attachment.wait(even_without_kvm=settings.wait)
+        watch = Watch(attachment.probes, vms, per_counter=settings.per_counter)
         with stop_requests() as stopped:
             server.start(Exporter(watch), lambda: attachment.missing)
             tell(f"serving {server.url}/metrics")
@@ -131,7 +140,9 @@ def run(
                 tell_state(attachment.line)
             notify("READY=1")
             try:
-                watch_over(attachment, watch, report, duration_s, stopped)
+                watch_over(
+                    attachment, watch, report, lambda: configuration.renew(watch, server), duration_s, stopped
+                )
             finally:
                 notify("STOPPING=1")
                 server.close()  # a scrape reads the probes' maps
@@ -236,19 +247,64 @@ class Attachment:
         old.close()
 
 
+class Configuration:
+    """The settings in force. Once it is made, SIGHUP does not end this process, but asks for a reload."""
+
+    def __init__(self, settings_now: Callable[[], Settings]) -> None:
+        """`settings_now` reads them, or raises ConfigError; as this does."""
+        self._asked = False
+        signal.signal(signal.SIGHUP, self._ask)
+        self._settings_now = settings_now
+        self.settings = settings_now()
+
+    def renew(self, watch: Watch, server: Server) -> None:
+        """Looks whether SIGHUP came, and reloads if so."""
+        if self._asked:
+            self._asked = False  # before reading: what is asked for meanwhile is another reload
+            notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            tell(f"configuration read again: {self.reload(watch, server)}")
+            notify("READY=1")
+
+    def reload(self, watch: Watch, server: Server) -> str:
+        """Puts in force what the files say now, as far as that takes no restart; returns how it went.
+
+        What cannot be read changes nothing.
+        """
+        try:
+            new = self._settings_now()
+        except ConfigError as error:
+            tell(str(error))
+            return "refused, all stays as it was"
+        done = ""
+        if new.per_counter != self.settings.per_counter:
+            watch.count_per_counter(new.per_counter)
+            self.settings = replace(self.settings, per_counter=new.per_counter)
+            done = f"per_counter is {str(new.per_counter).lower()} now"
+        differ = [
+            key.name for key in fields(new) if getattr(new, key.name) != getattr(self.settings, key.name)
+        ]
+        todo = f"restart to change {', '.join(differ)}" if differ else ""
+        return "; ".join(filter(None, (done, todo))) or "nothing changed"
+
+    def _ask(self, _number: int, _frame: FrameType | None) -> None:
+        self._asked = True
+
+
 def watch_over(
     attachment: Attachment,
     watch: Watch,
     report: Report,
+    reload: Callable[[], None],
     duration_s: float | None,
     stopped: Callable[[], bool],
 ) -> None:
-    """Keeps up with the probes' ring, with the VMs that are gone, and with KVM itself."""
+    """Keeps up with the probes' ring, with the VMs that are gone, with KVM itself, and with its settings."""
     end = time.monotonic() + (math.inf if duration_s is None else duration_s)
     swept = time.monotonic()
     while not stopped() and (left := end - time.monotonic()) > 0:
         # What is to be counted stands in the maps. The ring has the VMs' names, and must not stay full.
         attachment.poll(min(POLL_S, left))
+        reload()
         if time.monotonic() - swept >= _SWEEP_S:
             attachment.renew(watch)
             watch.sweep()

@@ -247,6 +247,11 @@ class Watch:
             self._probes = probes
             self._loads += bool(probes.functions)  # there are none while KVM is away
 
+    def count_per_counter(self, wanted: bool) -> None:
+        """Whether snapshots have the counts of each pmc, from now on."""
+        with self._lock:
+            self._per_counter = wanted
+
     def _read(self) -> dict[int, Counts]:
         """What the maps hold now, by process, each of which has a name then."""
         processes: defaultdict[int, Counts] = defaultdict(Counts)
