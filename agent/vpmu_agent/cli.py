@@ -172,7 +172,7 @@ def cli() -> None:
     Exit status:
       0  fine
       1  a problem was found: KVM diverged from the model, or a recording is cut short
-      2  wrong usage, or a file that is no recording
+      2  wrong usage, a file that is no recording, or mistakes in the configuration
       3  cannot run here, or cannot go on: the reason is on standard error
     """
 

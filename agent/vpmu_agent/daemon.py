@@ -281,7 +281,7 @@ class Configuration:
             self.settings = replace(self.settings, per_counter=new.per_counter)
             done = f"per_counter is {str(new.per_counter).lower()} now"
         differ = [
-            key.name for key in fields(new) if getattr(new, key.name) != getattr(self.settings, key.name)
+            each.name for each in fields(new) if getattr(new, each.name) != getattr(self.settings, each.name)
         ]
         todo = f"restart to change {', '.join(differ)}" if differ else ""
         return "; ".join(filter(None, (done, todo))) or "nothing changed"

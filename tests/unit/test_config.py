@@ -17,6 +17,8 @@ from typing import Any
 
 import click
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.unit import commands
 from tests.unit.commands import ROOT, invoke, read_until, started
@@ -252,6 +254,7 @@ def test_a_file_that_this_user_may_not_read(file: Path) -> None:
 @click.command()
 @click.option("--count", type=click.IntRange(max=9), default=1)
 @click.option("--seconds", type=float, default=1.5)
+@click.option("--name")
 def numbers(**_: Any) -> None: ...
 
 
@@ -270,6 +273,43 @@ def test_numbers_are_numbers(file: Path) -> None:
         ":1: count: 10 is not in the range x<=9",
         ":2: seconds: found a string; write a number",
     ]
+
+
+STATEMENTS = [
+    "# a comment",
+    "",
+    "K = 1  # [x]",
+    " 'K' = 'v'",
+    "K.a = 1\nK.b = 2",
+    'K = """\n[x]\nx = 1\n\\"""\n"""',
+    "K = '''\n\"\"\"\n[x]'''",
+    "K = [ # ]\n  1, '''\n]''',\n\n]",
+    "K = [\n[1]\n,[2]]",
+]
+TABLES = ["# a comment", "", "[K]", "  [K.sub]\nx = [\n]\n'[y]' = 1", "[[K]]\nx = 1\n[[K]]\nx = '''\n[z]'''"]
+
+
+@given(
+    st.lists(st.sampled_from(STATEMENTS), max_size=8),
+    st.lists(st.sampled_from(TABLES), max_size=4),
+    st.sampled_from(["\n", "\r\n"]),
+)
+def test_a_key_is_found_where_it_begins(
+    tmp_path_factory: pytest.TempPathFactory, statements: list[str], tables: list[str], newline: str
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "lines.toml"
+    text, expected = "", {}
+    for i, statement in enumerate(statements + tables):
+        if "K" in statement:
+            expected[f"key{i}"] = text.count("\n") + 1
+        text += statement.replace("K", f"key{i}") + "\n"
+    file.write_text(text, newline=newline)
+    if expected:
+        with pytest.raises(ConfigError) as raised:
+            config.read(file, run)
+        assert {mistake.key: mistake.line for mistake in raised.value.mistakes} == expected
+    else:
+        assert config.read(file, run) == {}
 
 
 # config check
@@ -307,6 +347,16 @@ def test_check_as_json(file: Path) -> None:
         **{"from": "default", "line": None},
     }
     assert [line["key"] for line in found] == KEYS
+
+
+def test_what_has_no_default_is_shown_as_not_set(file: Path) -> None:
+    assert [line.split() for line in config.settings_text(file, {}, numbers)] == [
+        ["count", "=", "1", "#", "default"],
+        ["seconds", "=", "1.5", "#", "default"],
+        ["#", "name", "=", "#", "default"],
+    ]
+    *_, name = config.settings_json({}, numbers)
+    assert '"key":"name","value":null,' in name
 
 
 def test_check_looks_at_the_installed_file_if_none_is_named() -> None:
