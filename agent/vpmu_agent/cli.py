@@ -342,11 +342,8 @@ def check(*, file: Path, output: str) -> None:
         for line in listed(file, error.mistakes):
             print_line(line)
         sys.exit(USAGE)
-    for line in (
-        configuration.settings_json(settings, run)
-        if as_json
-        else configuration.settings_text(file, settings, run)
-    ):
+    shown = configuration.settings_json if as_json else configuration.settings_text
+    for line in shown(file, settings, run):
         print_line(line)
 
 

@@ -103,10 +103,11 @@ def settings_text(path: Path, settings: Mapping[str, Setting], command: click.Co
         yield f"{said:<31} # {f'{path}:{line}' if line else 'default'}"
 
 
-def settings_json(settings: Mapping[str, Setting], command: click.Command) -> Iterator[str]:
+def settings_json(path: Path, settings: Mapping[str, Setting], command: click.Command) -> Iterator[str]:
     """The same, an object for each key."""
     for key, value, line in _in_use(settings, command):
-        said = {"key": key, "value": value, "from": "file" if line else "default", "line": line}
+        source = {"from": "file" if line else "default", "file": str(path) if line else None, "line": line}
+        said = {"key": key, "value": value, **source}
         yield dumps({"schema": SCHEMA, "kind": "setting", **said})
 
 

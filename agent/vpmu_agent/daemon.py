@@ -273,7 +273,8 @@ class Configuration:
         try:
             new = self._settings_now()
         except ConfigError as error:
-            tell(str(error))
+            for line in str(error).splitlines():
+                tell(line)
             return "refused, all stays as it was"
         done = ""
         if new.per_counter != self.settings.per_counter:

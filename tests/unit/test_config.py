@@ -211,7 +211,7 @@ def test_a_mistake(file: Path, written: str, said: str) -> None:
         ("listen: ':1'", ":1: not TOML: Expected '=' after a key "),
         ("wait = true\r\n\r\nwait = false", ":3: not TOML: Cannot overwrite a value; "),
         ("wait = true\nuser = '''\nnobody\n", ":4: not TOML: "),
-        ("a = " + 2000 * "[", ": not TOML: maximum recursion depth exceeded"),
+        ("a = " + 2000 * "[", ": not TOML: "),
         ("a = " + 5000 * "1", ": not TOML: Exceeds the limit "),
     ],
 )
@@ -340,11 +340,11 @@ def test_check_as_json(file: Path) -> None:
     listen, per_counter, *_ = found = commands.lines(result)
     assert listen == {
         **{"schema": 1, "kind": "setting", "key": "listen", "value": "[::]:1"},
-        **{"from": "file", "line": 1},
+        **{"from": "file", "file": str(file), "line": 1},
     }
     assert per_counter == {
         **{"schema": 1, "kind": "setting", "key": "per_counter", "value": True},
-        **{"from": "default", "line": None},
+        **{"from": "default", "file": None, "line": None},
     }
     assert [line["key"] for line in found] == KEYS
 
@@ -355,7 +355,7 @@ def test_what_has_no_default_is_shown_as_not_set(file: Path) -> None:
         ["seconds", "=", "1.5", "#", "default"],
         ["#", "name", "=", "#", "default"],
     ]
-    *_, name = config.settings_json({}, numbers)
+    *_, name = config.settings_json(file, {}, numbers)
     assert '"key":"name","value":null,' in name
 
 
