@@ -149,7 +149,7 @@ def _text(path: Path) -> str:
     except OSError as error:
         message = f"cannot be read: {error.strerror}"
         if isinstance(error, PermissionError):
-            message += f"; let uid {os.geteuid()} read it (at SIGHUP, `run` reads it as the user of --user)"
+            message += f"; let uid {os.geteuid()} read it, which this runs as"
         raise ConfigError(path, Mistake(message)) from error
     if len(data) > MAX_SIZE:
         raise ConfigError(path, Mistake(f"longer than {MAX_SIZE // 1024} KiB; name a configuration file"))

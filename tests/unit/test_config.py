@@ -248,7 +248,7 @@ def test_a_file_that_this_user_may_not_read(file: Path) -> None:
         (said,) = mistakes(file)
     finally:
         os.seteuid(0)
-    assert said.startswith(": cannot be read: Permission denied; let uid 65534 read it ")
+    assert said == ": cannot be read: Permission denied; let uid 65534 read it, which this runs as"
 
 
 @click.command()
@@ -482,8 +482,9 @@ def test_the_daemon_says_so_if_it_may_not_read_the_file_again(file: Path) -> Non
     file.write_text('listen = "127.0.0.1:0"\n')  # in a folder that is root's
     with commands.daemon(["run", "--config", str(file)]) as (process, _):
         process.send_signal(signal.SIGHUP)
-        assert read_until(process.stderr, str(file).encode()).startswith(
-            f"{file}: cannot be read: Permission denied; let uid {find_user('nobody').uid} read it ".encode()
+        nobody = find_user("nobody").uid
+        assert read_until(process.stderr, str(file).encode()).decode() == (
+            f"{file}: cannot be read: Permission denied; let uid {nobody} read it, which this runs as\n"
         )
         assert read_until(process.stderr, b"configuration").endswith(b": refused, all stays as it was\n")
 
