@@ -102,10 +102,10 @@ def _address(_ctx: click.Context, _param: click.Parameter, text: str) -> Address
 def _web_config(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:
     """What is wrong with the file shows with what is wrong with the other settings."""
     if path:
-        from vpmu_agent.web_config import WebFile
+        from vpmu_agent import web_config
 
         try:
-            WebFile(path, report=str)
+            web_config.check(path)
         except WebConfigError as error:
             raise click.BadParameter(str(error)) from error
     return path

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.privileges import User
 from vpmu_agent.probes import Probes, Unattached, handover
 from vpmu_agent.recent import Recent
-from vpmu_agent.server import Address, Server
+from vpmu_agent.server import Address, Server, WebConfigError
 from vpmu_agent.service import notify
 from vpmu_agent.vms import Vms
 from vpmu_agent.watch import Watch
@@ -140,9 +141,8 @@ def run(settings_now: Callable[[], Settings], *, duration_s: float | None) -> No
                 tell_state(attachment.line)
             notify("READY=1")
             try:
-                watch_over(
-                    attachment, watch, report, lambda: configuration.renew(watch, server), duration_s, stopped
-                )
+                reload = partial(configuration.renew, watch, web)
+                watch_over(attachment, watch, report, reload, duration_s, stopped)
             finally:
                 notify("STOPPING=1")
                 server.close()  # a scrape reads the probes' maps
@@ -257,35 +257,39 @@ class Configuration:
         self._settings_now = settings_now
         self.settings = settings_now()
 
-    def renew(self, watch: Watch, server: Server) -> None:
+    def renew(self, watch: Watch, web: WebFile | None) -> None:
         """Looks whether SIGHUP came, and reloads if so."""
         if self._asked:
             self._asked = False  # before reading: what is asked for meanwhile is another reload
             notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-            tell(f"configuration read again: {self.reload(watch, server)}")
+            tell(f"configuration read again: {self.reload(watch, web)}")
             notify("READY=1")
 
-    def reload(self, watch: Watch, server: Server) -> str:
+    def reload(self, watch: Watch, web: WebFile | None) -> str:
         """Puts in force what the files say now, as far as that takes no restart; returns how it went.
 
         What cannot be read changes nothing.
         """
+        done = []
         try:
             new = self._settings_now()
-        except ConfigError as error:
+            if web:
+                web.reload()
+                done.append(f"{web.path} too")
+        except (ConfigError, WebConfigError) as error:
             for line in str(error).splitlines():
-                tell(line)
+                tell(line, Level.ERROR)
             return "refused, all stays as it was"
-        done = ""
         if new.per_counter != self.settings.per_counter:
             watch.count_per_counter(new.per_counter)
             self.settings = replace(self.settings, per_counter=new.per_counter)
-            done = f"per_counter is {str(new.per_counter).lower()} now"
+            done.append(f"per_counter is {str(new.per_counter).lower()} now")
         differ = [
             each.name for each in fields(new) if getattr(new, each.name) != getattr(self.settings, each.name)
         ]
-        todo = f"restart to change {', '.join(differ)}" if differ else ""
-        return "; ".join(filter(None, (done, todo))) or "nothing changed"
+        if differ:
+            done.append(f"restart to change {', '.join(differ)}")
+        return "; ".join(done) or "nothing changed"
 
     def _ask(self, _number: int, _frame: FrameType | None) -> None:
         self._asked = True

@@ -103,14 +103,6 @@ class Server:
         self._http.set_app(self._web.guarded(application) if self._web else application)
         self._thread.start()
 
-    def reload(self) -> None:
-        """Reads the files for TLS and users anew.
-
-        Raises WebConfigError if they cannot be used; what was read before stays then.
-        """
-        if self._web:
-            self._web.reload()
-
     def close(self) -> None:
         """Stops listening. A request that is being answered may still end."""
         if self._thread.is_alive():

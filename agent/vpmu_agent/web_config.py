@@ -59,7 +59,7 @@ class WebFile:
     """
 
     def __init__(self, path: Path, report: Callable[[str], None]) -> None:
-        self._path = path
+        self.path = path
         self._report = report
         self._lock = threading.Lock()
         self._seen: dict[Path, _Stamp] = {}
@@ -132,7 +132,12 @@ class WebFile:
 
     def _read(self) -> WebConfig:
         self._seen = {}  # filled as far as it goes: what is wrong may be mended in any of them
-        return _read(self._path, self._seen)
+        return _read(self.path, self._seen)
+
+
+def check(path: Path) -> None:
+    """Raises WebConfigError if such a file, or one that it names, cannot be used."""
+    _read(path, {})
 
 
 class BusyError(Exception):

@@ -31,9 +31,10 @@ from vpmu_agent.privileges import find_user
 from vpmu_agent.server import Address
 from vpmu_agent.vms import Vms
 from vpmu_agent.watch import Watch
+from vpmu_agent.web_config import WebFile
 
 SHIPPED = ROOT / "systemd" / "vpmu-agent.toml"
-KEYS = ["listen", "per_counter", "user", "wait", "attach"]
+KEYS = ["listen", "web_config_file", "per_counter", "user", "wait", "attach"]
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="root alone may become somebody else")
 
 
@@ -117,6 +118,7 @@ def test_without_a_file_there_are_flags_and_defaults(settings: list[Settings]) -
     assert settings == [
         Settings(
             listen=Address("127.0.0.1", 9775),
+            web_config_file=None,
             per_counter=False,
             user=find_user("nobody"),
             wait=False,
@@ -321,6 +323,7 @@ def test_check_prints_what_run_would_use_as_toml(file: Path) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     assert [line.split() for line in result.stdout.splitlines()] == [
         ["listen", "=", '"127.0.0.1:9775"', "#", "default"],
+        ["#", "web_config_file", "=", "#", "default"],
         ["per_counter", "=", "false", "#", f"{file}:4"],
         ["user", "=", '"bin"', "#", f"{file}:2"],
         ["wait", "=", "false", "#", "default"],
@@ -337,7 +340,7 @@ def test_check_as_json(file: Path) -> None:
     file.write_text('listen = "[::]:1"\n')
     result = invoke("config", "check", str(file), "--output", "json")
     assert result.exit_code == 0
-    listen, per_counter, *_ = found = commands.lines(result)
+    listen, _, per_counter, *_ = found = commands.lines(result)
     assert listen == {
         **{"schema": 1, "kind": "setting", "key": "listen", "value": "[::]:1"},
         **{"from": "file", "file": str(file), "line": 1},
@@ -371,12 +374,16 @@ def test_the_installed_file_shows_every_default_and_explains_it() -> None:
     shown = re.findall(r"^# .+[.:]\n# ((\w+) = .+)$", SHIPPED.read_text(), re.MULTILINE)
     assert [key for _, key in shown] == list(config.keys(run))
     values = tomllib.loads("\n".join(line for line, _ in shown))
-    assert values == {key: param.default for key, param in config.keys(run).items()}
+    assert values.pop("web_config_file")  # an example: there is no default
+    assert values == {key: param.default for key, param in config.keys(run).items() if key in values}
 
 
 def test_the_installed_file_is_without_mistakes_as_it_is_and_uncommented(file: Path) -> None:
     assert config.read(SHIPPED, run) == {}
-    file.write_text(re.sub(r"^# (\w+ = )", r"\1", SHIPPED.read_text(), flags=re.MULTILINE))
+    text = re.sub(r"^# (\w+ = )", r"\1", SHIPPED.read_text(), flags=re.MULTILINE)
+    web = file.with_name("web.yml")
+    web.write_text("")
+    file.write_text(text.replace("/etc/vpmu-agent/web.yml", str(web)))
     assert list(config.read(file, run)) == KEYS
 
 
@@ -419,7 +426,7 @@ def test_a_reload_does_what_it_can_and_tells_the_rest(
 ) -> None:
     before = configuration.settings
     file.write_text(written)
-    assert (configuration.reload(watch), configuration.reload(watch)) == (said, again)
+    assert (configuration.reload(watch, None), configuration.reload(watch, None)) == (said, again)
     per_counter = "per_counter = false" not in written
     assert watch.snapshot().per_counter == per_counter
     assert configuration.settings == replace(before, per_counter=per_counter)
@@ -430,7 +437,7 @@ def test_a_reload_of_a_bad_file_changes_nothing(
 ) -> None:
     file.write_text("per_counter = false\nlisten = 1\nuser = 2\n")
     before = configuration.settings
-    assert configuration.reload(watch) == "refused, all stays as it was"
+    assert configuration.reload(watch, None) == "refused, all stays as it was"
     assert capsys.readouterr().err.splitlines() == [
         f"{file}:2: listen: found a number; write a string in quotes",
         f"{file}:3: user: found a number; write a string in quotes",
@@ -438,21 +445,35 @@ def test_a_reload_of_a_bad_file_changes_nothing(
     assert watch.snapshot().per_counter
     assert configuration.settings is before
     file.unlink()
-    assert configuration.reload(watch) == "refused, all stays as it was"
+    assert configuration.reload(watch, None) == "refused, all stays as it was"
     assert capsys.readouterr().err == f"{file}: cannot be read: No such file or directory\n"
+
+
+def test_a_reload_reads_the_web_configuration_too(
+    configuration: Configuration, watch: Watch, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = file.with_name("web.yml")
+    path.write_text("")
+    web = WebFile(path, report=pytest.fail)
+    assert configuration.reload(watch, web).startswith(f"{path} too")
+    path.write_text("basic_auth_user:\n")
+    file.write_text("per_counter = false")
+    assert configuration.reload(watch, web) == "refused, all stays as it was"
+    assert capsys.readouterr().err.startswith(f"{path}:1: basic_auth_user: is not known")
+    assert watch.snapshot().per_counter
 
 
 def test_each_sighup_is_acted_on_once_and_not_by_the_handler(
     configuration: Configuration, watch: Watch, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    configuration.renew(watch)
+    configuration.renew(watch, None)
     file.write_text("per_counter = false")
     signal.raise_signal(signal.SIGHUP)
     signal.raise_signal(signal.SIGHUP)
     assert watch.snapshot().per_counter
     assert capsys.readouterr().err == ""
     for _ in range(2):
-        configuration.renew(watch)
+        configuration.renew(watch, None)
     assert not watch.snapshot().per_counter
     assert capsys.readouterr().err == (
         "configuration read again: per_counter is false now; restart to change user\n"

@@ -45,7 +45,7 @@ def test_the_man_page_has_each_command_with_its_options() -> None:
             continue  # its commands have their own
         section = re.search(rf"^\.SS {name}\n(.*?)^\.S[SH]", page, re.MULTILINE | re.DOTALL)
         assert section, name
-        written = set(re.findall(r"--?[a-z-]+", section[1].replace("\\-", "-")))
+        written = set(re.findall(r"--?[a-z.-]+", section[1].replace("\\-", "-")))
         options = [param for param in command.params if isinstance(param, click.Option)]
         assert written >= {name for param in options for name in (*param.opts, *param.secondary_opts)}
 

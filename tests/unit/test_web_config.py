@@ -200,7 +200,7 @@ def test_what_cannot_be_done_is_refused_with_its_place(folder: Path, text: str, 
 def test_the_command_line_says_so_and_starts_nothing(folder: Path) -> None:
     done = invoke("run", "--web.config.file", str(written(folder, "tls: {}")))
     assert done.exit_code == 2
-    assert done.stderr.startswith(f"Error: {folder}/web.yml:1: tls: is not known; ")
+    assert f"'--web.config.file': {folder}/web.yml:1: tls: is not known; " in done.stderr
     done = invoke("run", "--web.config.file", str(folder / "none.yml"))
     assert done.exit_code == 2
     assert "none.yml: cannot be read by user " in done.stderr
@@ -477,21 +477,26 @@ def test_what_cannot_be_used_is_said_once_and_what_was_before_stays(folder: Path
         assert [line.partition("server.key is not")[2] for line in said] == [
             f" the key of the certificate {folder}/server.crt; what was read before stays"
         ]
-        with pytest.raises(WebConfigError, match="is not the key"):
-            made.reload()
         # Mended, though not the file itself.
         (folder / "server.key").write_bytes(key)
         assert get(made, tls=context, user="alice:secret").status == 200
-        made.reload()
         (folder / "web.yml").unlink()
         assert get(made, tls=context).status == 401
         assert len(said) == 2
         assert "web.yml: cannot be read" in said[1]
 
 
-def test_a_reload_without_a_file_is_nothing() -> None:
-    with closing(Server(Address("127.0.0.1", 0))) as made:
-        made.reload()
+def test_a_reload_says_what_cannot_be_used_and_what_was_before_stays(folder: Path) -> None:
+    web = WebFile(written(folder, f"{TLS}}}"), pytest.fail)
+    before = web.current
+    key = (folder / "server.key").read_bytes()
+    (folder / "server.key").write_bytes((folder / "next.key").read_bytes())
+    with pytest.raises(WebConfigError, match="is not the key"):
+        web.reload()
+    assert web.current is before
+    (folder / "server.key").write_bytes(key)
+    web.reload()
+    assert web.current is not before
 
 
 # Headers
