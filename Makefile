@@ -19,14 +19,17 @@ PACKAGES += linux-source-6.1 coccinelle libpython3-dev dwarves flex bison bc lib
 # What dashboards-check runs: prometheus and promtool.
 PACKAGES += prometheus
 
-# What builds the Debian package and looks at it, and what debian/control wants for that.
+# What builds the Debian package, as debian/control says, and looks at it.
 DEB_PACKAGES := build-essential debhelper dh-python lintian pybuild-plugin-pyproject python3-setuptools
+
+# What the package is installed in.
+DEB_PACKAGES += debootstrap
 
 # What `make bench` measures the monitor against, and with.
 BENCH_PACKAGES := bpftrace bpftool
 
 .PHONY: demo demo-grouped test check lint format unit slow bpf fuzz lab lab-stock lab-grouped lab-kernel \
-	dashboards dashboards-check docs recordings deb bench clean
+	dashboards dashboards-check docs recordings deb deb-test bench clean
 
 demo: .venv/ready
 	$(PYTHON) -m tests.lab.demo
@@ -35,7 +38,7 @@ demo: .venv/ready
 demo-grouped: .venv/ready lab-kernel
 	$(PYTHON) -m tests.lab.demo --grouped
 
-test: check bpf dashboards-check lab
+test: check bpf dashboards-check deb-test lab
 
 check: lint unit
 
@@ -95,6 +98,10 @@ recordings: .venv/ready lab-kernel
 # The Debian package, in dist/.
 deb: .venv/deb
 	debian/build dist
+
+# Installs it, and the wheel, in a minimal Debian 12, which is made once (two minutes) and kept outside of the tree.
+deb-test: .venv/deb
+	.venv/bin/pytest -v --timeout 600 tests/package
 
 # What the monitor costs, held against its goals: some six minutes, best on an idle machine.
 bench: .venv/bench
