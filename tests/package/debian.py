@@ -89,7 +89,7 @@ class Root:
 
     def files(self) -> set[str]:
         """All that it has."""
-        return set(self.run("find", "/", "-xdev", "-not", "-path", "/srv/*").stdout.splitlines())
+        return set(self.run("find", "/", "-xdev").stdout.splitlines())
 
     @contextmanager
     def copy(self) -> Iterator[Root]:

@@ -44,8 +44,8 @@ def test_without_bcc(without_bcc: Root, wheel: Path) -> None:
     with without_bcc.copy() as root:
         install(root, wheel, "--system-site-packages")
         root.run(AGENT, "predict")
-        for command in ("trace", "run"):
-            said = root.run(AGENT, command, status=3).stderr
+        for command in (["trace"], ["run", "--listen", "127.0.0.1:0"]):
+            said = root.run(AGENT, *command, status=3).stderr
             assert f"apt install {BCC}" in said
             assert "--system-site-packages" in said
         assert f"apt install {BCC}" in " ".join(root.run(AGENT, "doctor", status=3).stdout.split())
