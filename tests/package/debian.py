@@ -30,6 +30,7 @@ mount -t overlay overlay -o "lowerdir=$2,upperdir=$1/upper,workdir=$1/work" "$1/
 mount -t proc proc "$1/root/proc"
 mount -t sysfs -o ro sysfs "$1/root/sys"
 mount --rbind /dev "$1/root/dev"
+mount --bind /etc/resolv.conf "$1/root/etc/resolv.conf"
 mount --bind "$3" "$1/root/var/cache/apt/archives"
 root=$1/root
 shift 3
@@ -133,7 +134,6 @@ def base() -> Path:
             apt = partial / "etc" / "apt"
             (apt / "sources.list").write_text("".join(f"deb {source}\n" for source in sources))
             (apt / "apt.conf.d" / "50host").write_text(options)
-            shutil.copy("/etc/resolv.conf", partial / "etc" / "resolv.conf")
             partial.rename(base)
     return base
 
