@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from vpmu_agent.cli import cli
+from vpmu_agent.config import DEFAULT
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
@@ -28,10 +29,12 @@ on any machine.
 """
 
 FILES = {
-    "/etc/vpmu-agent/vpmu-agent.toml": "What the service is configured with; each key is an option of `run`.",
+    f"{DEFAULT}": "What the service is configured with; each key is an option of `run`.",
     "/usr/share/vpmu-agent/dashboards/": "Grafana dashboards.",
     "/usr/share/vpmu-agent/rules/": "Recording and alerting rules for Prometheus.",
-    "/usr/share/doc/vpmu-agent/": "The runbooks of the alerts, all metrics, and examples.",
+    "/usr/share/doc/vpmu-agent/dashboards/README.md": "The runbooks of the alerts.",
+    "/usr/share/doc/vpmu-agent/docs/metrics.md": "All metrics.",
+    "/usr/share/doc/vpmu-agent/examples/web.yml": "An example of a file for `--web.config.file`.",
 }
 
 EXAMPLES = {
@@ -41,6 +44,7 @@ EXAMPLES = {
     ),
     "These calls again, checked anew, as JSON:": "vpmu-agent replay --output json web01.jsonl",
     "Metrics for Prometheus on every address:": "vpmu-agent run --listen :9775",
+    "Whether the service's configuration is right, and what it comes to:": "vpmu-agent config check",
     "What KVM should do for a group of four whose third event cannot be created:": (
         "vpmu-agent predict --events 4 --fail-at 2"
     ),

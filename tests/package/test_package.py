@@ -69,6 +69,11 @@ def test_the_service(installed: Root) -> None:
     installed.run("getent", "passwd", "vpmu-agent")
 
 
+def test_its_configuration_is_right_and_changes_nothing(installed: Root) -> None:
+    lines = installed.run("vpmu-agent", "config", "check", "--output", "json").stdout.splitlines()
+    assert {json.loads(line)["from"] for line in lines} == {"default"}
+
+
 def test_dashboards_rules_and_their_runbooks(installed: Root) -> None:
     dashboards = {
         f"/usr/share/vpmu-agent/dashboards/{path.name}" for path in (ROOT / "dashboards").glob("*.json")

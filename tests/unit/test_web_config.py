@@ -18,7 +18,7 @@ from pathlib import Path
 import bcrypt
 import pytest
 
-from tests.unit.commands import invoke
+from tests.unit.commands import ROOT, invoke
 from tests.unit.counted import Maps, Processes
 from vpmu_agent import server, web_config
 from vpmu_agent.metrics import Exporter
@@ -361,6 +361,14 @@ def test_everything_is_for_users_only(folder: Path) -> None:
         assert get(made, user="alice:secret").status == 200
         assert get(made, user="bob:other").status == 200
         assert get(made, "/nothing", user="bob:other").status == 404
+
+
+def test_the_example_of_the_package(folder: Path) -> None:
+    text = (ROOT / "debian" / "examples" / "web.yml").read_text().replace("/etc/vpmu-agent/tls", "server")
+    with served(folder, text) as (made, _):
+        tls = client_tls(folder)
+        assert get(made, tls=tls, user="prometheus:change me").status == 200
+        assert get(made, tls=tls).status == 401
 
 
 @pytest.mark.parametrize(
