@@ -11,7 +11,7 @@ PACKAGES := python3-bpfcc libbpf1 \
 PACKAGES += python3-venv curl openssl \
 	gcc libc6-dev libelf-dev make \
 	linux-image-amd64 linux-headers-amd64 qemu-system-x86 udev kmod iproute2 procps zstd cpio \
-	busybox-static file
+	busybox-static file systemd
 
 # What the lab's own kernel is built with; spatch loads libpython3.11.so, which only libpython3-dev has.
 PACKAGES += linux-source-6.1 coccinelle libpython3-dev dwarves flex bison bc libssl-dev rsync xz-utils
@@ -28,7 +28,7 @@ DEB_PACKAGES += debootstrap
 # What `make bench` measures the monitor against, and with.
 BENCH_PACKAGES := bpftrace bpftool
 
-.PHONY: demo demo-grouped test check lint format unit slow bpf fuzz lab lab-stock lab-grouped lab-kernel \
+.PHONY: demo demo-grouped test check lint format unit slow bpf fuzz lab lab-stock lab-service lab-grouped lab-kernel \
 	dashboards dashboards-check docs recordings deb deb-test bench clean
 
 demo: .venv/ready
@@ -57,14 +57,19 @@ unit: .venv/ready
 bpf: .venv/ready
 	.venv/bin/pytest -q tests/bpf
 
-# The same tests on Debian's kernel and on the one whose KVM groups events.
-lab: lab-stock lab-grouped
+# The same tests on Debian's kernel and on the one whose KVM groups events, and the service on both.
+lab: lab-stock lab-service lab-grouped
 
 lab-stock: .venv/ready
 	$(PYTHON) -m tests.lab.run
 
 lab-grouped: .venv/ready lab-kernel
 	$(PYTHON) -m tests.lab.run --grouped
+
+# The Debian package under a real systemd, on both kernels: groups are what can diverge.
+lab-service: .venv/ready deb lab-kernel
+	$(PYTHON) -m tests.lab.run --systemd
+	$(PYTHON) -m tests.lab.run --systemd --grouped tests/lab/service/test_divergences.py
 
 # A quarter of an hour on two idle cores, then kept by a hash of its inputs outside of the tree.
 lab-kernel: .venv/ready

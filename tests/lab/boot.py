@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from . import places
+from . import places, systemd_boot
 from .errors import LabError
 from .kernel import Kernel
 
@@ -88,9 +88,11 @@ def run(
     timeout_s: float,
     env: Mapping[str, str],
     output: Callable[[bytes], None] | None = None,
+    systemd: bool = False,
 ) -> int:
     """Runs `command` as root in a VM that boots `which` and may write to `results`; returns its exit status.
 
+    With `systemd` that is PID 1 there, and all of the VM's root can be written, to memory.
     The command's stdout and stderr go line by line to this process's own as they come (stdout to `output`
     where given). Raises LabError with the end of the VM's console if the VM dies, or is not done after
     `timeout_s`.
@@ -98,8 +100,16 @@ def run(
     status_file = results / "status"
     # A file, because the kernel's command line, where virtme-run puts it, ends after 2048 characters.
     script = results / "command.sh"
-    script.write_text(_script(which, command, env, results, f"2>{STDERR_PORT}"))
-    arguments = _virtme_run(which, results, accelerated=accelerated(which))
+    fast = accelerated(which)
+    arguments = _virtme_run(which, results, accelerated=fast)
+    if systemd:
+        script.write_text(_script_under_systemd(command, env, results))
+        init = systemd_boot.write_init(results, script, None if which.is_installed else which.modules)
+        kernel_args = (*systemd_boot.KERNEL_ARGS, *_kernel_args(accelerated=fast), f"init={init}")
+        # Of two -append, QEMU takes the last: virtme-run has its own init in the first.
+        arguments += _qemu(["-append", " ".join(kernel_args)])
+    else:
+        script.write_text(_script(which, command, env, results, f"2>{STDERR_PORT}"))
     started = time.monotonic()
     console = _supervise([*arguments, "--script-sh", f"sh {script}"], timeout_s, output or _to_stdout)
     took = time.monotonic() - started
@@ -143,7 +153,7 @@ def _virtme_run(which: Kernel, results: Path, *, accelerated: bool) -> list[str]
     options = ["--kimg", str(which.image), "--mods", "auto", "--force-9p", "--disable-microvm"]
     options += ["--cpus", str(CPUS if accelerated else EMULATED_CPUS), "--memory", MEMORY]
     options += ["--rwdir", str(results), "--show-boot-console"]
-    for argument in (*KERNEL_ARGS, *(() if accelerated else EMULATION_KERNEL_ARGS)):
+    for argument in _kernel_args(accelerated=accelerated):
         options += ["-a", argument]
     qemu = ["-fsdev", "local,id=lab_root,path=/,security_model=none,readonly=on,multidevs=remap"]
     qemu += ["-device", "virtio-9p-pci,fsdev=lab_root,mount_tag=lab_root"]
@@ -153,6 +163,10 @@ def _virtme_run(which: Kernel, results: Path, *, accelerated: bool) -> list[str]
         options += ["--disable-kvm"]
     options += _qemu(qemu)
     return [str(_tool("virtme-run")), *options]
+
+
+def _kernel_args(*, accelerated: bool) -> Sequence[str]:
+    return (*KERNEL_ARGS, *(() if accelerated else EMULATION_KERNEL_ARGS))
 
 
 def _qemu(words: Sequence[str]) -> list[str]:
@@ -171,16 +185,7 @@ def _script(
     which: Kernel, command: Sequence[str], env: Mapping[str, str], results: Path, redirect: str
 ) -> str:
     """The shell script that virtme-run's init runs in the VM."""
-    variables = {
-        "PATH": f"{sys.prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "HOME": str(Path.home()),
-        "LANG": "C.UTF-8",
-        "TMPDIR": "/run/lab-tmp",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONUNBUFFERED": "1",
-        places.RESULTS: str(results),
-        **env,
-    }
+    variables = {"TMPDIR": "/run/lab-tmp", **_variables(env, results)}
     exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
     inner = f"cd {shlex.quote(str(places.REPO))} && exec {shlex.join(command)}"
     return (
@@ -191,6 +196,31 @@ def _script(
         + " || status=$?\n"
         + f"echo $status > {shlex.quote(str(results / 'status'))}\nexit $status\n"
     )
+
+
+def _script_under_systemd(command: Sequence[str], env: Mapping[str, str], results: Path) -> str:
+    """The shell script that systemd runs in the VM."""
+    exports = "".join(
+        f"export {name}={shlex.quote(value)}\n" for name, value in _variables(env, results).items()
+    )
+    return (
+        systemd_boot.PORT
+        + f"exec >$(port virtme.dev_stdout) 2>$(port {STDERR_PORT.name})\n"
+        + f"{exports}cd {shlex.quote(str(places.REPO))}\nstatus=0\n{shlex.join(command)} || status=$?\n"
+        + f"echo $status > {shlex.quote(str(results / 'status'))}\n"
+    )
+
+
+def _variables(env: Mapping[str, str], results: Path) -> Mapping[str, str]:
+    return {
+        "PATH": f"{sys.prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": str(Path.home()),
+        "LANG": "C.UTF-8",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",
+        places.RESULTS: str(results),
+        **env,
+    }
 
 
 def _environment(scratch: str) -> dict[str, str]:

@@ -20,15 +20,21 @@ def make_live() -> None:
     """
     if not places.in_vm():
         raise LabError("this replaces the kernel's KVM, so it runs in the lab VM only: make lab")
-    _unload("kvm_amd", "kvm_intel", "kvm", "vpmu_test_pmu")
+    unload_kvm()
+    _unload("vpmu_test_pmu")
     _run("insmod", os.environ[TEST_PMU])
-    _load_kvm()
+    load_kvm()
 
 
 def reload_kvm() -> None:
     """Takes KVM out and puts it back, as an upgrade of it does. Raises LabError as make_live() does."""
-    _unload("kvm_amd", "kvm")
-    _load_kvm()
+    unload_kvm()
+    load_kvm()
+
+
+def unload_kvm() -> None:
+    """Takes it out; there must be no VM."""
+    _unload("kvm_amd", "kvm_intel", "kvm")
 
 
 def _unload(*modules: str) -> None:
@@ -37,7 +43,8 @@ def _unload(*modules: str) -> None:
             _run("rmmod", module)
 
 
-def _load_kvm() -> None:
+def load_kvm() -> None:
+    """With the test PMU in place. Raises LabError as make_live() does."""
     _run("modprobe", "kvm_amd")
     if ENABLE_PMU.read_text().strip() != "Y":
         raise LabError(f"KVM was loaded after the test PMU and has no vPMU all the same ({ENABLE_PMU} is N)")

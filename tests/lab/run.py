@@ -9,6 +9,7 @@ import sys
 from . import places, vm
 
 TESTS = "tests/lab"
+SERVICE_TESTS = "tests/lab/service"  # with systemd as PID 1
 # One test boots two Linux guests under an emulated KVM: 120 s, pyproject's limit, is short for that.
 TEST_TIMEOUT_S = 240
 
@@ -20,15 +21,20 @@ def main() -> int:
         description="Runs the lab tests in one VM; other arguments go to pytest.",
     )
     vm.add_options(parser, timeout_s=1500.0)
+    parser.add_argument(
+        "--systemd", action="store_true", help=f"with systemd as PID 1, and only {SERVICE_TESTS}"
+    )
     arguments, for_pytest = parser.parse_known_args()
     if not any(word.startswith(TESTS) for word in for_pytest):
-        for_pytest.append(TESTS)
+        for_pytest.append(SERVICE_TESTS if arguments.systemd else TESTS)
 
     def action() -> int:
         which = vm.chosen_kernel(arguments)
         _warm()
         print(f"lab: booting {which.release}", flush=True)
-        return vm.run(_pytest(*for_pytest), which=which, timeout_s=arguments.timeout)
+        return vm.run(
+            _pytest(*for_pytest), which=which, timeout_s=arguments.timeout, systemd=arguments.systemd
+        )
 
     return vm.exit_status(action)
 

@@ -28,6 +28,7 @@ def run(
     timeout_s: float,
     results: Path | None = None,
     output: Callable[[bytes], None] | None = None,
+    systemd: bool = False,
 ) -> int:
     """Runs `command` in the repository's folder in a VM that boots `which`; see boot.run().
 
@@ -41,6 +42,7 @@ def run(
             timeout_s=timeout_s,
             env=_prepare(which),
             output=output,
+            systemd=systemd,
         )
 
 
@@ -97,18 +99,19 @@ def main() -> int:
         prog="python -m tests.lab.vm", description="Runs a command in the lab VM."
     )
     add_options(parser, timeout_s=600.0)
+    parser.add_argument("--systemd", action="store_true", help="with systemd as PID 1")
     parser.add_argument("--shell", action="store_true", help="give me a shell in the VM")
     parser.add_argument("command", nargs="*", help="what to run in the VM")
     arguments = parser.parse_args()
-    if bool(arguments.command) == arguments.shell:
-        parser.error("give either a command or --shell")
+    if bool(arguments.command) == arguments.shell or (arguments.shell and arguments.systemd):
+        parser.error("give either a command, which alone goes with --systemd, or --shell")
 
     def action() -> int:
         which = chosen_kernel(arguments)
         if arguments.shell:
             with places.new_results_dir() as results:
                 return boot.shell(which, results=results, env=_prepare(which))
-        return run(arguments.command, which=which, timeout_s=arguments.timeout)
+        return run(arguments.command, which=which, timeout_s=arguments.timeout, systemd=arguments.systemd)
 
     return exit_status(action)
 
