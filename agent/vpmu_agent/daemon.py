@@ -26,6 +26,7 @@ from vpmu_agent.log import Level, Report, tell
 from vpmu_agent.metrics import Exporter
 from vpmu_agent.model.call import Call
 from vpmu_agent.model.verdict import Verdict
+from vpmu_agent.overview import Overview
 from vpmu_agent.privileges import User
 from vpmu_agent.probes import Probes, Unattached, handover
 from vpmu_agent.recent import Recent
@@ -135,7 +136,7 @@ def run(settings_now: Callable[[], Settings], *, duration_s: float | None) -> No
         attachment.wait(even_without_kvm=settings.wait)
         watch = Watch(attachment.probes, vms, per_counter=settings.per_counter)
         with stop_requests() as stopped:
-            server.start(Exporter(watch), lambda: attachment.missing)
+            server.start(Exporter(watch), Overview(watch, recent, lambda: attachment.missing))
             tell(f"serving {server.url}/metrics")
             if attachment.is_attached:
                 tell_state(attachment.line)

@@ -9,14 +9,16 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from socketserver import TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
+from vpmu_agent import landing
 from vpmu_agent.metrics import OPENMETRICS, TEXT, Exporter
+from vpmu_agent.overview import Overview, state_json
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -97,9 +99,9 @@ class Server:
         """The same as a person would write it into a browser, without a path."""
         return f"{'https' if self._web and self._web.current.tls else 'http'}://{self.address}"
 
-    def start(self, exporter: Exporter, missing: Callable[[], str]) -> None:
-        """Answers with the metrics of `exporter` from now on; `missing` says why the agent sees nothing."""
-        application = _application(exporter, missing)
+    def start(self, exporter: Exporter, overview: Overview) -> None:
+        """Answers with the metrics of `exporter` and the page of `overview` from now on."""
+        application = _application(exporter, overview)
         self._http.set_app(self._web.guarded(application) if self._web else application)
         self._thread.start()
 
@@ -111,7 +113,7 @@ class Server:
         self._http.server_close()
 
 
-def _application(exporter: Exporter, missing: Callable[[], str]) -> WSGIApplication:
+def _application(exporter: Exporter, overview: Overview) -> WSGIApplication:
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path, method = environ.get("PATH_INFO") or "/", environ["REQUEST_METHOD"]
         if method not in ("GET", "HEAD"):
@@ -120,16 +122,24 @@ def _application(exporter: Exporter, missing: Callable[[], str]) -> WSGIApplicat
         if path == "/metrics":
             return _metrics(exporter, environ, start_response)
         if path == "/":
-            body = _text(start_response, "200 OK", b"vpmu-agent; the metrics are at /metrics\n")
+            body = [landing.page(overview.state()).encode()]
+            start_response("200 OK", [*landing.HEADERS, _NO_SNIFFING])
+        elif path == "/api/v1/state":
+            body = [f"{state_json(overview.state())}\n".encode()]
+            start_response("200 OK", [("Content-Type", "application/json"), _NO_STORE, _NO_SNIFFING])
         elif path == "/-/healthy":
             body = _text(start_response, "200 OK", b"healthy\n")
         elif path == "/-/ready":
-            body = _ready(start_response, missing())
+            body = _ready(start_response, overview.missing())
         else:
             body = _text(start_response, "404 Not Found", b"not here; the metrics are at /metrics\n")
         return [] if method == "HEAD" else body
 
     return application
+
+
+_NO_STORE = ("Cache-Control", "no-store")
+_NO_SNIFFING = ("X-Content-Type-Options", "nosniff")
 
 
 def _ready(start_response: StartResponse, missing: str) -> list[bytes]:
@@ -149,7 +159,8 @@ def _metrics(exporter: Exporter, environ: WSGIEnvironment, start_response: Start
     # A HEAD is no scrape: it must not take the last counts of a VM that is gone.
     is_scrape = environ["REQUEST_METHOD"] == "GET"
     chunks = exporter.scrape(openmetrics=openmetrics) if is_scrape else iter(())
-    headers = [("Content-Type", OPENMETRICS if openmetrics else TEXT), ("Vary", "Accept, Accept-Encoding")]
+    headers = [("Content-Type", OPENMETRICS if openmetrics else TEXT), _NO_SNIFFING]
+    headers.append(("Vary", "Accept, Accept-Encoding"))
     start_response("200 OK", [*headers, ("Content-Encoding", "gzip")] if gzip else headers)
     return _gzipped(chunks) if gzip and is_scrape else chunks
 
@@ -181,7 +192,7 @@ def _gzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
 def _text(
     start_response: StartResponse, status: str, body: bytes, headers: Iterable[tuple[str, str]] = ()
 ) -> list[bytes]:
-    start_response(status, [("Content-Type", "text/plain; charset=utf-8"), *headers])
+    start_response(status, [("Content-Type", "text/plain; charset=utf-8"), _NO_SNIFFING, *headers])
     return [body]
 
 

@@ -148,6 +148,8 @@ class Snapshot:
     functions: Sequence[str]
     lost: Mapping[str, int]
     occupancy: Mapping[str, tuple[int, int]]
+    since_ns: int
+    """When these probes came, or those before them went; nanoseconds since the epoch."""
     loads: int
     """How often probes were loaded, the first time included."""
     per_counter: bool
@@ -182,10 +184,11 @@ class Watch:
         self._kept: dict[str, _Kept] = {}
         self._lost = Counter[str]()  # by probes that were replaced
         self._loads = 1
+        self._since_ns = time.time_ns()
         self._read_at = time.monotonic()
 
-    def snapshot(self) -> Snapshot:
-        """All that is known now, for one scrape."""
+    def snapshot(self, *, is_scrape: bool = True) -> Snapshot:
+        """All that is known now. Only a scrape is told of VMs that are gone for the last time."""
         with self._lock:
             vms: dict[str, Counts] = {}
             about: dict[str, VmInfo] = {}
@@ -194,7 +197,7 @@ class Watch:
                 about[name] = self._known[tgid]
                 vms[name] = vms[name] + counts if name in vms else counts
             for name, kept in self._kept.items():
-                kept.is_shown = True
+                kept.is_shown |= is_scrape
                 about.setdefault(name, kept.about)
                 vms[name] = vms[name] + kept.counts if name in vms else kept.counts
             return Snapshot(
@@ -204,6 +207,7 @@ class Watch:
                 functions=self._probes.functions,
                 lost=self._lost_now(),
                 occupancy=self._probes.occupancy(),
+                since_ns=self._since_ns,
                 loads=self._loads,
                 per_counter=self._per_counter,
             )
@@ -245,6 +249,7 @@ class Watch:
             self._keep(self._known)
             self._lost = self._lost_now()
             self._probes = probes
+            self._since_ns = time.time_ns()
             self._loads += bool(probes.functions)  # there are none while KVM is away
 
     def count_per_counter(self, wanted: bool) -> None:

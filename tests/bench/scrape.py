@@ -19,7 +19,9 @@ from uuid import UUID
 
 from vpmu_agent.metrics import OPENMETRICS, Exporter
 from vpmu_agent.model.automaton import SLOTS
+from vpmu_agent.overview import Overview
 from vpmu_agent.probes.record import LOST_REASONS, VCPU, Layout, pmc_layout
+from vpmu_agent.recent import Recent
 from vpmu_agent.server import Address, Server
 from vpmu_agent.vmm import Vmm
 from vpmu_agent.vms import VmInfo
@@ -172,7 +174,8 @@ def _pmc_counts(vcpu: int, idx: int) -> _Numbers:
 
 def _serve(vms: int, *, per_counter: bool) -> None:
     with closing(Server(Address("127.0.0.1", 0))) as server:
-        server.start(Exporter(Watch(Maps(vms), _Names(), per_counter=per_counter)), str)
+        watch = Watch(Maps(vms), _Names(), per_counter=per_counter)
+        server.start(Exporter(watch), Overview(watch, Recent(), str))
         print(server.address, flush=True)
         sys.stdin.read()
 

@@ -20,6 +20,8 @@ from tests.unit.counted import Maps, Processes
 from tests.unit.scenes import Guest
 from vpmu_agent.metrics import Exporter
 from vpmu_agent.model.call import Call, CallName
+from vpmu_agent.overview import Overview
+from vpmu_agent.recent import Recent
 from vpmu_agent.recording import Recording
 from vpmu_agent.server import Address, Server
 from vpmu_agent.watch import Watch
@@ -61,6 +63,7 @@ class Host:
         self._vm = vm
         self._fed = fed
         self.watch = Watch(maps, self._vms)
+        self.overview = Overview(self.watch, Recent(), str)
 
     def step(self) -> None:
         """Lets time go by."""
@@ -104,7 +107,7 @@ def serve() -> None:
         addresses = {}
         for name, host in found.items():
             server = stack.enter_context(closing(Server(_LOCAL)))
-            server.start(Exporter(host.watch), str)
+            server.start(Exporter(host.watch), host.overview)
             addresses[name] = str(server.address)
         # Bound, so that nobody else gets it, and not listening.
         down = stack.enter_context(socket.socket())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import http.client
+import json
 import socket
 import threading
 import time
@@ -16,6 +17,8 @@ from tests.unit.counted import Maps, Processes
 from tests.unit.scenes import Guest
 from vpmu_agent import metrics, server
 from vpmu_agent.metrics import Exporter
+from vpmu_agent.overview import Overview
+from vpmu_agent.recent import Recent
 from vpmu_agent.server import Address, ListenError, Server, accepts_gzip, accepts_openmetrics, parse_address
 from vpmu_agent.watch import Watch
 
@@ -41,14 +44,19 @@ def watch(maps: Maps, vms: Processes) -> Watch:
 @pytest.fixture
 def running(watch: Watch) -> Iterator[Server]:
     with closing(Server(LOOPBACK)) as made:
-        made.start(Exporter(watch), str)
+        made.start(Exporter(watch), Overview(watch, Recent(), str))
         yield made
+
+
+def start(made: Server, missing: str = "") -> None:
+    watch = Watch(Maps(), Processes())
+    made.start(Exporter(watch), Overview(watch, Recent(), lambda: missing))
 
 
 @contextmanager
 def served(address: Address, missing: str = "") -> Iterator[Server]:
     with closing(Server(address)) as made:
-        made.start(Exporter(Watch(Maps(), Processes())), lambda: missing)
+        start(made, missing)
         yield made
 
 
@@ -193,11 +201,28 @@ def test_a_scrape_that_fails_is_said_to(
     assert get(running, "/-/healthy")[0] == 200
 
 
+def test_the_page_and_its_state(running: Server) -> None:
+    status, content_type, body = get(running, "/")
+    assert (status, content_type) == (200, "text/html; charset=utf-8")
+    assert "web01" in body
+    status, content_type, body = get(running, "/api/v1/state")
+    assert (status, content_type) == (200, "application/json")
+    assert json.loads(body)["vms"][0]["vm"] == "web01"
+    assert body.endswith("}\n")
+
+
+def test_no_answer_is_taken_for_something_else(running: Server) -> None:
+    for path in ("/", "/metrics", "/api/v1/state", "/-/healthy", "/-/ready", "/nothing"):
+        with connected(running) as client:
+            client.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+            head = answer(client).partition(b"\r\n\r\n")[0]
+        assert b"\r\nX-Content-Type-Options: nosniff" in head
+        assert (b"\r\nContent-Security-Policy: default-src 'none'; " in head) == (path == "/")
+
+
 def test_the_other_pages(running: Server) -> None:
     assert get(running, "/-/healthy")[::2] == (200, "healthy\n")
-    status, _, body = get(running, "/")
-    assert (status, "/metrics" in body) == (200, True)
-    for path in ("/favicon.ico", "/metrics/", "/nothing", "/-/"):
+    for path in ("/favicon.ico", "/metrics/", "/nothing", "/-/", "/api/v1"):
         assert get(running, path)[0] == 404
 
 
@@ -397,7 +422,7 @@ def test_a_client_that_leaves_early_is_its_own_affair(
 def test_closing_frees_the_port_and_ends_the_thread() -> None:
     made = Server(LOOPBACK)
     before = threading.active_count()
-    made.start(Exporter(Watch(Maps(), Processes())), str)
+    start(made)
     address = made.address
     made.close()
     made.close()

@@ -22,6 +22,8 @@ from tests.unit.commands import ROOT, invoke
 from tests.unit.counted import Maps, Processes
 from vpmu_agent import server, web_config
 from vpmu_agent.metrics import Exporter
+from vpmu_agent.overview import Overview
+from vpmu_agent.recent import Recent
 from vpmu_agent.server import Address, Server, WebConfigError
 from vpmu_agent.watch import Watch
 from vpmu_agent.web_config import Users, WebFile
@@ -87,7 +89,8 @@ def served(folder: Path, text: str) -> Iterator[tuple[Server, list[str]]]:
     said: list[str] = []
     web = WebFile(written(folder, text), said.append)
     with closing(Server(Address("127.0.0.1", 0), web)) as made:
-        made.start(Exporter(Watch(Maps(), Processes())), str)
+        watch = Watch(Maps(), Processes())
+        made.start(Exporter(watch), Overview(watch, Recent(), str))
         yield made, said
 
 
