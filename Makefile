@@ -25,11 +25,14 @@ DEB_PACKAGES := build-essential debhelper dh-python lintian pybuild-plugin-pypro
 # What the package is installed in.
 DEB_PACKAGES += debootstrap
 
+# What the page is opened in.
+PAGE_PACKAGES := chromium
+
 # What `make bench` measures the monitor against, and with.
 BENCH_PACKAGES := bpftrace bpftool
 
 .PHONY: demo demo-grouped test check lint format unit slow bpf fuzz lab lab-stock lab-service lab-grouped lab-kernel \
-	dashboards dashboards-check docs recordings deb deb-test bench clean
+	dashboards dashboards-check docs page recordings deb deb-test bench clean
 
 demo: .venv/ready
 	$(PYTHON) -m tests.lab.demo
@@ -38,7 +41,7 @@ demo: .venv/ready
 demo-grouped: .venv/ready lab-kernel
 	$(PYTHON) -m tests.lab.demo --grouped
 
-test: check bpf dashboards-check deb-test lab
+test: check bpf dashboards-check page deb-test lab
 
 check: lint unit
 
@@ -95,6 +98,10 @@ docs: .venv/ready
 dashboards-check: .venv/ready
 	.venv/bin/pytest -q tests/dashboards
 
+# The page at / in headless Chromium; leaves screenshots in build/page/ to look at. Half a minute.
+page: .venv/page
+	.venv/bin/pytest -q tests/page
+
 # Makes tests/data/ anew from the lab's guests.
 recordings: .venv/ready lab-kernel
 	$(PYTHON) -m tests.lab.record
@@ -127,6 +134,10 @@ endef
 
 .venv/deb: .venv/ready
 	$(call install,$(DEB_PACKAGES))
+	@touch $@
+
+.venv/page: .venv/ready
+	$(call install,$(PAGE_PACKAGES))
 	@touch $@
 
 .venv/bench: .venv/ready

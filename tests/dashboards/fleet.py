@@ -28,7 +28,7 @@ from vpmu_agent.watch import Watch
 
 _DATA = Path(__file__).parents[1] / "data"
 _STEP_S = 0.1
-_LOCAL = Address("127.0.0.1", 0)
+LOCAL = Address("127.0.0.1", 0)
 
 
 def recorded(name: str) -> list[Call]:
@@ -106,7 +106,7 @@ def serve() -> None:
         found = hosts()
         addresses = {}
         for name, host in found.items():
-            server = stack.enter_context(closing(Server(_LOCAL)))
+            server = stack.enter_context(closing(Server(LOCAL)))
             server.start(Exporter(host.watch), host.overview)
             addresses[name] = str(server.address)
         # Bound, so that nobody else gets it, and not listening.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -234,6 +235,13 @@ def test_a_file_that_asks_for_nothing_changes_nothing(folder: Path, text: str) -
     with served(folder, text) as (made, _):
         assert get(made).status == 200
         assert made.url.startswith("http://")
+
+
+def test_the_example_of_the_readme_is_one(folder: Path) -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    config = WebFile(written(folder, example), pytest.fail).current
+    assert config.tls
+    assert config.users
 
 
 # TLS
