@@ -97,7 +97,7 @@ class Server:
     @property
     def url(self) -> str:
         """The same as a person would write it into a browser, without a path."""
-        return f"{'https' if self._web and self._web.current.tls else 'http'}://{self.address}"
+        return f"{'https' if self._web and self._web.current().tls else 'http'}://{self.address}"
 
     def start(self, exporter: Exporter, overview: Overview) -> None:
         """Answers with the metrics of `exporter` and the page of `overview` from now on."""

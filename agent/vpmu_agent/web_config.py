@@ -65,7 +65,6 @@ class WebFile:
         self._seen: dict[Path, _Stamp] = {}
         self._config = self._read()
 
-    @property
     def current(self) -> WebConfig:
         """What holds now."""
         if self._has_changed():
@@ -87,7 +86,7 @@ class WebFile:
 
         The timeout of `client` bounds the handshake. OSError if it fails, and `client` is closed then.
         """
-        config = self.current
+        config = self.current()
         if config.tls is None:
             return client
         if client.recv(1, socket.MSG_PEEK) != _HANDSHAKE:
@@ -106,7 +105,7 @@ class WebFile:
         """The same for users that are known, and with the headers that the file has."""
 
         def guard(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-            config = self.current
+            config = self.current()
             theirs = {name.lower() for name in config.headers}
 
             def start(
@@ -131,8 +130,11 @@ class WebFile:
         return any(_stamp(path) != stamp for path, stamp in self._seen.items())
 
     def _read(self) -> WebConfig:
-        self._seen = {}  # filled as far as it goes: what is wrong may be mended in any of them
-        return _read(self.path, self._seen)
+        seen: dict[Path, _Stamp] = {}
+        try:
+            return _read(self.path, seen)
+        finally:
+            self._seen = seen  # of a failure, too: it may be mended in any of them
 
 
 def check(path: Path) -> None:
@@ -301,7 +303,7 @@ def _read(path: Path, seen: dict[Path, _Stamp]) -> WebConfig:
     fields = _Value(path, "", root).fields(_SECTIONS, _UNSUPPORTED)
     http = fields["http_server_config"].fields(_HTTP) if "http_server_config" in fields else {}
     if "http2" in http:
-        http["http2"].boolean()  # may be true: what is offered here is up to the client, and to us
+        http["http2"].boolean()  # either is kept to: it allows HTTP/2, and nobody must offer it
     tls, allowed_sans = None, frozenset[str]()
     if "tls_server_config" in fields:
         tls, allowed_sans = _tls(fields["tls_server_config"], seen)
