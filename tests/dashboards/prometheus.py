@@ -82,9 +82,10 @@ def _result(data: Mapping[str, Any]) -> Result:
 
 
 @contextmanager
-def running(folder: Path, targets: Mapping[str, str]) -> Iterator[Prometheus]:
+def running(folder: Path, targets: Mapping[str, str], **how: Any) -> Iterator[Prometheus]:
     """A Prometheus with our rules that scrapes hosts, by name, every second. Its log is left in the folder.
 
+    `how` is more of its `scrape_config`.
     The rules' windows are shortened to WINDOW, and all are evaluated every second: nobody waits minutes.
     """
     if shutil.which("prometheus") is None:
@@ -98,7 +99,7 @@ def running(folder: Path, targets: Mapping[str, str]) -> Iterator[Prometheus]:
     config = {
         "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
         "rule_files": [path.name for path in RULES],
-        "scrape_configs": [{"job_name": "vpmu-agent", "static_configs": hosts}],
+        "scrape_configs": [{"job_name": "vpmu-agent", "static_configs": hosts, **how}],
     }
     (folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
     address = f"127.0.0.1:{_free_port()}"

@@ -20,6 +20,7 @@ from pathlib import Path
 import bcrypt
 import pytest
 
+from tests.unit import pki
 from tests.unit.commands import ROOT, invoke
 from tests.unit.counted import Maps, Processes
 from vpmu_agent import server, web_config
@@ -35,46 +36,17 @@ TLS = "tls_server_config: {cert_file: server.crt, key_file: server.key"
 
 
 @pytest.fixture(scope="session")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two authorities; certificates of the first for a server (and a second one), and for a client."""
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where pki.py has made some."""
     folder = tmp_path_factory.mktemp("pki")
-    names = "subjectAltName=DNS:prometheus.example,IP:192.0.2.7,IP:2001:db8::1,email:ops@example.org"
-    certificate(folder, "ca")
-    certificate(folder, "stranger")
-    certificate(
-        folder, "server", "-CA", "ca.crt", "-CAkey", "ca.key", "-addext", "subjectAltName=IP:127.0.0.1"
-    )
-    certificate(folder, "next", "-CA", "ca.crt", "-CAkey", "ca.key", "-addext", "subjectAltName=IP:127.0.0.1")
-    certificate(folder, "client", "-CA", "ca.crt", "-CAkey", "ca.key", "-addext", names)
-    openssl(folder, "ec", "-in", "server.key", "-aes128", "-passout", "pass:x", "-out", "locked.key")
+    pki.make(folder)
     return folder
 
 
-def certificate(folder: Path, name: str, *options: str) -> None:
-    """`name`.crt and `name`.key."""
-    made = ("-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")
-    openssl(
-        folder,
-        "req",
-        *made,
-        "-subj",
-        f"/CN={name}",
-        "-keyout",
-        f"{name}.key",
-        "-out",
-        f"{name}.crt",
-        *options,
-    )
-
-
-def openssl(folder: Path, *arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-
 @pytest.fixture
-def folder(pki: Path, tmp_path: Path) -> Path:
+def folder(certificates: Path, tmp_path: Path) -> Path:
     """A place for a file, with all of these beside it."""
-    for file in pki.iterdir():
+    for file in certificates.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     return tmp_path
 
