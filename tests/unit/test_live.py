@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from urllib.error import HTTPError
 
 import psutil
 import pytest
@@ -96,6 +97,8 @@ def test_run_serves_what_it_sees_until_it_is_told_to_end() -> None:
                 text = answer.read().decode()
         assert f'vpmu_calls_total{{call="create",vm="{name}"}} 3\n' in text
         assert 'vpmu_agent_lost_records_total{reason="ring_full"} 0.0\n' in text
+        with urllib.request.urlopen(f"http://{address}/-/ready", timeout=10) as answer:
+            assert answer.read() == b"ready\n"
         assert "vpmu_pmc_calls_total{" in text
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
@@ -135,6 +138,10 @@ def test_a_daemon_that_waits_for_kvm_serves_meanwhile() -> None:
         address = read_until(process.stderr, b"serving http://").decode().split("/")[2]
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
             assert b'vpmu_agent_attached_probes{mode="none"} 0.0\n' in answer.read()
+        with pytest.raises(HTTPError, match="503"):
+            urllib.request.urlopen(f"http://{address}/-/ready", timeout=10)
+        with urllib.request.urlopen(f"http://{address}/", timeout=10) as answer:
+            assert b"KVM is not loaded" in answer.read()
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
 

@@ -9,6 +9,7 @@ import re
 import socket
 import ssl
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ import bcrypt
 import pytest
 
 from tests.unit import pki
-from tests.unit.commands import ROOT, invoke
+from tests.unit.commands import ROOT, invoke, read_until, started
 from tests.unit.counted import Maps, Processes
 from vpmu_agent import server, web_config
 from vpmu_agent.metrics import Exporter
@@ -195,22 +196,39 @@ def test_the_command_line_says_so_and_starts_nothing(folder: Path) -> None:
     assert "none.yml: cannot be read by user " in done.stderr
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can become somebody else")
-def test_who_may_not_read_it_is_told_who_that_was(folder: Path) -> None:
-    folder.chmod(0o755)
-    path = written(folder, TLS + "}")
-    (folder / "server.key").chmod(0o600)
-    for parent in folder.parents[:-2]:
-        parent.chmod(0o755)
-    web = WebFile(path, pytest.fail)
-    os.seteuid(65534)
-    try:
-        with pytest.raises(
-            WebConfigError, match=r"server\.key cannot be read by user nobody: Permission .*--user"
-        ):
-            web.reload()
-    finally:
-        os.seteuid(0)
+@pytest.fixture
+def public(certificates: Path) -> Iterator[Path]:
+    """The same where other users look: pytest's own folders are for one alone."""
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        folder.chmod(0o755)
+        for name in ("ca.crt", "server.crt", "server.key"):
+            (folder / name).write_bytes((certificates / name).read_bytes())
+        yield folder
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone becomes somebody else")
+def test_it_must_be_readable_for_the_user_that_the_daemon_becomes(public: Path) -> None:
+    path = written(public, TLS + "}")
+    (public / "server.key").chmod(0o600)
+    with started("run", "--listen", "127.0.0.1:0", "--web.config.file", str(path)) as process:
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert errors.decode() == (
+        f"Error: {path}:1: tls_server_config.key_file: {public}/server.key cannot be read by user nobody: "
+        "Permission denied; let that user read it, or run as one that may (--user)\n"
+    )
+
+
+def test_the_daemon_serves_as_the_file_says(public: Path) -> None:
+    path = written(public, f"{TLS}}}\nbasic_auth_users: {{alice: {ALICE}}}")
+    with started("run", "--listen", "127.0.0.1:0", "--web.config.file", str(path)) as process:
+        url = read_until(process.stderr, b"serving https://").decode().split()[1]
+        for who, status in ((), "401"), (("--user", "alice:secret"), "200"):
+            command = ["curl", "-sS", "--cacert", "ca.crt", *who, "-w", "%{http_code}", url]
+            done = subprocess.run(command, cwd=public, capture_output=True, text=True, timeout=20, check=True)
+            assert done.stdout.endswith(status)
+            assert ("vpmu_agent_build_info" in done.stdout) == (status == "200")
 
 
 @pytest.mark.parametrize(
