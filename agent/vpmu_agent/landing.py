@@ -158,7 +158,7 @@ def _diverging(state: State) -> str:
 
 
 def _diverging_row(each: Diverging) -> str:
-    vcpu, pmc = ("any" if value is None else value for value in (each.vcpu, each.pmc))
+    vcpu, pmc = ("?" if value is None else value for value in (each.vcpu, each.pmc))
     kind = each.kind.replace("_", "_<wbr>")
     return (
         f'<th scope="row">{escape(each.vm)}</th><td class="number">{vcpu}</td><td>{pmc}</td>'

@@ -74,6 +74,11 @@ class WebConfigError(Exception):
     """The file of --web.config.file, or one that it names, cannot be used; the message says where and why."""
 
 
+def time_left(end: float) -> float:
+    """Seconds until `end` (time.monotonic()), for a socket: never 0, which would mean not to wait."""
+    return max(end - time.monotonic(), 0.001)
+
+
 class Server:
     """Listens from the moment it is made; answers between `start()` and `close()`.
 
@@ -236,8 +241,7 @@ class _Stream(io.RawIOBase):
         self._end = time.monotonic() + ANSWER_S
 
     def _limit_time(self) -> None:
-        # Of each call; sendall() takes it for the whole of it. 0 would mean not to wait, not even for room.
-        self._client.settimeout(max(self._end - time.monotonic(), 0.001))
+        self._client.settimeout(time_left(self._end))  # sendall() takes it for all that it sends
 
 
 class _Request(WSGIRequestHandler):
@@ -249,8 +253,7 @@ class _Request(WSGIRequestHandler):
 
     def setup(self) -> None:
         end = time.monotonic() + REQUEST_S
-        self.request.settimeout(REQUEST_S)
-        secured = self.server.web.secured(self.request) if self.server.web else self.request
+        secured = self.server.web.secured(self.request, end) if self.server.web else self.request
         self._speaks_plainly = secured is None
         self.connection = secured or self.request
         self._stream = _Stream(self.connection, end)

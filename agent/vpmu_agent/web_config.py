@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import hmac
 import ipaddress
 import os
@@ -29,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import bcrypt
 import yaml
 
-from vpmu_agent.server import WebConfigError
+from vpmu_agent.server import WebConfigError, time_left
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -81,18 +80,20 @@ class WebFile:
         with self._lock:
             self._config = self._read()
 
-    def secured(self, client: socket.socket) -> socket.socket | None:
+    def secured(self, client: socket.socket, end: float) -> socket.socket | None:
         """The client behind TLS, if that is wanted; None if it speaks something else.
 
-        The timeout of `client` bounds the handshake. OSError if it fails, and `client` is closed then.
+        OSError if the handshake fails, or is not over at `end` (time.monotonic()); `client` is closed then.
         """
         config = self.current()
         if config.tls is None:
             return client
+        client.settimeout(time_left(end))
         if client.recv(1, socket.MSG_PEEK) != _HANDSHAKE:
             return None
         connection = config.tls.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
         try:
+            connection.settimeout(time_left(end))
             connection.do_handshake()
             if config.allowed_sans and config.allowed_sans.isdisjoint(_sans(connection.getpeercert())):
                 raise ConnectionAbortedError("client_allowed_sans has none of the certificate's names")
@@ -164,7 +165,7 @@ class Users:
     def admits(self, authorization: str) -> bool:
         """Whether the value of an Authorization header is of one of them. Raises BusyError."""
         user, password = _credentials(authorization)
-        digest = hmac.digest(self._key, b"\0".join((user.encode(), password)), hashlib.sha256)
+        digest = hmac.digest(self._key, b"\0".join((user.encode(), password)), "sha256")
         if hmac.compare_digest(self._proved.get(user, b""), digest):
             return True
         if not user or b"\0" in password:  # which bcrypt does not take
@@ -298,8 +299,8 @@ def _read(path: Path, seen: dict[Path, _Stamp]) -> WebConfig:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else f"{path}"
         raise WebConfigError(f"{place}: is no YAML: {getattr(error, 'problem', None) or error}") from error
-    if root is None:  # as if there were no file: that is how the toolkit takes it, too
-        return WebConfig()
+    if root is None:  # also for the moment in which somebody writes it: that must not open all doors
+        raise WebConfigError(f"{path}: is empty; to serve everybody, leave --web.config.file out")
     fields = _Value(path, "", root).fields(_SECTIONS, _UNSUPPORTED)
     http = fields["http_server_config"].fields(_HTTP) if "http_server_config" in fields else {}
     if "http2" in http:
@@ -325,10 +326,8 @@ def _tls(section: _Value, seen: dict[Path, _Stamp]) -> tuple[ssl.SSLContext, fro
     _set_versions(context, fields)
     if "cipher_suites" in fields:
         context.set_ciphers(":".join(fields["cipher_suites"].choices(_SUITES, _UNSUPPORTED_SUITES)))
-    prefers_own = (
-        "prefer_server_cipher_suites" not in fields or fields["prefer_server_cipher_suites"].boolean()
-    )
-    if not prefers_own:
+    prefers_own = fields.get("prefer_server_cipher_suites")
+    if prefers_own and not prefers_own.boolean():
         context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
     if "curve_preferences" in fields:
         curve, *others = fields["curve_preferences"].choices(_CURVES, _UNSUPPORTED_CURVES)
@@ -342,11 +341,12 @@ def _tls(section: _Value, seen: dict[Path, _Stamp]) -> tuple[ssl.SSLContext, fro
 
 
 def _set_versions(context: ssl.SSLContext, fields: _Fields) -> None:
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
     if "min_version" in fields:
         context.minimum_version = fields["min_version"].choice(_VERSIONS, _BROKEN_VERSIONS)
     if "max_version" in fields:
         context.maximum_version = fields["max_version"].choice(_VERSIONS, _BROKEN_VERSIONS)
-        if fields["max_version"].text() < (fields["min_version"].text() if "min_version" in fields else ""):
+        if context.maximum_version < context.minimum_version:
             raise fields["max_version"].refused("is lower than min_version")
 
 
@@ -359,12 +359,11 @@ def _load_certificate(context: ssl.SSLContext, cert: _Value, key: _Value, seen: 
             raise value.refused(f"{value.path()} has no {what.lower()} in PEM")
     try:
         context.load_cert_chain(cert.path(), key.path(), no_passphrase)
-    except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
+    except OSError as error:  # ssl.SSLError is one
+        reason = getattr(error, "reason", None)
+        if reason == "KEY_VALUES_MISMATCH":
             raise key.refused(f"{key.path()} is not the key of the certificate {cert.path()}") from error
-        raise cert.refused(
-            f"{cert.path()} and {key.path()} cannot be used: {error.reason or error}"
-        ) from error
+        raise cert.refused(f"{cert.path()} and {key.path()} cannot be used: {reason or error}") from error
 
 
 def _set_clients(context: ssl.SSLContext, fields: _Fields, seen: dict[Path, _Stamp]) -> frozenset[str]:
@@ -409,10 +408,8 @@ def _unreadable(error: OSError) -> str:
         user = pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         user = str(os.geteuid())
-    found = f"cannot be read by user {user}: {error.strerror}"
-    return (
-        f"{found}; let that user read it, or run as one that may (--user)" if error.errno == EACCES else found
-    )
+    todo = "; let that user read it, or run as one that may (--user)" if error.errno == EACCES else ""
+    return f"cannot be read by user {user}: {error.strerror}{todo}"
 
 
 def _headers(section: _Value) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import getpass
 import http.client
 import os
 import re
@@ -116,6 +117,8 @@ def basic(user: str) -> str:
 # What is refused
 
 BAD_FILES = {
+    "": r"web\.yml: is empty; to serve everybody, leave --web\.config\.file out",
+    "# nothing\n": r"web\.yml: is empty",
     "[": r"web\.yml:\d: is no YAML: ",
     "a: b\n--- \nc: d": r"web\.yml:2: is no YAML: ",
     "- a": r"web\.yml:1: must have keys of its own",
@@ -231,9 +234,7 @@ def test_the_daemon_serves_as_the_file_says(public: Path) -> None:
             assert ("vpmu_agent_build_info" in done.stdout) == (status == "200")
 
 
-@pytest.mark.parametrize(
-    "text", ["", "# nothing\n", "basic_auth_users: {}", "http_server_config: {http2: true}"]
-)
+@pytest.mark.parametrize("text", ["{}", "basic_auth_users: {}", "http_server_config: {http2: true}"])
 def test_a_file_that_asks_for_nothing_changes_nothing(folder: Path, text: str) -> None:
     with served(folder, text) as (made, _):
         assert get(made).status == 200
@@ -494,10 +495,16 @@ def test_what_cannot_be_used_is_said_once_and_what_was_before_stays(folder: Path
         # Mended, though not the file itself.
         (folder / "server.key").write_bytes(key)
         assert get(made, tls=context, user="alice:secret").status == 200
+        for text in ("", f"{TLS}}}\nbasic_auth_users:\n"):  # somebody is writing it
+            written(folder, text)
+            assert get(made, tls=context).status == 401
         (folder / "web.yml").unlink()
         assert get(made, tls=context).status == 401
-        assert len(said) == 2
-        assert "web.yml: cannot be read" in said[1]
+        assert [line.partition("web.yml:")[2].split(";")[0] for line in said[1:]] == [
+            " is empty",
+            "2: basic_auth_users: must have keys of its own, each on a line and further to the right",
+            f" cannot be read by user {getpass.getuser()}: No such file or directory",
+        ]
 
 
 def test_a_reload_says_what_cannot_be_used_and_what_was_before_stays(folder: Path) -> None:
