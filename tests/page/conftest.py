@@ -19,6 +19,7 @@ from vpmu_agent.overview import Overview
 from vpmu_agent.probes import FUNCTIONS
 from vpmu_agent.recent import Recent
 from vpmu_agent.server import Server
+from vpmu_agent.web_config import WebFile
 
 HOSTILE = "<img src=x onerror=document.title='mine'>"
 
@@ -28,7 +29,7 @@ _STEP_S = 0.2
 class Shown:
     """A host, its server, and a load that moves."""
 
-    def __init__(self, *guests: str) -> None:
+    def __init__(self, *guests: str, web: WebFile | None = None) -> None:
         """Beside the VMs of recordings there are guests that leave events behind."""
         calls = [recorded(name) for name in ("guest_a", "grouped", "partial_groups", "guest_b")]
         faulty = [orphans(Guest(name, 9000 + n)) for n, name in enumerate(guests)]
@@ -45,7 +46,7 @@ class Shown:
                     self.recent.add(*said)
             for _ in range(30):
                 self.host.step()
-        self.server = Server(LOCAL)
+        self.server = Server(LOCAL, web)
         self.url = f"{self.server.url}/"
         self._stop = threading.Event()
         self._load = threading.Thread(target=self._move)

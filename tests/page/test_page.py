@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.page.browser import Browser
 from tests.page.conftest import HOSTILE, Shown
+from tests.unit.test_web_config import ALICE
+from vpmu_agent.web_config import WebFile
 
 BUILD = Path(__file__).parents[2] / "build" / "page"
 
@@ -86,6 +89,18 @@ def test_a_vm_named_to_do_harm_is_a_text(browser: Browser, shown: Shown) -> None
         assert browser.evaluate("document.title").endswith(": vpmu-agent")
         browser.wait("document.querySelector('#vms').innerText.includes('s/s')")
     assert browser.evaluate("document.documentElement.scrollWidth") == 390
+    assert browser.complaints == []
+
+
+def test_it_is_live_behind_a_password(browser: Browser, tmp_path: Path) -> None:
+    users = tmp_path / "web.yml"
+    users.write_text(f"basic_auth_users: {{alice: {ALICE}}}")
+    with closing(Shown("db01", web=WebFile(users, pytest.fail))) as shown:
+        shown.start()
+        browser.show(shown.url.replace("//", "//alice:secret@"))
+        seen = browser.text("#time")
+        browser.wait(f"document.querySelector('#time').innerText !== {seen!r}")
+        assert not browser.evaluate("document.querySelector('#gone').checkVisibility()")
     assert browser.complaints == []
 
 

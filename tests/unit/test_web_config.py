@@ -10,6 +10,7 @@ import re
 import socket
 import ssl
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -239,6 +240,11 @@ def test_a_file_that_asks_for_nothing_changes_nothing(folder: Path, text: str) -
     with served(folder, text) as (made, _):
         assert get(made).status == 200
         assert made.url.startswith("http://")
+
+
+def test_only_who_has_a_file_pays_for_reading_it() -> None:
+    code = "import sys, vpmu_agent.daemon; sys.exit(bool({'bcrypt', 'yaml'} & sys.modules.keys()))"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
 
 
 def test_the_example_of_the_readme_is_one(folder: Path) -> None:

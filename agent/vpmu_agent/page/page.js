@@ -7,7 +7,8 @@ async function renew() {
   if (!document.hidden && getSelection().isCollapsed) {
     const gone = document.getElementById("gone");
     try {
-      const answer = await fetch(location.href, { cache: "no-store" });
+      // Not location.href: there may be a password in it, and fetch() takes no such address.
+      const answer = await fetch(location.origin + location.pathname, { cache: "no-store" });
       if (!answer.ok) throw new Error(answer.status);
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       for (const part of document.querySelectorAll(".live")) {
