@@ -382,7 +382,7 @@ def test_the_installed_file_is_without_mistakes_as_it_is_and_uncommented(file: P
     assert config.read(SHIPPED, run) == {}
     text = re.sub(r"^# (\w+ = )", r"\1", SHIPPED.read_text(), flags=re.MULTILINE)
     web = file.with_name("web.yml")
-    web.write_text("")
+    web.write_text("http_server_config: {http2: true}")
     file.write_text(text.replace("/etc/vpmu-agent/web.yml", str(web)))
     assert list(config.read(file, run)) == KEYS
 
@@ -453,7 +453,7 @@ def test_a_reload_reads_the_web_configuration_too(
     configuration: Configuration, watch: Watch, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = file.with_name("web.yml")
-    path.write_text("")
+    path.write_text("http_server_config: {http2: true}")
     web = WebFile(path, report=pytest.fail)
     assert configuration.reload(watch, web).startswith(f"{path} too")
     path.write_text("basic_auth_user:\n")

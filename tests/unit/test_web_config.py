@@ -515,15 +515,15 @@ def test_what_cannot_be_used_is_said_once_and_what_was_before_stays(folder: Path
 
 def test_a_reload_says_what_cannot_be_used_and_what_was_before_stays(folder: Path) -> None:
     web = WebFile(written(folder, f"{TLS}}}"), pytest.fail)
-    before = web.current
+    before = web.current()
     key = (folder / "server.key").read_bytes()
     (folder / "server.key").write_bytes((folder / "next.key").read_bytes())
     with pytest.raises(WebConfigError, match="is not the key"):
         web.reload()
-    assert web.current is before
+    assert web.current() is before
     (folder / "server.key").write_bytes(key)
     web.reload()
-    assert web.current is not before
+    assert web.current() is not before
 
 
 # Headers
