@@ -302,7 +302,7 @@ def replay(
 @_duration
 @_attach
 @click.pass_context
-def run(ctx: click.Context, *, config: Path | None, duration: float | None, **params: Any) -> None:
+def run(ctx: click.Context, /, *, config: Path | None, duration: float | None, **params: Any) -> None:
     """Watch all VMs and serve metrics to Prometheus."""
     from vpmu_agent import daemon
 

@@ -28,7 +28,7 @@ MAX_SIZE = 16 * 1024
 _NO_KEYS = {"config", "duration"}  # the file itself, and an end that is for one run and not for a host
 
 # click's type of a parameter, what its value is in TOML, and how to say that. The last one fits the rest.
-_TYPES: tuple[tuple[type[click.ParamType], tuple[type, ...], str], ...] = (
+_TYPES: tuple[tuple[type, tuple[type, ...], str], ...] = (
     (click.types.BoolParamType, (bool,), "true or false"),
     (click.types.IntParamType, (int,), "a whole number"),
     (click.types.FloatParamType, (int, float), "a number"),

@@ -61,7 +61,7 @@ def test_the_man_page_has_nested_commands() -> None:
 
     @config.command()
     @click.argument("file")
-    @click.option("--deep", "-d", is_flag=True, help="All of `it`, at 5 % or \\n.")
+    @click.option("-d", "--deep", is_flag=True, help="All of `it`, at 5 % or \\n.")
     def check(file: str, deep: bool) -> None:
         """Look."""
 
