@@ -110,7 +110,8 @@ def _usage(context: click.Context) -> str:
 
 def _options(context: click.Context, params: Iterable[click.Parameter]) -> Iterator[str]:
     for param in params:
-        if record := param.get_help_record(context):
+        # Newer versions of click have one for arguments, too, of which there is nothing to say.
+        if isinstance(param, click.Option) and (record := param.get_help_record(context)):
             usage, help = record
             yield from (".TP", " ".join(map(_option_word, usage.split())), roff(help))
 
