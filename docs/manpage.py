@@ -28,6 +28,11 @@ model of what it should do.
 on any machine.
 """
 
+JOURNAL = """
+As a service, `run` sends divergences and failed creations to the journal, of each VM and kind the first few
+in a minute, with fields to search by: `journalctl -u vpmu-agent VPMU_VM=web01`.
+"""
+
 FILES = {
     f"{DEFAULT}": "What the service is configured with; each key is an option of `run`.",
     "/usr/share/vpmu-agent/dashboards/": "Grafana dashboards.",
@@ -35,6 +40,14 @@ FILES = {
     "/usr/share/doc/vpmu-agent/dashboards/README.md": "The runbooks of the alerts.",
     "/usr/share/doc/vpmu-agent/docs/metrics.md": "All metrics.",
     "/usr/share/doc/vpmu-agent/examples/web.yml": "An example of a file for `--web.config.file`.",
+}
+
+FIELDS = {
+    "VPMU_VM, VPMU_VCPU, VPMU_PMC": "The counter whose call this was.",
+    "VPMU_CALL, VPMU_EVENT": "The call, and which event of the counter's group it was for.",
+    "VPMU_KIND, VPMU_EXPECTED": "How the call diverged from the model, and what was expected instead.",
+    "VPMU_ERRNO": "Why an event could not be created.",
+    "VPMU_HELD_BACK": "How many more there were of this VM, kind and errno that were not told one by one.",
 }
 
 EXAMPLES = {
@@ -77,6 +90,9 @@ def _lines(commands: click.Group, version: str, date: str) -> Iterator[str]:
     yield ".SH FILES"
     for path, meaning in FILES.items():
         yield from (".TP", rf"\fI{roff(path)}\fR", roff(meaning))
+    yield from (".SH JOURNAL", *_prose(JOURNAL))
+    for names, meaning in FIELDS.items():
+        yield from (".TP", rf"\fB{roff(names)}\fR", roff(meaning))
     yield ".SH EXAMPLES"
     for purpose, line in EXAMPLES.items():
         yield from (".TP", roff(purpose), rf"\fB{roff(line)}\fR")

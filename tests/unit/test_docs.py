@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 
 import click
 import pytest
@@ -12,6 +13,7 @@ from docs import manpage, metrics
 from tests.unit.commands import invoke
 from tests.unit.counted import Maps, Processes
 from tests.unit.scenes import Guest
+from vpmu_agent import log
 from vpmu_agent.cli import cli
 from vpmu_agent.metrics import Exporter
 from vpmu_agent.watch import Watch
@@ -69,6 +71,12 @@ def test_the_man_page_has_nested_commands() -> None:
     assert "\n\\fBvpmu\\-agent config check\\fR \\fI[OPTIONS] FILE\\fR\n" in page
     assert "\n.SS config check\nLook.\n.TP\n\\fB\\-d\\fR, \\fB\\-\\-deep\\fR\n" in page
     assert "\nAll of \\fBit\\fR, at 5 % or \\en.\n" in page
+
+
+def test_the_man_page_has_the_fields_of_the_journal() -> None:
+    (section,) = re.findall(r"^\.SH JOURNAL\n(.*?)^\.SH", man(), re.MULTILINE | re.DOTALL)
+    used = set(re.findall(r"(VPMU_\w+)=", Path(log.__file__).read_text()))
+    assert used == set(re.findall(r"VPMU_\w+", section))
 
 
 def test_the_man_page_has_the_exit_statuses() -> None:
