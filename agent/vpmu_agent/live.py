@@ -19,15 +19,18 @@ if TYPE_CHECKING:
     from vpmu_agent.vms import Vms
 
 POLL_S = 0.1
+_SWEEP_S = 1.0
 
 
 class Source:
     """Attached probes, and the wish to end."""
 
-    def __init__(self, probes: Probes, stopped: Callable[[], bool]) -> None:
+    def __init__(self, probes: Probes, vms: Vms, stopped: Callable[[], bool]) -> None:
         self.mode = probes.mode
         self._probes = probes
+        self._vms = vms
         self._stopped = stopped
+        self._gone: set[int] = set()  # processes of which only the names are still known
 
     @property
     def attached(self) -> str:
@@ -37,8 +40,29 @@ class Source:
     def batches(self, duration_s: float | None) -> Iterator[list[tuple[Call, Verdict]]]:
         """The calls as they come, empty batches too, until it is time to end."""
         end = time.monotonic() + (math.inf if duration_s is None else duration_s)
+        swept = time.monotonic()
         while not self._stopped() and (left := end - time.monotonic()) > 0:
             yield self._probes.poll(min(POLL_S, left))
+            if time.monotonic() - swept >= _SWEEP_S:
+                self._sweep()
+                swept = time.monotonic()
+
+    def _sweep(self) -> None:
+        """Lets go of processes that are gone: a trace may be long, and the maps have bounds.
+
+        Their names stay until the next time, for calls of theirs may be on their way.
+        """
+        for tgid in self._gone:
+            self._vms.forget(tgid)
+        self._gone = {tgid for tgid in {tgid for tgid, _, _ in self._probes.vcpus()} if self._is_gone(tgid)}
+        if self._gone:
+            self._probes.forget(self._gone)
+
+    def _is_gone(self, tgid: int) -> bool:
+        if self._vms.is_alive(tgid):
+            return False
+        self._vms.about(tgid)  # nobody may have looked at it yet
+        return not self._vms.is_alive(tgid)
 
     def rest(self) -> list[tuple[Call, Verdict]]:
         """The calls that were still on their way; there will be no more."""
@@ -63,7 +87,7 @@ def attached(mode: Mode, vms: Vms) -> Iterator[Source]:
     from vpmu_agent import probes  # it loads what only a live host needs
 
     with probes.attach(mode=mode, vms=vms, stream=True) as live, stop_requests() as stopped:
-        yield Source(live, stopped)
+        yield Source(live, vms, stopped)
 
 
 @contextmanager

@@ -9,14 +9,24 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 from urllib.error import HTTPError
 
 import psutil
 import pytest
 
 from tests.unit.commands import daemon, daemon_of, invoke, lines, read_until, record, started
+from tests.unit.counted import Maps
 from tests.unit.scenes import Guest
+from vpmu_agent.live import Source
+from vpmu_agent.model.call import Call
+from vpmu_agent.model.verdict import Verdict
+from vpmu_agent.vms import Vms
+
+if TYPE_CHECKING:
+    from vpmu_agent.probes import Probes
 
 
 @pytest.fixture
@@ -122,6 +132,42 @@ def test_replay_and_help_need_no_bcc(recording: Path) -> None:
     )
     for arguments in ([], [str(recording)]):
         subprocess.run([sys.executable, "-c", code, *arguments], check=True, timeout=30, capture_output=True)
+
+
+def test_a_long_trace_lets_go_of_vms_that_are_gone() -> None:
+    with subprocess.Popen(["sleep", "60"]) as gone, subprocess.Popen(["sleep", "60"]) as stays:
+        maps, vms = Polled(), Vms()
+        for process in (gone, stays):
+            maps.feed(Guest(vms.name(process.pid), process.pid).life())
+        batches = Source(cast("Probes", maps), vms, lambda: False).batches(None)
+        wait_until(batches, lambda: maps.polls > 15)
+        assert {tgid for tgid, _, _ in maps.vcpus()} == {gone.pid, stays.pid}
+        gone.kill()
+        gone.wait()
+        wait_until(batches, lambda: {tgid for tgid, _, _ in maps.vcpus()} == {stays.pid})
+        assert gone.pid in vars(vms)["_vms"]  # for calls that are on their way
+        maps.polls = 0
+        wait_until(batches, lambda: maps.polls > 15)
+        assert vars(vms)["_vms"].keys() == {stays.pid}
+        stays.kill()
+
+
+class Polled(Maps):
+    """Probes that send nothing."""
+
+    polls = 0
+
+    def poll(self, timeout_s: float) -> list[tuple[Call, Verdict]]:
+        self.polls += 1
+        time.sleep(timeout_s)
+        return []
+
+
+def wait_until(batches: Iterator[object], condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        next(batches)
+        assert time.monotonic() < deadline
 
 
 @pytest.mark.parametrize("refusal", ["this kernel has no BTF", "KVM is not loaded"])
