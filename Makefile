@@ -109,6 +109,7 @@ recordings: .venv/ready lab-kernel
 
 # The Debian package, in dist/.
 deb: .venv/deb
+	rm -f dist/*.deb
 	debian/build dist
 
 # Installs it, and the wheel, in a minimal Debian 12, which is made once (two minutes) and kept outside of the tree.
