@@ -113,13 +113,12 @@ def run(settings_now: Callable[[], Settings], *, duration_s: float | None) -> No
     notify("STATUS=loading the probes")
     configuration = Configuration(settings_now)
     settings = configuration.settings
-    web = open_web_config(settings.web_config_file) if settings.web_config_file else None
     instance = kvm_instance()
     link = separate(probes.loader_command(settings.attach))
     faulthandler.enable()  # a service manager's watchdog sends SIGABRT: the log shall say where it hung
     give_up_privileges(link, settings.user)
-    if web:
-        web.reload()  # this user must be able to read it, now and when it changes
+    # Not before: this user must be able to read it, now and when it changes.
+    web = open_web_config(settings.web_config_file) if settings.web_config_file else None
     vms = Vms()
     recent, report = Recent(), Report()
 
