@@ -29,7 +29,7 @@ REQUEST_S = 5.0
 """How long a client may take for its request, from the connection to the last header."""
 
 ANSWER_S = 60.0
-"""How long it may take to read the answer: 7 MB for 1,000 VMs, and a slow link."""
+"""How long it may take to read the answer: 13 MB for 1,000 VMs, and a slow link."""
 
 MAX_REQUEST = 32 * 1024
 """Bytes of a request line and its headers; who sends more is told so."""
@@ -154,7 +154,7 @@ def _ready(start_response: StartResponse, missing: str) -> list[bytes]:
 
 
 def _metrics(exporter: Exporter, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """The metrics in chunks; in one piece they would be 7 MB for 1,000 VMs.
+    """The metrics in chunks; in one piece they would be 13 MB for 1,000 VMs.
 
     So nobody knows their length beforehand, and they end with the connection. Who must know that nothing is
     missing asks, as Prometheus does, for OpenMetrics, which has an end mark, or gzip, which has a checksum.
