@@ -7,23 +7,16 @@ PYTHON := .venv/bin/python
 PACKAGES := python3-bpfcc libbpf1 \
 	python3-bcrypt python3-click python3-prometheus-client python3-psutil python3-systemd python3-yaml
 
-# What the tests compile with, what the lab boots with.
-PACKAGES += python3-venv curl openssl \
-	gcc libc6-dev libelf-dev make \
-	linux-image-amd64 linux-headers-amd64 qemu-system-x86 udev kmod iproute2 procps zstd cpio \
-	busybox-static file systemd
-
-# What the lab's own kernel is built with; spatch loads libpython3.11.so, which only libpython3-dev has.
-PACKAGES += linux-source-6.1 coccinelle libpython3-dev dwarves flex bison bc libssl-dev rsync xz-utils
+# What the tests compile with, what makes the lab's root file systems, what virtme-ng boots them with.
+PACKAGES += python3-venv curl openssl gcc libc6-dev make \
+	mmdebstrap debian-archive-keyring \
+	qemu-system-x86 udev kmod iproute2 procps zstd busybox-static file systemd
 
 # What dashboards-check runs: prometheus and promtool.
 PACKAGES += prometheus
 
 # What builds the Debian package, as debian/control says, and looks at it.
-DEB_PACKAGES := build-essential debhelper dh-python lintian pybuild-plugin-pyproject python3-setuptools
-
-# What the package is installed in.
-DEB_PACKAGES += debootstrap
+DEB_PACKAGES := build-essential debhelper dh-python lintian pybuild-plugin-pyproject python3-build python3-setuptools
 
 # What the page is opened in.
 PAGE_PACKAGES := chromium

@@ -17,7 +17,8 @@ from typing import Any, Self
 
 from .errors import LabError
 
-COMMAND = Path(sys.prefix) / "bin" / "vpmu-agent"
+COMMAND = (sys.executable, "-m", "vpmu_agent")
+"""By the host's own Python, from the source tree. Its package is what the tests of the service run."""
 # Importing bcc and compiling take 10 to 20 s where every instruction is emulated, more with two at once.
 START_S = 120.0
 STOP_S = 60.0
@@ -63,7 +64,7 @@ class Agent:
         self._stderr = Path(self._scratch.name) / "stderr"
         with self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [str(COMMAND), *arguments], stdout=None if terminal else stdout, stderr=stderr
+                [*COMMAND, *arguments], stdout=None if terminal else stdout, stderr=stderr
             )
         try:
             self._wait_attached()

@@ -88,14 +88,15 @@ def main() -> int:
 
     def action() -> int:
         if places.in_vm():
-            return _inside(GROUPED if arguments.grouped else STOCK)
+            return _inside(GROUPED if control.is_grouped_kernel() else STOCK)
         with _progress() as say:
             say("building what the VM needs")
-            which = vm.chosen_kernel(arguments)
-            how = "hardware virtualization" if boot.accelerated(which) else "software emulation, some 20 s"
-            say(f"booting the kernel {which.release} ({how})")
-            command = ["python", "-m", "tests.lab.demo", *["--grouped"] * arguments.grouped]
-            return vm.run(command, which=which, timeout_s=arguments.timeout, output=say.line)
+            target = vm.chosen(arguments)
+            fast = boot.accelerated(target.kernel)
+            how = "hardware virtualization" if fast else "software emulation, some 20 s"
+            say(f"booting {target} ({how})")
+            command = ["python3", "-m", "tests.lab.demo"]
+            return vm.run(command, target=target, timeout_s=arguments.timeout, output=say.line)
 
     return vm.exit_status(action)
 
