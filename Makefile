@@ -18,6 +18,9 @@ PACKAGES += prometheus
 # What builds the Debian package, as debian/control says, and looks at it.
 DEB_PACKAGES := build-essential debhelper dh-python lintian pybuild-plugin-pyproject python3-build python3-setuptools
 
+# What makes the container image, and runs it.
+IMAGE_PACKAGES := mmdebstrap crun podman
+
 # What the page is opened in.
 PAGE_PACKAGES := chromium
 
@@ -25,7 +28,7 @@ PAGE_PACKAGES := chromium
 BENCH_PACKAGES := bpftrace bpftool
 
 .PHONY: demo demo-grouped test check lint format unit slow bpf fuzz lab lab-stock lab-service lab-grouped lab-kernel \
-	dashboards dashboards-check docs page recordings deb deb-test bench clean
+	dashboards dashboards-check docs page recordings deb deb-test image image-test prometheus-rule bench clean
 
 demo: .venv/ready
 	$(PYTHON) -m tests.lab.demo
@@ -109,6 +112,18 @@ deb: .venv/deb
 deb-test: .venv/deb
 	.venv/bin/pytest -v --timeout 600 tests/package
 
+# The container image, in dist/: of Debian 13's packages and our own; a minute, then seconds (packaging/README.md).
+image: .venv/image deb
+	$(PYTHON) -m tools.image dist/vpmu-agent_*_all.deb dist
+
+# Its size, its labels and what is in it; it runs with the flags that packaging/ has, and without each of them.
+image-test: .venv/image
+	.venv/bin/pytest -v --timeout 600 tests/package/test_image.py tests/unit/test_packaging.py
+
+# Writes packaging/kubernetes/prometheusrule.yml anew from dashboards/rules/.
+prometheus-rule: .venv/ready
+	$(PYTHON) -m tools.prometheus_rule
+
 # What the monitor costs, held against its goals: some six minutes, best on an idle machine.
 bench: .venv/bench
 	$(PYTHON) -m tests.bench
@@ -128,6 +143,11 @@ endef
 
 .venv/deb: .venv/ready
 	$(call install,$(DEB_PACKAGES))
+	@touch $@
+
+.venv/image: .venv/deb
+	$(call install,$(IMAGE_PACKAGES))
+	.venv/bin/pip install -q -e '.[image]'
 	@touch $@
 
 .venv/page: .venv/ready

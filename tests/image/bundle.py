@@ -26,13 +26,20 @@ LIMIT_S = 120.0
 # What podman and containerd both hide of /proc and /sys, and what they let nobody write.
 _MASKED = (
     *("/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug"),
-    *("/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/dev/block", "/sys/firmware", "/sys/fs/selinux"),
+    *(
+        "/proc/scsi",
+        "/proc/timer_list",
+        "/proc/timer_stats",
+        "/sys/dev/block",
+        "/sys/firmware",
+        "/sys/fs/selinux",
+    ),
 )
 _READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
 # crun refuses machines that mount both versions of cgroups, even where it is to make none.
-_ONE_CGROUP = 'umount -R /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup; exec "$@"'
+ONE_CGROUP = 'umount -R /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup; exec "$@"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +53,8 @@ class Confinement:
     tmp: bool
     """Whether /tmp can be written to."""
     seccomp: Path | None
-    host_sys: bool = True
-    """Whether there is a /sys."""
+    hidden: tuple[str, ...] = ()
+    """Folders of /sys that it does not see."""
 
 
 def of_podman_run() -> Confinement:
@@ -156,15 +163,14 @@ def spec(root: Path, command: list[str], confinement: Confinement) -> dict[str, 
         _mount("/proc", "proc"),
         _mount("/dev", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
         _mount("/dev/shm", "tmpfs", "nosuid", "noexec", "nodev", "mode=1777", "size=1m"),
+        _mount("/sys", "sysfs", "nosuid", "noexec", "nodev", "ro"),
     ]
-    if confinement.host_sys:
-        mounts.append(_mount("/sys", "sysfs", "nosuid", "noexec", "nodev", "ro"))
     if confinement.tmp:
         mounts.append(_mount("/tmp", "tmpfs", "nosuid", "nodev", "mode=1777", "size=16m"))
     namespaces = ["mount", "ipc", "uts"] + ([] if confinement.host_pid else ["pid"])
     linux: dict[str, object] = {
         "namespaces": [{"type": kind} for kind in namespaces],
-        "maskedPaths": list(_MASKED),
+        "maskedPaths": [*_MASKED, *confinement.hidden],
         "readonlyPaths": list(_READ_ONLY),
     }
     if confinement.seccomp:
@@ -189,15 +195,22 @@ def _mount(destination: str, kind: str, *options: str) -> dict[str, object]:
     return {"destination": destination, "type": kind, "source": kind, "options": list(options)}
 
 
-def run(
-    root: Path, command: list[str], confinement: Confinement, folder: Path
-) -> subprocess.CompletedProcess[str]:
-    """Runs a command of the image with crun, in no cgroup of its own; `folder` takes the bundle."""
-    (folder / "config.json").write_text(json.dumps(spec(root, command, confinement)))
+def command(root: Path, words: list[str], confinement: Confinement, folder: Path) -> list[str | Path]:
+    """What runs a command of the image with crun, in no cgroup of its own. `folder` takes the bundle."""
+    (folder / "config.json").write_text(json.dumps(spec(root, words, confinement)))
     name = re.sub(r"\W", "-", f"vpmu-agent{folder}")
-    crun = ("crun", "--cgroup-manager=disabled", "--root", folder / "state", "run", "--bundle", folder, name)
+    return [
+        *("unshare", "--mount", "sh", "-euc", ONE_CGROUP, "sh"),
+        *("crun", "--cgroup-manager=disabled", "--root", folder / "state", "run", "--bundle", folder, name),
+    ]
+
+
+def run(
+    root: Path, words: list[str], confinement: Confinement, folder: Path
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command of the image with crun, to its end."""
     return subprocess.run(
-        ["unshare", "--mount", "sh", "-euc", _ONE_CGROUP, "sh", *crun],
+        command(root, words, confinement, folder),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -35,7 +35,7 @@ UID = 65529
 """The agent's user. The host has no user namespace between it and the image, so it must be nobody else's
 there: systemd (UIDS-GIDS) and Debian (policy 9.2.2) give 65520 to 65533 to no one."""
 
-CONFIG = {
+CONFIG: dict[str, object] = {
     # By number, or Kubernetes could not tell that it is not root.
     "User": f"{UID}:{UID}",
     "Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "PYTHONDONTWRITEBYTECODE=1"],
@@ -62,9 +62,9 @@ _LEFT_IN = ("/usr/share/doc/*/copyright",)
 
 _NOT_IN_A_LAYER = re.compile(
     # What is the building machine's, and what the runtime makes.
-    r"etc/(hostname|resolv\.conf|mtab|apt/sources\.list)|(dev|proc|sys|run|tmp)/.*"
+    r"etc/(hostname|resolv\.conf|mtab|apt/sources\.list)|(dev|proc|sys|run|tmp|mnt)/.*"
     # Logs with times in them, and caches that are made anew or never used again.
-    r"|var/log/.+|var/cache/(apt|debconf|ldconfig)/.+|var/lib/apt/lists/.+|.*-old"
+    r"|var/log/.+|var/cache/(apt|debconf|ldconfig)/.+|var/lib/apt/lists/.+|.*-old|etc/(group|gshadow|passwd|shadow)-"
 )
 
 _INSTALL = """

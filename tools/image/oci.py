@@ -39,7 +39,7 @@ class Layer:
 class _Hashed(io.RawIOBase):
     """Passes on what is written, and knows the digest of it."""
 
-    def __init__(self, to: IO[bytes]) -> None:
+    def __init__(self, to: IO[bytes] | gzip.GzipFile) -> None:
         self._to = to
         self._hash = hashlib.sha256()
 
@@ -56,17 +56,15 @@ class _Hashed(io.RawIOBase):
         return f"sha256:{self._hash.hexdigest()}"
 
 
-def pack(
-    folder: Path, to: Path, *, created_by: str, newest: int, leave_out: Callable[[str], bool]
-) -> Layer:
+def pack(folder: Path, to: Path, *, created_by: str, newest: int, leave_out: Callable[[str], bool]) -> Layer:
     """Packs what is in `folder` as a layer.
 
     Nothing in it is dated later than `newest` (seconds since 1970). `leave_out` is asked about each path in it,
-    and a folder that is left out takes along what is in it.
+    and a folder that is left out takes along what is in it. Devices, xattrs and the names of owners are not kept.
     """
 
     def normal(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        if member.name and leave_out(member.name):
+        if leave_out(member.name.removeprefix("./")):
             return None
         member.mtime = min(int(member.mtime), newest)
         member.uname = member.gname = ""  # numbers: the names are the building machine's
@@ -74,11 +72,13 @@ def pack(
 
     with to.open("wb") as file:
         compressed = _Hashed(file)
-        with gzip.GzipFile(filename="", mode="wb", compresslevel=_GZIP_LEVEL, fileobj=compressed, mtime=0) as gz:
+        with gzip.GzipFile(
+            filename="", mode="wb", compresslevel=_GZIP_LEVEL, fileobj=compressed, mtime=0
+        ) as gz:
             plain = _Hashed(gz)
             with tarfile.open(fileobj=plain, mode="w|", format=tarfile.GNU_FORMAT) as tar:
                 # Adds a folder's files in the order of their names, and a second name of a file as a link.
-                tar.add(folder, arcname="", filter=normal)
+                tar.add(folder, arcname=".", filter=normal)
     return Layer(to, compressed.digest, plain.digest, created_by)
 
 
