@@ -154,8 +154,8 @@ def require_switch() -> None:
     if missing := privileges.missing_to_switch():
         raise KernelError(
             f"this process is root and lacks {', '.join(missing)}, so it cannot become an unprivileged user",
-            "in a container add them (podman: --cap-add, Kubernetes: securityContext.capabilities.add), or start "
-            "it as a user with CAP_BPF, CAP_PERFMON and CAP_SYSLOG as ambient capabilities",
+            "in a container add them (podman: --cap-add, Kubernetes: securityContext.capabilities.add), or "
+            "start it as a user with CAP_BPF, CAP_PERFMON and CAP_SYSLOG as ambient capabilities",
         )
 
 

@@ -7,9 +7,11 @@ trials that leave one of the flags out.
 from __future__ import annotations
 
 import fcntl
+import gzip
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import tarfile
 from dataclasses import dataclass, replace
@@ -22,6 +24,7 @@ from tools.image.build import UID, cache
 
 PACKAGING = Path(__file__).parents[2] / "packaging"
 LIMIT_S = 120.0
+IN_LAYER = Path("srv/vpmu-agent-image")
 
 # What podman and containerd both hide of /proc and /sys, and what they let nobody write.
 _MASKED = (
@@ -58,7 +61,7 @@ class Confinement:
 
 
 def of_podman_run() -> Confinement:
-    """As packaging/podman-run has it: podman gives a user that is not root its capabilities as ambient ones."""
+    """As packaging/podman-run has it: podman gives a user that is not root ambient capabilities."""
     flags = podman_flags()
     return Confinement(
         uid=UID,
@@ -105,26 +108,38 @@ def _capabilities(names: list[str]) -> frozenset[str]:
 
 
 def unpacked(archive: Path) -> Path:
-    """The root file system that the archive's layers make, kept for the next time."""
+    """The root file system that the archive's layers make, kept for the next time.
+
+    It is IN_LAYER of a folder of its own, which laid over a host's root puts it there.
+    """
     with tarfile.open(archive) as outer:
         layers = _layers(outer)
         root = cache() / f"rootfs-{'-'.join(digest[:8] for digest in layers)}"
-        with (cache() / "rootfs.lock").open("w") as lock:
+        with (cache() / "unpacked.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not root.exists():
-                for old in cache().glob("rootfs-*-*"):
-                    subprocess.run(["rm", "-rf", old], check=True)
-                partial = root.with_suffix(".partial")
-                partial.mkdir()
+                for old in cache().glob("rootfs-*"):
+                    shutil.rmtree(old)
+                partial = cache() / "rootfs-partial"
+                inside = partial / IN_LAYER
+                inside.mkdir(parents=True)
                 for digest in layers:
                     file = outer.extractfile(f"blobs/sha256/{digest}")
                     assert file
-                    with tarfile.open(fileobj=file) as layer:
-                        names = layer.getnames()
-                        assert not [name for name in names if Path(name).name.startswith(".wh.")]
-                        layer.extractall(partial, filter="fully_trusted")
+                    with gzip.open(file) as layer:
+                        _unpack(layer, inside)
                 partial.rename(root)
-    return root
+    return root / IN_LAYER
+
+
+def _unpack(layer: gzip.GzipFile, to: Path) -> None:
+    # Not tarfile: that of Debian 12 knows no filters, and warns without one on Debian 13.
+    options = ("--extract", "--numeric-owner", "--preserve-permissions", "--directory")
+    with subprocess.Popen(["tar", *options, str(to)], stdin=subprocess.PIPE) as tar:
+        assert tar.stdin
+        shutil.copyfileobj(layer, tar.stdin)
+    assert tar.returncode == 0
+    assert not list(to.rglob(".wh.*"))  # what a layer removes, which none of ours does
 
 
 def image_config(archive: Path) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -103,12 +105,8 @@ def test_nothing_in_it_is_the_building_machines(root: Path) -> None:
         assert not (root / file).exists(), file
 
 
-def test_podman_loads_and_runs_it(archive: Path, tmp_path: Path) -> None:
+def test_podman_loads_and_runs_it(archive: Path) -> None:
     """With packaging/podman-run's flags, but for those that this machine may not let podman set."""
-    podman = (
-        *("podman", "--root", tmp_path / "storage", "--runroot", tmp_path / "run"),
-        *("--storage-driver", "vfs"),
-    )
     image = f"localhost/vpmu-agent:{VERSION}"
     flags = [
         f"--{name}={value.replace('$here', str(bundle.PACKAGING))}" if value else f"--{name}"
@@ -120,20 +118,22 @@ def test_podman_loads_and_runs_it(archive: Path, tmp_path: Path) -> None:
     flags += ["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", "--cgroups=disabled", "--network=none"]
     script = bundle.ONE_CGROUP.replace('exec "$@"', '"$@"')
 
-    def do(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            ["unshare", "--mount", "sh", "-euc", script, "sh", *podman, *arguments],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done
+    # podman wants a short path.
+    with tempfile.TemporaryDirectory(prefix="podman") as folder:
+        storage = ("--root", f"{folder}/storage", "--runroot", f"{folder}/run", "--storage-driver", "vfs")
+        podman = ("unshare", "--mount", "sh", "-euc", script, "sh", "podman", *storage)
 
-    do("load", "--input", archive)
-    assert do("run", "--rm", *flags, image, "--version").stdout == f"vpmu-agent, version {VERSION}\n"
-    shown = do("run", "--rm", *flags, "--entrypoint", "cat", image, "/proc/self/status").stdout
+        def do(*arguments: str | Path) -> str:
+            done = subprocess.run(
+                [*podman, *arguments], capture_output=True, text=True, timeout=300, check=False
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            return done.stdout
+
+        do("load", "--input", archive)
+        version = do("run", "--rm", *flags, image, "--version")
+        shown = do("run", "--rm", *flags, "--entrypoint", "cat", image, "/proc/self/status")
+    assert version == f"vpmu-agent, version {VERSION}\n"
     held = sum(1 << HELD[name] for name in AS["podman"].capabilities)
     for name in ("CapPrm", "CapEff", "CapBnd", "CapAmb"):
         assert int(re.findall(rf"^{name}:\s*(\w+)", shown, re.MULTILINE)[0], 16) == held, name
@@ -185,7 +185,7 @@ def test_it_sees_the_hosts_processes(run: Any, confinement: Confinement) -> None
 def test_the_daemon_serves_without_privileges_and_ends_on_sigterm(
     root: Path, tmp_path: Path, confinement: Confinement
 ) -> None:
-    """Where KVM is not loaded, which this machine is made to look like: it waits, is healthy and not ready."""
+    """Where KVM is not loaded, as this machine is made to look: it waits, is healthy and not ready."""
     with started(root, replace(confinement, hidden=("/sys/module",)), tmp_path) as first:
         assert answer("/-/healthy") == 200
         assert answer("/-/ready") == 503
@@ -201,32 +201,36 @@ def test_the_daemon_serves_without_privileges_and_ends_on_sigterm(
 def started(root: Path, confinement: Confinement, folder: Path) -> Iterator[int]:
     """A daemon in a container, once it answers; yields its first process. It has to end by itself, with 0."""
     command = [*RUN, "--user", "vpmu-agent"] if confinement.uid == 0 else RUN
-    process = subprocess.Popen(
-        bundle.command(root, command, confinement, folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    first = 0
+    log = folder / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            bundle.command(root, command, confinement, folder), stdout=output, stderr=output
+        )
+    container: list[int] = []
     try:
         deadline = time.monotonic() + 60
         while not answers():
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < deadline, "the daemon does not answer"
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
         (first,) = children(process.pid)
+        container = [first, *children(first)]
         yield first
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=20) == 0, log.read_text()
     finally:
-        for child in (*(children(first) if first else ()), first):
-            if child and process.poll() is None:
-                os.kill(child, signal.SIGKILL)
-        process.kill()
-        process.communicate()
+        if process.poll() is None:
+            for number in container:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
+            process.kill()
+            process.wait()
 
 
 def children(process: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    """None if it is gone."""
+    with contextlib.suppress(FileNotFoundError):
+        return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    return []
 
 
 def answer(path: str) -> int:

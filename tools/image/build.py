@@ -64,7 +64,8 @@ _NOT_IN_A_LAYER = re.compile(
     # What is the building machine's, and what the runtime makes.
     r"etc/(hostname|resolv\.conf|mtab|apt/sources\.list)|(dev|proc|sys|run|tmp|mnt)/.*"
     # Logs with times in them, and caches that are made anew or never used again.
-    r"|var/log/.+|var/cache/(apt|debconf|ldconfig)/.+|var/lib/apt/lists/.+|.*-old|etc/(group|gshadow|passwd|shadow)-"
+    r"|var/log/.+|var/cache/(apt|debconf|ldconfig)/.+|var/lib/apt/lists/.+"
+    r"|.*-old|etc/(group|gshadow|passwd|shadow)-"
 )
 
 _INSTALL = """
@@ -164,9 +165,9 @@ def cache() -> Path:
 
 @contextmanager
 def debian(packages: Sequence[str]) -> Iterator[tuple[Path, Layer]]:
-    """A Debian with `packages`: its root, and the layer made of it. Nobody else makes or removes one meanwhile.
+    """A Debian with `packages`: its root, and the layer made of it.
 
-    Raises BuildError.
+    Nobody else makes or removes one meanwhile. Raises BuildError.
     """
     command = _mmdebstrap(packages)
     with (cache() / "lock").open("w") as lock:
@@ -210,7 +211,7 @@ def _versions(command: Sequence[str]) -> list[str]:
     found = sorted(set(re.findall(r"^Inst .*\)", done.stdout + done.stderr, re.MULTILINE)))
     if done.returncode or not found:
         raise BuildError(
-            f"apt finds no packages of Debian's {SUITE} in the mirrors of this machine:\n{done.stderr[-2000:]}"
+            f"apt finds no packages of Debian's {SUITE} in this machine's mirrors:\n{done.stderr[-2000:]}"
         )
     return found
 
@@ -220,8 +221,8 @@ def _make(command: Sequence[str], folder: Path) -> None:
     folder.mkdir()
     root = folder / "root"
     *options, suite = command
-    # Any date will do. With one, Python's compiled files hold a hash of their source (py_compile, PEP 552) and
-    # not its date, so they are not taken for old, and nothing depends on when this was run.
+    # Any date will do. With one, Python's compiled files hold a hash of their source (py_compile, PEP 552)
+    # and not its date, so they are not taken for old, and nothing depends on when this was run.
     environment = {**os.environ, "SOURCE_DATE_EPOCH": "1"}
     subprocess.run(
         [*options, "--quiet", "--format=directory", suite, root, *_sources()], env=environment, check=True
@@ -308,6 +309,4 @@ def _field(package: Path, name: str) -> str:
 
 
 def _output(*command: str | Path) -> str:
-    return subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=True
-    ).stdout.strip()
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -59,8 +59,8 @@ class _Hashed(io.RawIOBase):
 def pack(folder: Path, to: Path, *, created_by: str, newest: int, leave_out: Callable[[str], bool]) -> Layer:
     """Packs what is in `folder` as a layer.
 
-    Nothing in it is dated later than `newest` (seconds since 1970). `leave_out` is asked about each path in it,
-    and a folder that is left out takes along what is in it. Devices, xattrs and the names of owners are not kept.
+    Nothing in it is dated later than `newest` (seconds since 1970). `leave_out` is asked about each path in
+    it, and a folder that is left out takes along what is in it. Extended attributes are not kept.
     """
 
     def normal(member: tarfile.TarInfo) -> tarfile.TarInfo | None:

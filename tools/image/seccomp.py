@@ -1,8 +1,8 @@
-"""Writes packaging/seccomp.json: `python -m tools.image.seccomp`. What the service may call, and a little more.
+"""Writes packaging/seccomp.json: `python -m tools.image.seccomp`.
 
-A profile of our own because podman's do not do: that of Debian 12 (podman 4.3) refuses bpf() to CAP_BPF, that of
-Debian 13 (5.4) still perf_event_open() to CAP_PERFMON (mended in podman-container-tools/container-libs #424);
-and because this one lets the agent do what the service may do, and nothing else.
+That is what the service may call, and a little more. podman's own profiles do not do: that of Debian 12
+(podman 4.3) refuses bpf() to CAP_BPF, that of Debian 13 (5.4) still perf_event_open() to CAP_PERFMON,
+which only container-libs #424 mended; and both let through more.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ BECOME_USER = ("setgroups", "setresgid", "setresuid")
 PIPES = ("pipe", "pipe2")
 
 
-# The unit's RestrictNamespaces=yes, which is a filter too: no new namespaces, and none of others. What clone3()
-# is asked for cannot be seen by a filter; where it is not there, libc takes clone().
+# The unit's RestrictNamespaces=yes, which is a filter too: no new namespaces, and none of others. What
+# clone3() is asked for cannot be seen by a filter; where it is not there, libc takes clone().
 NAMESPACES = {"clone", "clone3", "setns", "unshare"}
 _CLONE_FLAGS = 0x7E02_0000  # CLONE_NEW* (include/uapi/linux/sched.h)
 _EPERM, _ENOSYS = 1, 38
