@@ -1,7 +1,7 @@
 """The container image on a host whose userland has no bcc: `python -m tests.lab.image.run ARCHIVE`.
 
-Boots one VM with Debian 12's kernel, a Debian 12 that has podman and crun but neither bcc nor libbpf's tools,
-and the image, unpacked, in it; runs the tests of this folder there.
+Boots one VM with Debian 12's kernel and a Debian 12 that has podman and crun, but no bcc, and the image,
+unpacked; runs the tests of this folder there.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=900.0, metavar="SECONDS", help="when to kill the VM")
     arguments, for_pytest = parser.parse_known_args()
     pytest = ("python3", "-m", "pytest", "-p", "pytest_timeout", "-p", "no:cacheprovider")
-    pytest += ("-o", f"timeout={TEST_TIMEOUT_S}")
-    command = ["env", "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1", *pytest, *(for_pytest or ["-v"]), TESTS]
+    options = ("-o", f"timeout={TEST_TIMEOUT_S}", *for_pytest)
+    command = ["env", "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1", *pytest, *options, TESTS]
 
     def action() -> int:
         chosen = target(arguments.archive)
