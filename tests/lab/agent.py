@@ -76,6 +76,13 @@ class Agent:
         """What it has told so far."""
         return self._stderr.read_text()
 
+    @property
+    def mode(self) -> str:
+        """How it attached its probes: fexit or kprobe."""
+        match = re.search(r"^attached (\w+) probes", self.stderr(), re.MULTILINE)
+        assert match
+        return match[1]
+
     def interrupt(self) -> int:
         """Ctrl-C; returns the exit status. Raises LabError if the agent does not end."""
         self.process.send_signal(signal.SIGINT)
