@@ -101,9 +101,9 @@ _HEAD = """\
 # Where it was proved
 
 All of the lab's tests, on each host that the lab has: a real KVM with real guests, whose counts the agent's
-are held against ([tests/lab/README.md](../tests/lab/README.md)). A host is a userland (bcc, and the compiler in
-it, decide what the kernel's verifier sees) and a kernel. *Attached* is how the agent attached its probes when
-it could choose, and then what else was tried. *Service* is the Debian package under systemd.
+are held against ([tests/lab/README.md](../tests/lab/README.md)). A host is a userland and a kernel: bcc and
+the compiler in the one decide what the other's verifier sees. *Attached* is how the agent attached its probes
+when it could choose, and then what else was tried. *Service* is the Debian package under systemd.
 
 The virtualization is AMD's, emulated by QEMU.
 
