@@ -142,7 +142,12 @@ def test_a_kprobe_that_the_kernel_refuses(tmp_path: Path) -> None:
 class _Instruction(ctypes.Structure):
     """`struct sock_filter`."""
 
-    _fields_ = (("code", ctypes.c_ushort), ("jt", ctypes.c_ubyte), ("jf", ctypes.c_ubyte), ("k", ctypes.c_uint))
+    _fields_ = (
+        ("code", ctypes.c_ushort),
+        ("jt", ctypes.c_ubyte),
+        ("jf", ctypes.c_ubyte),
+        ("k", ctypes.c_uint),
+    )
 
 
 class _Program(ctypes.Structure):
@@ -160,7 +165,9 @@ def refuse(call: int) -> None:
         _Instruction(0x06, 0, 0, 0x7FFF0000),  # SECCOMP_RET_ALLOW
     )
     libc = ctypes.CDLL(None, use_errno=True)
-    assert libc.prctl(22, 2, ctypes.byref(_Program(4, instructions)), 0, 0) == 0  # PR_SET_SECCOMP, by a filter
+    assert (
+        libc.prctl(22, 2, ctypes.byref(_Program(4, instructions)), 0, 0) == 0
+    )  # PR_SET_SECCOMP, by a filter
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="what a filter refuses, others are refused anyway")

@@ -71,7 +71,7 @@ def test_a_bcc_that_will_not_do(tmp_path: Path, files: dict[str, str], says: str
     ],
 )
 def test_the_compiler_is_known_by_its_library(library: str, says: str) -> None:
-    """Their names on Debian 12, Arch, and Debian 13; Fedora's clang; a distribution that links LLVM into bcc."""
+    """Their names on Debian 12, Arch and Debian 13, and Fedora's clang; some link LLVM into libbcc."""
     maps = f"7f991be00000-7f991c000000 r--p 00000000 fe:00 1234    /usr/lib/x86_64-linux-gnu/{library}\n"
     assert compiler(maps) == says
 

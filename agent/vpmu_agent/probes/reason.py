@@ -25,6 +25,7 @@ _NOT_PERMITTED = "Need super-user privileges to run"  # what it says there for E
 # bcc, libbpf.c: in place of the log where the kernel says E2BIG, whichever of its limits that was.
 _TOO_LARGE = re.compile(r"too large \((\d+) insns\), at most \d+ insns")
 _MAX_LINES = 3  # of a reason: what is longer is no reason, but an output that is not known here
+# bcc, libbpf.c: in front of the verifier's log.
 _HEADER = re.compile(r"^bpf: Failed to load program: .*$", re.MULTILINE)
 
 # What the verifier prints besides its reason (kernel/bpf/verifier.c and log.c): the instructions that it
@@ -39,6 +40,7 @@ _NOT_THE_REASON = re.compile(
         | (?:cur|old)[ ]state:
         | (?:processed|verification[ ]time|stack[ ]depth|insns[ ]processed)[ ]
         | (?:func|Func)\#\d+
+        | reg[ ]type[ ]unsupported[ ]for[ ]arg             # of ctx, in 6.1: it goes on without
         | (?:mark_precise|last_idx|regs=|parent[ ]|propagating[ ])
         | (?:caller:|callee:|returning[ ]from|to[ ]caller)
         | Live[ ]regs[ ]before
@@ -55,9 +57,11 @@ def because(error: Exception, said: str) -> ProbeError:
     words = last_words(said)
     if refused := _REFUSED_PROGRAM.search(str(error)):
         name, errno_text = refused.groups()
-        if words:
+        if not words:
+            return ProbeError(f"the kernel refuses to load {name}: {errno_text}")
+        if _HEADER.search(said) or _TOO_LARGE.search(said):
             return ProbeError(f"the verifier refuses {name}: {words}", VERIFIER_TODO)
-        return ProbeError(f"the kernel refuses to load {name}: {errno_text}")
+        return ProbeError(f"cannot load {name}: {errno_text} ({words})")
     if _NOT_PERMITTED in str(error):
         # That may be so, or a container's filter, or lockdown: `doctor` knows.
         return ProbeError(f"the kernel refuses to load the program: {words or os.strerror(errno.EPERM)}")
