@@ -348,23 +348,17 @@ def _probes(host: Host) -> Iterator[Finding]:
     """Both ways to put a probe on a function. One is enough."""
     functions = tuple(FUNCTIONS.values())
     kprobe = host.try_kprobe(functions)
+    kprobe_todo = "boot a kernel with CONFIG_KPROBE_EVENTS=y (distributions' kernels have it)"
+    if not features.can_see_pmus(root=host.root):
+        kprobe_todo = MOUNT_SYS
+    fexit_todo = "boot a kernel with BPF trampolines and bpf_get_func_arg() (Linux 5.17), or with kprobes"
     try:
         fexit = host.try_fexit(functions)
     except KernelError as error:  # no BTF: a finding of its own, and no reason not to speak of kprobes
-        fexit = Trial(False, error.found)
+        fexit, fexit_todo = Trial(False, error.found), error.todo
     for check, trial, other, todo in (
-        (
-            "kprobes",
-            kprobe,
-            fexit,
-            "boot a kernel with CONFIG_KPROBE_EVENTS=y (distributions' kernels have it)",
-        ),
-        (
-            "fentry",
-            fexit,
-            kprobe,
-            "boot a kernel with BPF trampolines and bpf_get_func_arg() (Linux 5.17), or with kprobes",
-        ),
+        ("kprobes", kprobe, fexit, kprobe_todo),
+        ("fentry", fexit, kprobe, fexit_todo),
     ):
         if trial.works:
             yield Finding(check, Status.OK, f"attached to all of {len(functions)} functions and taken off")
@@ -498,7 +492,9 @@ def _mediated_vpmu(host: Host) -> Iterator[Finding]:
 
 def _nmi_watchdog(host: Host) -> Iterator[Finding]:
     on = features.nmi_watchdog(root=host.root)
-    if on:
+    if on is None and not (host.root / "proc/sys/kernel").is_dir():
+        yield Finding("nmi_watchdog", Status.WARN, "cannot be seen", "mount /proc")
+    elif on:
         yield Finding(
             "nmi_watchdog",
             Status.WARN,

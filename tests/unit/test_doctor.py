@@ -510,6 +510,23 @@ def test_no_sysfs(well: Host) -> None:
     assert findings["types"].todo == "see kvm"
 
 
+def test_no_sysfs_and_probes_that_fail(well: Host) -> None:
+    def no_btf(_functions: Sequence[str]) -> Trial:
+        raise BtfError("vmlinux is missing", "mount it")
+
+    shutil.rmtree(well.root / "sys")
+    findings = by_check(replace(well, try_kprobe=refused("no devices"), try_fexit=no_btf))
+    assert findings["kprobes"].todo == "mount the host's /sys, read-only will do"
+    assert findings["fentry"].todo == "mount it"
+
+
+def test_no_procfs(well: Host) -> None:
+    shutil.rmtree(well.root / "proc")
+    findings = by_check(well)
+    for check in ("kernel", "capabilities", "pid_namespace", "hidepid", "kptr_restrict", "nmi_watchdog"):
+        assert (findings[check].status, findings[check].todo) == (Status.WARN, "mount /proc"), check
+
+
 def test_a_seccomp_filter(well: Host) -> None:
     def filtered(_functions: Sequence[str] = ()) -> Trial:
         return Trial(

@@ -88,7 +88,12 @@ def compiler(maps: str) -> str:
 
 def toolchain() -> str:
     """What the program is compiled with, such as "bcc 0.31.0 and LLVM 19.1"; ProbeError as bcc_version()."""
-    return f"bcc {bcc_version()} and {compiler(Path('/proc/self/maps').read_text(errors='replace'))}"
+    version = bcc_version()
+    try:
+        maps = Path("/proc/self/maps").read_text(errors="replace")
+    except OSError:
+        return f"bcc {version} and a compiler that cannot be seen without /proc"
+    return f"bcc {version} and {compiler(maps)}"
 
 
 def compile_program(

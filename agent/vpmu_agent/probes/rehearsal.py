@@ -70,7 +70,7 @@ def rehearse() -> tuple[Step, ...]:
     if status == 0:
         return steps
     name = (BCC, *WAYS, VERIFIER)[min(len(steps), len(WAYS) + 1)]
-    return (*steps, _cut_short(name, status, last_words(said.decode(errors="replace"))))
+    return (*steps, _cut_short(name, status, said.decode(errors="replace")))
 
 
 def _read(line: bytes) -> Step:
@@ -78,15 +78,16 @@ def _read(line: bytes) -> Step:
     return Step(said["name"], Outcome(said["outcome"]), said["found"], said["todo"])
 
 
-def _cut_short(name: str, status: int | None, words: str) -> Step:
+def _cut_short(name: str, status: int | None, said: str) -> Step:
     """The step at which the process ended. `status` is None if it did not, but was waited for in vain."""
-    outcome, todo = Outcome.REFUSED, BROKEN_BCC_TODO
+    outcome, todo, words = Outcome.REFUSED, BROKEN_BCC_TODO, last_words(said)
     if status is None:
         outcome, how, todo = Outcome.UNKNOWN, f"nothing came of it in {_TIMEOUT_S} s", ""
     elif status < 0:
         how = f"the process that used bcc was ended by {signal.Signals(-status).name}"
     else:
         how = f"the process that used bcc ended with status {status}"
+        words = words.rpartition("; ")[2]  # a traceback's last line is its exception
     return Step(name, outcome, f"{how} ({words})" if words else how, todo)
 
 
