@@ -11,11 +11,10 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 from tests.support import debian
@@ -29,17 +28,11 @@ LIMIT_S = 2400.0
 
 # In the userland: what the agent is compiled, loaded and run by.
 _VERSIONS = """
-import ctypes, json, platform, re, subprocess
-import bcc
-maps = open("/proc/self/maps").read()
-llvm = re.search(r"/libLLVM\\D*?([0-9]+)", maps)
+import ctypes, platform
+from vpmu_agent.probes.program import toolchain
 libbpf = ctypes.CDLL("libbpf.so.1")
-print(json.dumps({
-    "bcc": bcc.__version__,
-    "LLVM": llvm[1] if llvm else "unknown",
-    "Python": platform.python_version(),
-    "libbpf": f"{libbpf.libbpf_major_version()}.{libbpf.libbpf_minor_version()}",
-}))
+version = f"{libbpf.libbpf_major_version()}.{libbpf.libbpf_minor_version()}"
+print(f"{toolchain()}, libbpf {version}, Python {platform.python_version()}")
 """
 
 
@@ -50,7 +43,7 @@ class Row:
     host: str
     kernel: str
     release: str
-    versions: Mapping[str, str]
+    versions: str
     attached: str
     """How the agent attached when it could choose, and what else was tried."""
     passed: int
@@ -119,7 +112,7 @@ def page(rows: list[Row]) -> str:
 
 def _cells(row: Row) -> Iterator[str]:
     yield row.release + (" (grouped events)" if row.kernel == "grouped" else "")
-    yield f"{row.host}: {', '.join(f'{name} {version}' for name, version in row.versions.items())}"
+    yield f"{row.host}: {row.versions}"
     yield row.attached
     tests = f"{row.passed} of {row.passed + row.failed + row.skipped}"
     yield tests if row.is_green else f"{tests} **(not green)**"
@@ -192,10 +185,11 @@ def _properties(suite: ElementTree.Element, name: str) -> set[str]:
     return {each.get("value", "") for each in suite.iter("property") if each.get("name") == name}
 
 
-def _versions(target: Target) -> dict[str, str]:
+def _versions(target: Target) -> str:
+    tree = str(places.REPO)
+    env = {"PYTHONPATH": f"{tree}/agent"}
     with debian.writable(target.userland) as root:
-        found: dict[str, Any] = json.loads(root.run("python3", "-c", _VERSIONS).stdout)
-    return {name: str(version) for name, version in found.items()}
+        return root.run("python3", "-c", _VERSIONS, binds={places.REPO: tree}, env=env).stdout.strip()
 
 
 def _commit() -> str:
