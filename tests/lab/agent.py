@@ -33,7 +33,6 @@ class Seen:
     status: int
     lines: list[Line]
     stderr: str
-    last_line: str  # of stdout, as it was printed
 
     def calls(self, vm: str | None = None, call: str | None = None) -> list[Line]:
         """The calls in the order they were printed; of one VM, of one name."""
@@ -99,7 +98,6 @@ class Agent:
             status,
             [json.loads(line) for line in lines],
             self._stderr.read_text(),
-            last_line=lines[-1] if lines else "",
         )
 
     def _wait_attached(self) -> None:
