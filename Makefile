@@ -27,8 +27,8 @@ BENCH_PACKAGES := bpftrace bpftool
 .PHONY: demo demo-grouped test check lint format unit slow bpf verifier fuzz lab lab-stock lab-service lab-grouped \
 	lab-debian13 lab-matrix lab-kernel dashboards dashboards-check docs page recordings deb deb-test bench clean
 
-# Where the lab can choose, as in `make demo HOST=debian13 KERNEL=backports` (tests/lab/hosts.py).
-TARGET := $(if $(HOST),--host $(HOST)) $(if $(KERNEL),--kernel $(KERNEL))
+# Where the lab can choose, as in `make demo LAB_HOST=debian13 LAB_KERNEL=backports` (tests/lab/hosts.py).
+TARGET := $(if $(LAB_HOST),--host $(LAB_HOST)) $(if $(LAB_KERNEL),--kernel $(LAB_KERNEL))
 
 demo: .venv/ready
 	$(PYTHON) -m tests.lab.demo $(TARGET)
