@@ -109,12 +109,12 @@ _TAIL = """
 
 - BTF (`/sys/kernel/btf/vmlinux`, and `kvm` where KVM is a module) with KVM's types and the four functions
   `perf_event_create_kernel_counter`, `perf_event_enable`, `perf_event_pause` and `perf_event_release_kernel`.
-- `is_paused` in `struct kvm_pmc` (in mainline since Linux 5.15): a KVM without it pauses what is paused already,
-  which the model does not describe. The agent refuses such a kernel by this name.
+- `is_paused` in `struct kvm_pmc` (in mainline since Linux 5.15): a KVM without it pauses what is paused
+  already, which the model does not describe. The agent refuses such a kernel by this name.
 - Kprobes, or fentry and fexit with `bpf_get_func_arg()` (Linux 5.17).
 
-Debian 11's 5.10 lacks the first two. `vpmu-agent doctor` says of any kernel what it lacks, and where it says that
-tracing can work it has attached the real probes.
+Debian 11's 5.10 lacks the first two. `vpmu-agent doctor` says of any kernel what it lacks, and where it says
+that tracing can work it has attached the real probes.
 """
 
 
