@@ -27,15 +27,19 @@ PAGE_PACKAGES := chromium
 # What `make bench` measures the monitor against, and with.
 BENCH_PACKAGES := bpftrace bpftool
 
-.PHONY: demo demo-grouped test check lint format unit slow bpf fuzz lab lab-stock lab-service lab-grouped lab-kernel \
-	dashboards dashboards-check docs page recordings deb deb-test image image-test prometheus-rule bench clean
+.PHONY: demo demo-grouped test check lint format unit slow bpf verifier fuzz lab lab-stock lab-service lab-grouped \
+	lab-debian13 lab-matrix lab-kernel dashboards dashboards-check docs page recordings \
+	deb deb-test image image-test image-lab prometheus-rule bench clean
+
+# Where the lab can choose, as in `make demo LAB_HOST=debian13 LAB_KERNEL=backports` (tests/lab/hosts.py).
+TARGET := $(if $(LAB_HOST),--host $(LAB_HOST)) $(if $(LAB_KERNEL),--kernel $(LAB_KERNEL))
 
 demo: .venv/ready
-	$(PYTHON) -m tests.lab.demo
+	$(PYTHON) -m tests.lab.demo $(TARGET)
 
 # The same on a kernel whose KVM groups events; builds that kernel first, once.
 demo-grouped: .venv/ready lab-kernel
-	$(PYTHON) -m tests.lab.demo --grouped
+	$(PYTHON) -m tests.lab.demo --kernel grouped
 
 test: check bpf dashboards-check page deb-test lab
 
@@ -55,20 +59,34 @@ unit: .venv/ready
 
 bpf: .venv/ready
 	.venv/bin/pytest -q tests/bpf
+	$(PYTHON) -m tests.bpf.verifier
 
-# The same tests on Debian's kernel and on the one whose KVM groups events, and the service on both.
-lab: lab-stock lab-service lab-grouped
+# Every form of the BPF program, as the bcc of each host in the lab compiles it, by this machine's verifier and by
+# that of each host's newest kernel, in a VM. Some five minutes.
+verifier: .venv/ready lab-kernel
+	$(PYTHON) -m tests.bpf.verifier --vm
+
+# The same tests on Debian 12's kernel and on the one whose KVM groups events, the service on both; and a part of
+# them on Debian 13 with the newest kernel that it has.
+lab: lab-stock lab-service lab-grouped lab-debian13
 
 lab-stock: .venv/ready
 	$(PYTHON) -m tests.lab.run
 
 lab-grouped: .venv/ready lab-kernel
-	$(PYTHON) -m tests.lab.run --grouped
+	$(PYTHON) -m tests.lab.run --kernel grouped
+
+lab-debian13: .venv/ready
+	$(PYTHON) -m tests.lab.run --host debian13 --kernel backports -m slim
+
+# All of the lab on all hosts and kernels; writes docs/kernels.md. An hour on two idle cores.
+lab-matrix: .venv/ready deb lab-kernel
+	$(PYTHON) -m tests.lab.matrix
 
 # The Debian package under a real systemd, on both kernels: groups are what can diverge.
 lab-service: .venv/ready deb lab-kernel
 	$(PYTHON) -m tests.lab.run --systemd
-	$(PYTHON) -m tests.lab.run --systemd --grouped tests/lab/service/test_divergences.py
+	$(PYTHON) -m tests.lab.run --systemd --kernel grouped tests/lab/service/test_divergences.py
 
 # A quarter of an hour on two idle cores, then kept by a hash of its inputs outside of the tree.
 lab-kernel: .venv/ready
@@ -101,14 +119,14 @@ page: .venv/page
 # Makes tests/data/ anew from the lab's guests.
 recordings: .venv/ready lab-kernel
 	$(PYTHON) -m tests.lab.record
-	$(PYTHON) -m tests.lab.record --grouped
+	$(PYTHON) -m tests.lab.record --kernel grouped
 
 # The Debian package, in dist/.
 deb: .venv/deb
 	rm -f dist/*.deb
 	debian/build dist
 
-# Installs it, and the wheel, in a minimal Debian 12, which is made once (two minutes) and kept outside of the tree.
+# Installs it, and the wheel, in a minimal Debian 12 and 13, made once (a minute each) and kept outside of the tree.
 deb-test: .venv/deb
 	.venv/bin/pytest -v --timeout 600 tests/package
 
@@ -119,6 +137,10 @@ image: .venv/image deb
 # Its size, its labels and what is in it; it runs with the flags that packaging/ has, and without each of them.
 image-test: .venv/image
 	.venv/bin/pytest -v --timeout 600 tests/package/test_image.py tests/unit/test_packaging.py
+
+# The image on a host without bcc, in the lab: real KVM, podman, and what the test PMU counted.
+image-lab: image
+	$(PYTHON) -m tests.lab.image.run dist/vpmu-agent-*.oci.tar
 
 # Writes packaging/kubernetes/prometheusrule.yml anew from dashboards/rules/.
 prometheus-rule: .venv/ready

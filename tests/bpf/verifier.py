@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -24,7 +23,8 @@ from typing import Any
 
 from tests.bpf.twins import GROUPED, STOCK, task_offsets
 from vpmu_agent.kernel.errors import ProbeError
-from vpmu_agent.probes.program import because, captured_stderr, compile_program
+from vpmu_agent.probes.program import captured_stderr, compile_program, toolchain
+from vpmu_agent.probes.reason import because
 
 PROBES = tuple(
     f"vpmu_{name}_{end}" for name in ("create", "enable", "pause", "release") for end in ("entry", "return")
@@ -83,16 +83,14 @@ def _load(form: Form) -> None:
                 try:
                     bpf.load_func(name.encode(), kind)
                 except Exception as error:  # bcc raises nothing more special
-                    raise ProbeError(f"{name}: {because(error, said())}") from error
+                    raise because(error, said()) from error
     finally:
         bpf.cleanup()
 
 
 def _here(*, fexit: bool) -> int:
     """Prints a JSON object for each form, by the bcc and the kernel that are here."""
-    import bcc
-
-    print(json.dumps({"bcc": bcc.__version__, "llvm": _llvm(), "linux": platform.release()}), flush=True)
+    print(json.dumps({"toolchain": toolchain(), "linux": platform.release()}), flush=True)
     failed = False
     for form in forms(fexit=fexit):
         came = load(form)
@@ -101,20 +99,13 @@ def _here(*, fexit: bool) -> int:
     return int(failed)
 
 
-def _llvm() -> str:
-    """The compiler that is in this process with bcc: the name of its library, such as libLLVM-14.so.1."""
-    with open("/proc/self/maps") as maps:  # noqa: PTH123 - a file without a size
-        names = {os.path.basename(line.split()[-1]) for line in maps if "/libLLVM" in line}  # noqa: PTH119
-    return ", ".join(sorted(names)) or "unknown"
-
-
 def _table(host: str, where: str, lines: Iterable[str]) -> int:
     """Prints what `_here` said; returns how many forms were refused."""
     refused = tried = 0
     for line in lines:
         found = json.loads(line)
-        if "bcc" in found:
-            print(f"{host}: bcc {found['bcc']}, {found['llvm']}; verifier: {where}, Linux {found['linux']}")
+        if "toolchain" in found:
+            print(f"{host}: {found['toolchain']}; verifier: {where}, Linux {found['linux']}")
             continue
         tried += 1
         refused += bool(found["refused"])

@@ -33,7 +33,6 @@ class Seen:
     status: int
     lines: list[Line]
     stderr: str
-    last_line: str  # of stdout, as it was printed
 
     def calls(self, vm: str | None = None, call: str | None = None) -> list[Line]:
         """The calls in the order they were printed; of one VM, of one name."""
@@ -76,6 +75,13 @@ class Agent:
         """What it has told so far."""
         return self._stderr.read_text()
 
+    @property
+    def mode(self) -> str:
+        """How it attached its probes: fexit or kprobe."""
+        match = re.search(r"^attached (\w+) probes", self.stderr(), re.MULTILINE)
+        assert match
+        return match[1]
+
     def interrupt(self) -> int:
         """Ctrl-C; returns the exit status. Raises LabError if the agent does not end."""
         self.process.send_signal(signal.SIGINT)
@@ -92,7 +98,6 @@ class Agent:
             status,
             [json.loads(line) for line in lines],
             self._stderr.read_text(),
-            last_line=lines[-1] if lines else "",
         )
 
     def _wait_attached(self) -> None:

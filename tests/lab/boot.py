@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -82,6 +82,7 @@ done
 mount -t overlay -o lowerdir=$lower,upperdir=$lab/above,workdir=$lab/work overlay $lab/root
 share lab_tree $lab/root{tree} ro,cache=loose
 share lab_results $lab/root{results} access=any
+{more}
 """
 
 _ENTER = """\
@@ -104,6 +105,7 @@ def run(
     *,
     target: Target,
     layers: Sequence[Path],
+    shares: Mapping[str, Path],
     results: Path,
     timeout_s: float,
     env: Mapping[str, str],
@@ -113,18 +115,19 @@ def run(
     """Runs `command` as root in a VM that boots `target`'s kernel; returns its exit status.
 
     Its root file system is made of `layers`, the topmost first, and can be written, to memory; what is to
-    stay goes to `results`. With `systemd` that is PID 1 there. The command's stdout and stderr go line by
-    line to this process's own as they come (stdout to `output` where given). Raises LabError with the end
-    of the VM's console if the VM dies, or is not done after `timeout_s`.
+    stay goes to `results`. `shares` are more folders of this machine, to be read only, by where they are
+    there. With `systemd` that is PID 1 there. The command's stdout and stderr go line by line to this
+    process's own as they come (stdout to `output` where given). Raises LabError with the end of the VM's
+    console if the VM dies, or is not done after `timeout_s`.
     """
     status_file = results / "status"
     fast = accelerated(target.kernel)
-    arguments = _virtme_run(target.kernel, accelerated=fast) + _shares(layers, results)
+    arguments = _virtme_run(target.kernel, accelerated=fast) + _shares(layers, shares, results)
     script = _write_script(command, env, results)
     # Not on the kernel's command line, where virtme-run puts it: that ends after 2048 characters.
     boot = results / "boot.sh"
     if systemd:
-        mounts = _mount_script(target, layers, results, at="/mnt")
+        mounts = _mount_script(target, layers, shares, results, at="/mnt")
         boot.write_text(systemd_boot.script(mounts, results=results, command=script, stderr_port=STDERR_PORT))
         boot.chmod(0o755)
         kernel_args = (*systemd_boot.KERNEL_ARGS, *_kernel_args(accelerated=fast), f"init={boot}")
@@ -132,7 +135,7 @@ def run(
         arguments += _qemu(["-append", " ".join(kernel_args)])
     else:
         enter = _ENTER.format(command=_quote(script), results=_quote(results), redirect=f"2>{STDERR_PORT}")
-        boot.write_text(_mount_script(target, layers, results, at="/run/lab") + enter)
+        boot.write_text(_mount_script(target, layers, shares, results, at="/run/lab") + enter)
     started = time.monotonic()
     console = _supervise([*arguments, "--script-sh", f"sh {boot}"], timeout_s, output or _to_stdout)
     took = time.monotonic() - started
@@ -149,9 +152,11 @@ def shell(target: Target, *, layers: Sequence[Path], results: Path, env: Mapping
     script = _write_script(["bash"], env, results)
     boot = results / "boot.sh"
     enter = _ENTER.format(command=_quote(script), results=_quote(results), redirect="")
-    boot.write_text("#!/bin/sh\n" + _mount_script(target, layers, results, at="/run/lab") + enter)
+    boot.write_text("#!/bin/sh\n" + _mount_script(target, layers, {}, results, at="/run/lab") + enter)
     boot.chmod(0o755)
-    arguments = _virtme_run(target.kernel, accelerated=accelerated(target.kernel)) + _shares(layers, results)
+    arguments = _virtme_run(target.kernel, accelerated=accelerated(target.kernel)) + _shares(
+        layers, {}, results
+    )
     with tempfile.TemporaryDirectory(prefix="vpmu-lab-") as scratch:
         return subprocess.run(
             [*arguments, "--shell", str(boot)], env=_environment(scratch), check=False
@@ -187,9 +192,11 @@ def _virtme_run(which: Kernel, *, accelerated: bool) -> list[str]:
     return [str(_tool("virtme-run")), *options]
 
 
-def _shares(layers: Sequence[Path], results: Path) -> list[str]:
+def _shares(layers: Sequence[Path], shares: Mapping[str, Path], results: Path) -> list[str]:
     """Options of virtme-run for the folders that the VM mounts."""
-    read_only = {**dict(zip(_layer_tags(layers), layers, strict=True)), "lab_tree": places.REPO}
+    read_only = dict(zip(_tags("layer", layers), layers, strict=True))
+    read_only |= dict(zip(_tags("share", shares), shares.values(), strict=True))
+    read_only["lab_tree"] = places.REPO
     words = []
     for tag, path in read_only.items():
         words += _share(tag, path, ",readonly=on")
@@ -202,8 +209,8 @@ def _share(tag: str, path: Path, option: str) -> list[str]:
     return ["-fsdev", how, "-device", device]
 
 
-def _layer_tags(layers: Sequence[Path]) -> list[str]:
-    return [f"lab_layer{i}" for i, _ in enumerate(layers)]
+def _tags(kind: str, folders: Collection[object]) -> list[str]:
+    return [f"lab_{kind}{i}" for i in range(len(folders))]
 
 
 def _kernel_args(*, accelerated: bool) -> Sequence[str]:
@@ -222,11 +229,18 @@ def _tool(name: str) -> Path:
     return tool
 
 
-def _mount_script(target: Target, layers: Sequence[Path], results: Path, *, at: str) -> str:
+def _mount_script(
+    target: Target, layers: Sequence[Path], shares: Mapping[str, Path], results: Path, *, at: str
+) -> str:
+    more = (
+        f"share {tag} $lab/root{shlex.quote(where)} ro,cache=loose"
+        for tag, where in zip(_tags("share", shares), shares, strict=True)
+    )
     return _MOUNT.format(
         at=at,
         kernel=_quote(target.kernel.folder),
-        layers=" ".join(_layer_tags(layers)),
+        layers=" ".join(_tags("layer", layers)),
+        more="\n".join(more),
         tree=_quote(places.REPO),
         results=_quote(results),
     )

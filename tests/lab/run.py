@@ -31,17 +31,18 @@ def main() -> int:
         target = vm.chosen(arguments)
         print(f"lab: booting {target}", flush=True)
         return vm.run(
-            _pytest(*for_pytest),
+            pytest_command(*for_pytest),
             target=target,
             timeout_s=arguments.timeout,
             systemd=arguments.systemd,
-            warm=_pytest("--collect-only", "-q", TESTS),
+            warm=pytest_command("--collect-only", "-q", TESTS),
         )
 
     return vm.exit_status(action)
 
 
-def _pytest(*arguments: str) -> list[str]:
+def pytest_command(*arguments: str) -> list[str]:
+    """Pytest in the VM."""
     # The plugins that pytest would find on its own take seconds to import in the VM; one is used.
     return [
         "env",

@@ -21,6 +21,11 @@ LISTEN = "127.0.0.1:9775"
 GUEST_B_CONFIGS = [0x76, 0xC0, 0xC2, 0xC3]  # AMD's cycles, instructions, branches, branch misses
 
 
+# Properties of a test in pytest's JUnit report, for matrix.py.
+AUTO = "attached"
+TRIED = "tried"
+
+
 def assert_agrees(seen: Seen, vm: str, counts: Counts) -> None:
     """The agent's calls for `vm`, and its summary of them, are what the test PMU saw; nothing was lost."""
     calls = seen.count(vm)
@@ -39,9 +44,11 @@ def assert_as_predicted(seen: Seen, vm: str) -> None:
     assert seen.status == 0
 
 
-def test_guest_a(tmp_path: Path) -> None:
+@pytest.mark.slim
+def test_guest_a(tmp_path: Path, record_property: Callable[[str, str], None]) -> None:
     recording = tmp_path / "guest_a.jsonl"
     with agent.trace("--record", str(recording)) as tracing, guest_a("tiny01") as guest:
+        record_property(AUTO, tracing.mode)
         guest.finish()
         counts = pmu.kvm_counts(guest.tgid)
         seen = tracing.stop()
@@ -73,6 +80,7 @@ def test_two_vcpus_and_many_rounds() -> None:
     assert programs == {0: 160, 1: 160}
 
 
+@pytest.mark.slim
 def test_guest_b() -> None:
     with agent.trace() as tracing, guest_b("web01", rounds=2) as guest:
         guest.wait_for("done")
@@ -146,7 +154,10 @@ def test_an_agent_that_comes_after_the_guest_adopts_its_events() -> None:
     assert {line["verdict"] for line in seen.calls("early")} <= {"predicted", "unknown"}
 
 
-def test_fexit_and_kprobes_see_the_same_calls_in_the_same_order() -> None:
+@pytest.mark.slim
+def test_fexit_and_kprobes_see_the_same_calls_in_the_same_order(
+    record_property: Callable[[str, str], None],
+) -> None:
     def essence(line: Line) -> Line:
         names = ("vm", "vcpu", "pmc", "call", "event", "leader", "result", "verdict")
         # The period is what is left to count, so it follows the clock.
@@ -161,6 +172,7 @@ def test_fexit_and_kprobes_see_the_same_calls_in_the_same_order() -> None:
             seen = tracing.stop()
         assert_agrees(seen, "tiny01", counts)
         calls[mode] = [essence(line) for line in seen.calls("tiny01")]
+        record_property(TRIED, mode)
     assert calls["fexit"] == calls["kprobe"]
 
 

@@ -42,6 +42,7 @@ def pss_kb(process: psutil.Process) -> int:
     return int(match[1])
 
 
+@pytest.mark.slim
 def test_the_daemon_is_small_and_may_do_nothing() -> None:
     with agent.run(LISTEN) as running, guest_a("tiny01") as guest:
         guest.finish()

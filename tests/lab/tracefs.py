@@ -26,6 +26,7 @@ CALLS = {
 _LINE = re.compile(
     r"^\s*.+-(?P<tid>\d+)\s+\(\s*(?P<tgid>[\d-]+)\) \[.*?: (?P<name>\w+): \(.*?\)(?P<fields>.*)$"
 )
+_PREFIX = "call_"  # a group of events has a file `enable`, so none of them can have that name
 _FIELD = re.compile(r"(\w+)=(-?\w+)")
 
 
@@ -61,7 +62,7 @@ def watch(definitions: Mapping[str, str] = CALLS) -> Iterator[Trace]:
     # An instance of its own: nobody else's trace is touched.
     instance = TRACEFS / "instances" / GROUP
     for name, definition in definitions.items():
-        _define(definition.format(f"{GROUP}/{name}"))
+        _define(definition.format(f"{GROUP}/{_PREFIX}{name}"))
     instance.mkdir()
     enable = instance / "events" / GROUP / "enable"
     try:
@@ -73,14 +74,14 @@ def watch(definitions: Mapping[str, str] = CALLS) -> Iterator[Trace]:
     finally:
         instance.rmdir()
         for name in definitions:
-            _define(f"-:{GROUP}/{name}")
+            _define(f"-:{GROUP}/{_PREFIX}{name}")
 
 
 def _entry(match: re.Match[str]) -> Entry:
     if not match["tgid"].isdecimal():
         raise LabError(f"the kernel forgot which process this was: {match[0]}")
     fields = {key: int(value, 0) for key, value in _FIELD.findall(match["fields"])}
-    return Entry(match["name"], int(match["tid"]), int(match["tgid"]), fields)
+    return Entry(match["name"].removeprefix(_PREFIX), int(match["tid"]), int(match["tgid"]), fields)
 
 
 def _define(event: str) -> None:

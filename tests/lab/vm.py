@@ -32,6 +32,7 @@ def run(
     output: Callable[[bytes], None] | None = None,
     systemd: bool = False,
     warm: Sequence[str] = (),
+    shares: Mapping[str, Path] | None = None,
 ) -> int:
     """Runs `command` in the repository's folder in a VM that boots `target`; see boot.run().
 
@@ -45,6 +46,7 @@ def run(
             command,
             target=target,
             layers=prepared.layers,
+            shares=shares or {},
             results=results or stack.enter_context(places.new_results_dir()),
             timeout_s=timeout_s,
             env=prepared.env,

@@ -13,18 +13,24 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
+from vpmu_agent.kernel.container import require_host_pids
 from vpmu_agent.kernel.errors import KernelError, ProbeError
 from vpmu_agent.kernel.features import Trial, try_fexit, try_kprobe
 from vpmu_agent.kernel.layout import KernelLayout, read_layout
-from vpmu_agent.probes import FUNCTIONS, Mode, handover
+from vpmu_agent.probes import FUNCTIONS, WAYS, Mode, Way, handover
 from vpmu_agent.probes.handover import Handover
-from vpmu_agent.probes.program import bcc_version, because, captured_stderr, compile_program
+from vpmu_agent.probes.program import captured_stderr, compile_program, toolchain
+from vpmu_agent.probes.reason import because
 
 if TYPE_CHECKING:
     import bcc
 
 MAPS = ("calls", "control", "lost", "vcpus", "pmcs", "errors", "inflight", "left", "processes")
 """The maps of bpf/vpmu.bpf.c that are handed over."""
+
+
+class NoWayError(ProbeError):
+    """The kernel has no such way to attach a program, or does not let this process use it."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -43,31 +49,45 @@ def load(mode: Mode) -> Handover:
 
     Raises KernelError where the kernel lacks something the probes need, and ProbeError where it refuses them.
     """
-    bcc_version()  # raises before any way to attach is tried: each would say it again
+    require_host_pids()
+    with_what = toolchain()  # raises before any way to attach is tried: each would say it again
     known = constants(read_layout())
-    refused = []
-    for tried in ("fexit", "kprobe") if mode == "auto" else (mode,):
-        # A compilation that the kernel then refuses costs a second. One function will do: taking a probe off
-        # again can mean to wait until all tasks have left it (synchronize_rcu_tasks()).
-        trial = _TRIALS[tried](list(FUNCTIONS.values())[:1])
-        if not trial.works:
-            refused.append(f"{tried}: {trial.reason}")
-            continue
+    refused: dict[str, KernelError] = {}
+    for way in WAYS if mode == "auto" else (mode,):
         try:
-            bpf = compile_program(known, fexit=tried == "fexit")
-            if tried == "kprobe":
-                _attach_kprobes(bpf)
-        except ProbeError as error:
-            refused.append(f"{tried}: {error}")
-        else:
-            return handover_of(bpf, tried)
-    todo = "`vpmu-agent doctor` says what this host lacks"
-    if os.geteuid() != 0:
-        todo = f"run it as root, or with CAP_BPF, CAP_PERFMON and CAP_SYSLOG; {todo}"
-    raise ProbeError(f"cannot attach the probes ({'; '.join(refused)})", todo)
+            return attached(way, known)
+        except KernelError as error:
+            refused[way] = error
+    reasons = "; ".join(f"{way}: {error.found}" for way, error in refused.items())
+    todo = dict.fromkeys(error.todo for error in refused.values() if error.todo)
+    raise ProbeError(
+        f"cannot attach the probes with {with_what} ({reasons})",
+        "; ".join([*_as_root(), *(todo or ["`vpmu-agent doctor` says what this host lacks"])]),
+    )
 
 
-_TRIALS: dict[str, Callable[[Sequence[str]], Trial]] = {"fexit": try_fexit, "kprobe": try_kprobe}
+def _as_root() -> list[str]:
+    return [] if os.geteuid() == 0 else ["run it as root, or with CAP_BPF, CAP_PERFMON and CAP_SYSLOG"]
+
+
+def attached(way: Way, known: Mapping[str, int]) -> Handover:
+    """Compiles the probes for the kernel that `known` describes, and attaches them in one way.
+
+    Raises NoWayError where the kernel takes no program at all in this way, ProbeError for whatever would not
+    take this one, and KernelError if BTF or libbpf are missing.
+    """
+    # A compilation that the kernel then refuses costs a second. One function will do: taking a probe off
+    # again can mean to wait until all tasks have left it (synchronize_rcu_tasks()).
+    trial = _TRIALS[way](list(FUNCTIONS.values())[:1])
+    if not trial.works:
+        raise NoWayError(trial.reason)
+    bpf = compile_program(known, fexit=way == "fexit")
+    if way == "kprobe":
+        _attach_kprobes(bpf)
+    return handover_of(bpf, way)
+
+
+_TRIALS: dict[Way, Callable[[Sequence[str]], Trial]] = {"fexit": try_fexit, "kprobe": try_kprobe}
 
 
 def handover_of(bpf: bcc.BPF, mode: str, maps: Sequence[str] = MAPS) -> Handover:
@@ -120,7 +140,7 @@ def _attach_kprobes(bpf: bcc.BPF) -> None:
                 bpf.attach_kretprobe(event=function.encode(), fn_name=f"vpmu_{name}_return".encode())
                 bpf.attach_kprobe(event=function.encode(), fn_name=f"vpmu_{name}_entry".encode())
         except Exception as error:  # bcc raises nothing more special
-            raise ProbeError(because(error, said())) from error
+            raise because(error, said()) from error
 
 
 if __name__ == "__main__":
