@@ -130,18 +130,26 @@ def counted() -> None:
     assert total(metrics, "vpmu_agent_lost_records_total") == 0
 
 
-def test_without_the_hosts_processes_a_vm_has_no_name() -> None:
-    """What --pid=host is for; the counts are there all the same."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(agent, "COMMAND", podman_run("--pid=private"))
-        with agent.run(LISTEN, "--wait") as running:
-            with guest_a("web01") as guest:
-                guest.finish()
-                counts = pmu.kvm_counts(guest.tgid)
-            metrics = scrape_until(
-                LISTEN, lambda now: total(now, "vpmu_calls_total", call="release") >= counts.destroyed
-            )
-            names = {dict(labels)["vm"] for name, labels in metrics if name == "vpmu_calls_total"}
-            print("named without --pid=host:", names)
-            assert total(metrics, "vpmu_calls_total", call="create") == counts.initialised
-            assert running.stop().status == 0
+def test_without_the_hosts_processes_it_refuses_and_says_why() -> None:
+    done = subprocess.run(
+        [*podman_run("--pid=private"), "run", "--listen", LISTEN],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr
+    assert "PID namespace" in done.stderr
+    assert "--pid=host" in done.stderr
+
+
+def test_without_a_tmp_it_refuses_and_says_why() -> None:
+    done = subprocess.run(
+        [*podman_run("--read-only-tmpfs=false"), "run", "--listen", LISTEN],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr
+    assert "--tmpfs=/tmp" in done.stderr
