@@ -29,7 +29,7 @@ LISTEN = "127.0.0.1:9775"
 ROOT = Path("/") / bundle.IN_LAYER
 AGENT = "/usr/bin/vpmu-agent"
 LIMIT_S = 180
-# The VM has no systemd that would make cgroups for podman, and nothing to load an image into.
+# The VM has no systemd that would make cgroups for podman.
 CONTAINERS_CONF = '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "none"\n'
 # With --rootfs podman knows nothing of the image's own configuration. The host's network, because another one
 # takes modules and programs that say nothing about the agent.
@@ -40,11 +40,14 @@ OPTIONS = ("--rm", f"--user={UID}:{UID}", "--network=host", "--rootfs", str(ROOT
 def _podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     if not Path("/sys/fs/cgroup/cgroup.controllers").exists():
         subprocess.run(["mount", "-t", "cgroup2", "cgroup2", "/sys/fs/cgroup"], check=True)
+    # podman's storage is overlays, which cannot lie on the overlay that is this VM's root.
+    storage = Path("/var/lib/containers")
+    storage.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", storage], check=True)
     configuration = tmp_path_factory.mktemp("podman") / "containers.conf"
     configuration.write_text(CONTAINERS_CONF)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONTAINERS_CONF", str(configuration))
-        patch.setenv("STORAGE_DRIVER", "vfs")
         yield
 
 
