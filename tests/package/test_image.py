@@ -24,6 +24,7 @@ import pytest
 from tests.image import bundle
 from tests.image.bundle import Confinement
 from tests.package.test_package import VERSION
+from tests.support import debian
 from tools.image.build import UID, build
 
 MAX_MB = 140
@@ -140,6 +141,16 @@ def test_podman_loads_and_runs_it(archive: Path) -> None:
     assert re.search(rf"^Uid:(\s+{UID}){{4}}$", shown, re.MULTILINE)
     assert re.search(r"^NoNewPrivs:\s+1$", shown, re.MULTILINE)
     assert re.search(r"^Seccomp:\s+2$", shown, re.MULTILINE)
+
+
+def test_quadlet_makes_a_service_of_the_unit() -> None:
+    """Debian 13's; podman has none before 4.4, and so not Debian 12's."""
+    with debian.writable(debian.base("trixie", ("podman",))) as root:
+        unit = Path(root.put(bundle.PACKAGING / "vpmu-agent.container"))
+        command = ("env", f"QUADLET_UNIT_DIRS={unit.parent}", "/usr/libexec/podman/quadlet", "-dryrun")
+        (start,) = re.findall(r"^ExecStart=(.*)$", root.run(*command).stdout, re.MULTILINE)
+    for flag in ("--cap-drop all", "--cap-add bpf", "--pid=host", "--read-only", "--health-on-failure kill"):
+        assert flag in start
 
 
 @every_way

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import configparser
 import json
-import os
-import shutil
-import subprocess
 import tomllib
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -108,23 +104,6 @@ def test_the_quadlet_unit_has_the_flags_of_podman_run() -> None:
     assert unit["HealthInterval"] == flags["health-interval"][0]
     assert unit["PodmanArgs"].split() == [f"--{name}={flags[name][0]}" for name in ("pid", "memory")]
     assert unit["Image"] == f"localhost/vpmu-agent:{VERSION}"
-
-
-@pytest.mark.skipif(
-    not Path("/usr/libexec/podman/quadlet").exists(), reason="podman has no quadlet before 4.4"
-)
-def test_quadlet_takes_the_unit(tmp_path: Path) -> None:
-    shutil.copy(PACKAGING / "vpmu-agent.container", tmp_path)
-    done = subprocess.run(
-        ["/usr/libexec/podman/quadlet", "-dryrun"],
-        env={**os.environ, "QUADLET_UNIT_DIRS": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    for flag in ("--cap-drop all", "--cap-add bpf", "--pid=host", "--read-only"):
-        assert flag in done.stdout
 
 
 def test_the_filter_lets_through_what_the_service_may_call() -> None:
