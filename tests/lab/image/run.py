@@ -19,7 +19,7 @@ from tests.support import debian
 
 TESTS = "tests/lab/image"
 SUITE = "bookworm"
-PACKAGES = (*hosts._HOST, *hosts._COMPILER, "crun", "podman", "python3-psutil", "python3-yaml")
+PACKAGES = (*hosts.BASE, *hosts.COMPILER, "crun", "podman", "python3-psutil", "python3-yaml")
 
 
 @dataclass(frozen=True)
