@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.places import lab_dir
 from tests.unit.compiled import object_file, printed
 from tests.unit.tree import plant
-from tests.lab.places import lab_dir
 from vpmu_agent.kernel import btf
 from vpmu_agent.kernel.btf import Arg, Btf, Member
 from vpmu_agent.kernel.errors import BtfError
