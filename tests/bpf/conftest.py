@@ -56,12 +56,13 @@ class Lookalike:
         return json.dumps({"path": str(self.path), "constants": self.constants, **more})
 
     @contextmanager
-    def probes(self, *, stream: bool = True, **options: Any) -> Iterator[Probes]:
+    def probes(self, *, stream: bool = True, census: bool = False, **options: Any) -> Iterator[Probes]:
         """Live probes, handed over by a loader that is gone by then."""
         ours, theirs = handover.channel()
         with ours, theirs:
             number = theirs.fileno()
-            command = [sys.executable, "-m", "tests.bpf.loader", self.plan(options=options), str(number)]
+            plan = self.plan(options=options, census=census)
+            command = [sys.executable, "-m", "tests.bpf.loader", plan, str(number)]
             subprocess.run(command, pass_fds=[number], check=True, cwd=ROOT)
             with adopt(ours, vms=Vms(), stream=stream) as probes:
                 yield probes

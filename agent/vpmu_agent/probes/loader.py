@@ -6,16 +6,20 @@ process lives (iovisor/bcc issue 1181). Whoever holds the descriptors keeps the 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
+from vpmu_agent.kernel.census import read_census_layout
 from vpmu_agent.kernel.errors import KernelError, ProbeError
 from vpmu_agent.kernel.features import Trial, try_fexit, try_kprobe
 from vpmu_agent.kernel.layout import KernelLayout, read_layout
+from vpmu_agent.kernel.libbpf import libbpf, quiet, strerror
 from vpmu_agent.probes import FUNCTIONS, Mode, handover
 from vpmu_agent.probes.handover import Handover
 from vpmu_agent.probes.program import bcc_version, because, captured_stderr, compile_program
@@ -25,6 +29,12 @@ if TYPE_CHECKING:
 
 MAPS = ("calls", "control", "lost", "vcpus", "pmcs", "errors", "inflight", "left", "processes")
 """The maps of bpf/vpmu.bpf.c that are handed over."""
+
+CENSUS = "bpf_iter__task_file"
+"""The program in bpf/census.bpf.c. bcc takes from its name what it is for."""
+
+_BPF_PROG_TYPE_TRACING = 26
+_BPF_TRACE_ITER = 28
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -45,6 +55,7 @@ def load(mode: Mode) -> Handover:
     """
     bcc_version()  # raises before any way to attach is tried: each would say it again
     known = constants(read_layout())
+    census, no_census = _census_constants()
     refused = []
     for tried in ("fexit", "kprobe") if mode == "auto" else (mode,):
         # A compilation that the kernel then refuses costs a second. One function will do: taking a probe off
@@ -54,13 +65,13 @@ def load(mode: Mode) -> Handover:
             refused.append(f"{tried}: {trial.reason}")
             continue
         try:
-            bpf = compile_program(known, fexit=tried == "fexit")
+            bpf = compile_program(known | census, fexit=tried == "fexit")
             if tried == "kprobe":
                 _attach_kprobes(bpf)
         except ProbeError as error:
             refused.append(f"{tried}: {error}")
         else:
-            return handover_of(bpf, tried)
+            return with_census(handover_of(bpf, tried), bpf, no_census)
     todo = "`vpmu-agent doctor` says what this host lacks"
     if os.geteuid() != 0:
         todo = f"run it as root, or with CAP_BPF, CAP_PERFMON and CAP_SYSLOG; {todo}"
@@ -88,7 +99,43 @@ def handover_of(bpf: bcc.BPF, mode: str, maps: Sequence[str] = MAPS) -> Handover
     )
 
 
-def constants(layout: KernelLayout) -> Mapping[str, int]:
+def with_census(handed: Handover, bpf: bcc.BPF, missing: str = "") -> Handover:
+    """With the census, or with why there is none, which may be known already. The probes work without."""
+    if not missing:
+        try:
+            return replace(handed, census=attach_census(bpf))
+        except ProbeError as error:
+            missing = str(error)
+    return replace(handed, no_census=missing)
+
+
+def attach_census(bpf: bcc.BPF) -> int:
+    """Loads and attaches the census that was compiled into `bpf`; returns the descriptor of its link.
+
+    Raises ProbeError where bcc or the kernel refuses it.
+    """
+    with captured_stderr() as said:
+        try:
+            program = bpf.load_func(CENSUS.encode(), _BPF_PROG_TYPE_TRACING)
+        except Exception as error:  # bcc raises nothing more special
+            raise ProbeError(f"cannot load the census: {because(error, said())}") from error
+    with quiet():
+        ctypes.set_errno(0)
+        link = int(libbpf().bpf_link_create(program.fd, 0, _BPF_TRACE_ITER, None))
+    if link < 0:
+        raise ProbeError(f"cannot attach the census: {strerror(ctypes.get_errno())}")
+    return link
+
+
+def _census_constants() -> tuple[dict[str, int], str]:
+    """The constants that bpf/census.bpf.c asks for, or none and why."""
+    try:
+        return read_census_layout().constants, ""
+    except KernelError as error:
+        return {}, str(error)
+
+
+def constants(layout: KernelLayout) -> dict[str, int]:
     """The VPMU_* constants that bpf/vpmu.bpf.c asks for, on one kernel."""
     handlers = (*layout.overflow_handlers, 0, 0)
     known = {
