@@ -447,7 +447,7 @@ def _vms(host: Host) -> Iterator[Finding]:
     if emulated := [vm for vm, pmu in has if pmu.mode is Mode.EMULATED]:
         yield Finding("vms", Status.OK, sentence(emulated, Pmu(Mode.EMULATED)))
     for pmu, vms in untraced(has).items():
-        yield Finding("vms", Status.WARN, sentence(vms, pmu), _PMU_TODO.get(pmu.why, ""))
+        yield Finding("vms", Status.WARN, sentence(vms, pmu), _PMU_TODO[pmu.why])
     if not has:
         yield Finding("vms", Status.OK, "no VM runs now")
 
@@ -457,6 +457,7 @@ _PMU_TODO = {
     Why.NO_IRQCHIP: "start it with an in-kernel interrupt controller (QEMU: -machine kernel_irqchip=on)",
     Why.TURNED_OFF: "nothing, if that is wanted; QEMU gives a VM a PMU with -cpu host,pmu=on",
     Why.NO_CPUID: "nothing, if that is wanted; QEMU gives a VM a PMU with -cpu host,pmu=on",
+    Why.UNKNOWN: "see vpmu and mediated_vpmu",
     None: "see mediated_vpmu",
 }
 

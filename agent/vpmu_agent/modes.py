@@ -50,7 +50,7 @@ _REASONS = {
     "controller (started with kernel_irqchip=off?)",
     Why.TURNED_OFF: "whoever started it turned it off (KVM_CAP_PMU_CAPABILITY), or it is a TDX guest",
     Why.NO_CPUID: "its CPUID describes none (QEMU's -cpu host,pmu=on gives it one)",
-    Why.UNKNOWN: "KVM does not say why",
+    Why.UNKNOWN: "which of KVM's settings turned it off cannot be read",
 }
 
 
