@@ -1,8 +1,10 @@
 """`python -m tests.bpf.kvm VM…`: VMs by ioctl, until standard input ends; says "made" once they are there.
 
-A VM is how many vCPUs it has, and letters: `i` if its interrupt controller is in the kernel, `o` if its PMU is
-turned off, `c` if its vCPUs get all the CPUID that KVM has for them, `r` if its first vCPU runs: it programs a
-counter, as AMD's guests do. `2ic` has two. The others never run.
+A VM is how many vCPUs it has, and letters, as in `2ic`:
+    i   its interrupt controller is in the kernel
+    o   its PMU is turned off
+    c   its vCPUs get all the CPUID that KVM has for them
+    r   the first of them runs, and programs a counter as guests on AMD do; the others never run
 """
 
 from __future__ import annotations

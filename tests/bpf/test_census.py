@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bpf.conftest import ROOT, Lookalike
-from tests.bpf.test_daemon import Start, start
+from tests.bpf.conftest import ROOT, Lookalike, Start
 from tests.unit.commands import read_until
 from vpmu_agent.census import KvmPmu, Modes, kvm_pmu, pmus, pmus_now
 from vpmu_agent.kernel.features import vpmu_enabled
@@ -21,8 +20,6 @@ from vpmu_agent.modes import Mode, Pmu, Why
 from vpmu_agent.probes import Probes
 from vpmu_agent.probes.census import Vcpu
 from vpmu_agent.vms import Vms
-
-__all__ = ["start"]
 
 pytestmark = pytest.mark.skipif(not Path("/dev/kvm").exists(), reason="there is no /dev/kvm here")
 

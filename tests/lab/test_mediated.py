@@ -1,8 +1,8 @@
 """A mediated vPMU, forced on: who has it, and that nothing of it is traced, is told.
 
-Real are KVM, perf and the agent: KVM finds a PMU that can be handed to guests, decides for each VM, and programs
-its counters without perf events. Not real is the switch of registers at a guest's entry and exit, which QEMU's
-emulation does not have, and the test PMU takes out (vpmu_test_pmu.c, `mediated`).
+Real are KVM, perf and the agent: KVM finds a PMU that can be handed to guests, decides for each VM, and has
+no perf events for its counters. Not real is the switch of registers at a guest's entry and exit: QEMU's
+emulation does not have these, and so the test PMU leaves it out (vpmu_test_pmu.c, `mediated`).
 """
 
 from __future__ import annotations
