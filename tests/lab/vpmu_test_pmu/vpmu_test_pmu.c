@@ -261,7 +261,7 @@ static struct kprobe capability_probe = {
 
 #ifdef PERF_PMU_CAP_MEDIATED_VPMU
 /* In place of what switches the registers: RDPMC alone would be the end of a host that has no counters. */
-static void no_switch(struct kvm_vcpu *vcpu)
+static void no_switch(void)
 {
 }
 NOKPROBE_SYMBOL(no_switch);
