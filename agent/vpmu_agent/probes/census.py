@@ -23,8 +23,8 @@ _VCPU = Layout("vpmu_census_vcpu", text=(files("vpmu_agent") / "bpf" / "census.h
 class Vcpu(NamedTuple):
     """One vCPU, by one of the open files that lead to it: what KVM says of its PMU and of its VM's.
 
-    `vm` is the same for all vCPUs of one VM. It is a kernel address, and must not be shown to anybody. A tuple
-    because a host may have 16,000 of these, and a frozen dataclass takes three times as long to make.
+    `vm` is the same for all vCPUs of one VM. It is a kernel address, and must not be shown to anybody.
+    A tuple because a host may have 16,000 of these, and a frozen dataclass takes three times as long to make.
     """
 
     vm: int
