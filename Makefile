@@ -7,23 +7,16 @@ PYTHON := .venv/bin/python
 PACKAGES := python3-bpfcc libbpf1 \
 	python3-bcrypt python3-click python3-prometheus-client python3-psutil python3-systemd python3-yaml
 
-# What the tests compile with, what the lab boots with.
-PACKAGES += python3-venv curl openssl \
-	gcc libc6-dev libelf-dev make \
-	linux-image-amd64 linux-headers-amd64 qemu-system-x86 udev kmod iproute2 procps zstd cpio \
-	busybox-static file systemd
-
-# What the lab's own kernel is built with; spatch loads libpython3.11.so, which only libpython3-dev has.
-PACKAGES += linux-source-6.1 coccinelle libpython3-dev dwarves flex bison bc libssl-dev rsync xz-utils
+# What the tests compile with, what makes the lab's root file systems, what virtme-ng boots them with.
+PACKAGES += python3-venv curl openssl gcc libc6-dev make \
+	mmdebstrap debian-archive-keyring \
+	qemu-system-x86 udev kmod iproute2 procps zstd busybox-static file systemd
 
 # What dashboards-check runs: prometheus and promtool.
 PACKAGES += prometheus
 
 # What builds the Debian package, as debian/control says, and looks at it.
-DEB_PACKAGES := build-essential debhelper dh-python lintian pybuild-plugin-pyproject python3-setuptools
-
-# What the package is installed in.
-DEB_PACKAGES += debootstrap
+DEB_PACKAGES := build-essential debhelper dh-python lintian pybuild-plugin-pyproject python3-build python3-setuptools
 
 # What the page is opened in.
 PAGE_PACKAGES := chromium
@@ -31,15 +24,18 @@ PAGE_PACKAGES := chromium
 # What `make bench` measures the monitor against, and with.
 BENCH_PACKAGES := bpftrace bpftool
 
-.PHONY: demo demo-grouped test check lint format unit slow bpf fuzz lab lab-stock lab-service lab-grouped lab-kernel \
-	dashboards dashboards-check docs page recordings deb deb-test bench clean
+.PHONY: demo demo-grouped test check lint format unit slow bpf verifier fuzz lab lab-stock lab-service lab-grouped \
+	lab-debian13 lab-matrix lab-kernel dashboards dashboards-check docs page recordings deb deb-test bench clean
+
+# Where the lab can choose, as in `make demo LAB_HOST=debian13 LAB_KERNEL=backports` (tests/lab/hosts.py).
+TARGET := $(if $(LAB_HOST),--host $(LAB_HOST)) $(if $(LAB_KERNEL),--kernel $(LAB_KERNEL))
 
 demo: .venv/ready
-	$(PYTHON) -m tests.lab.demo
+	$(PYTHON) -m tests.lab.demo $(TARGET)
 
 # The same on a kernel whose KVM groups events; builds that kernel first, once.
 demo-grouped: .venv/ready lab-kernel
-	$(PYTHON) -m tests.lab.demo --grouped
+	$(PYTHON) -m tests.lab.demo --kernel grouped
 
 test: check bpf dashboards-check page deb-test lab
 
@@ -59,20 +55,34 @@ unit: .venv/ready
 
 bpf: .venv/ready
 	.venv/bin/pytest -q tests/bpf
+	$(PYTHON) -m tests.bpf.verifier
 
-# The same tests on Debian's kernel and on the one whose KVM groups events, and the service on both.
-lab: lab-stock lab-service lab-grouped
+# Every form of the BPF program, as the bcc of each host in the lab compiles it, by this machine's verifier and by
+# that of each host's newest kernel, in a VM. Some five minutes.
+verifier: .venv/ready lab-kernel
+	$(PYTHON) -m tests.bpf.verifier --vm
+
+# The same tests on Debian 12's kernel and on the one whose KVM groups events, the service on both; and a part of
+# them on Debian 13 with the newest kernel that it has.
+lab: lab-stock lab-service lab-grouped lab-debian13
 
 lab-stock: .venv/ready
 	$(PYTHON) -m tests.lab.run
 
 lab-grouped: .venv/ready lab-kernel
-	$(PYTHON) -m tests.lab.run --grouped
+	$(PYTHON) -m tests.lab.run --kernel grouped
+
+lab-debian13: .venv/ready
+	$(PYTHON) -m tests.lab.run --host debian13 --kernel backports -m slim
+
+# All of the lab on all hosts and kernels; writes docs/kernels.md. An hour on two idle cores.
+lab-matrix: .venv/ready deb lab-kernel
+	$(PYTHON) -m tests.lab.matrix
 
 # The Debian package under a real systemd, on both kernels: groups are what can diverge.
 lab-service: .venv/ready deb lab-kernel
 	$(PYTHON) -m tests.lab.run --systemd
-	$(PYTHON) -m tests.lab.run --systemd --grouped tests/lab/service/test_divergences.py
+	$(PYTHON) -m tests.lab.run --systemd --kernel grouped tests/lab/service/test_divergences.py
 
 # A quarter of an hour on two idle cores, then kept by a hash of its inputs outside of the tree.
 lab-kernel: .venv/ready
@@ -105,14 +115,14 @@ page: .venv/page
 # Makes tests/data/ anew from the lab's guests.
 recordings: .venv/ready lab-kernel
 	$(PYTHON) -m tests.lab.record
-	$(PYTHON) -m tests.lab.record --grouped
+	$(PYTHON) -m tests.lab.record --kernel grouped
 
 # The Debian package, in dist/.
 deb: .venv/deb
 	rm -f dist/*.deb
 	debian/build dist
 
-# Installs it, and the wheel, in a minimal Debian 12, which is made once (two minutes) and kept outside of the tree.
+# Installs it, and the wheel, in a minimal Debian 12 and 13, made once (a minute each) and kept outside of the tree.
 deb-test: .venv/deb
 	.venv/bin/pytest -v --timeout 600 tests/package
 

@@ -117,6 +117,23 @@ static __always_inline bool is_guest_lbr(const struct vpmu_attr *attr)
 	return attr->type == PERF_TYPE_RAW && attr->config == INTEL_FIXED_VLBR_EVENT;
 }
 
+/*
+ * A value that the compiler knows nothing of, so that what is written is what the verifier sees. Without it:
+ * LLVM 16 and later make a table in .rodata, which bcc does not relocate, of popcount((x & -x) - 1), and LLVM 19
+ * drops a mask behind a comparison that bounds its operand, which the verifier has forgotten by then.
+ */
+static __always_inline u64 opaque(u64 value)
+{
+	asm volatile("" : "+r"(value));
+	return value;
+}
+
+/* An index into events[] that the verifier knows to be in bounds. */
+static __always_inline u64 slot(u64 index)
+{
+	return opaque(index) & (VPMU_SLOTS - 1);
+}
+
 /* The functions of the automaton's language: bits of a mask, and the events behind them. */
 
 static __always_inline u64 mask_count(u64 mask)
@@ -129,7 +146,7 @@ static __always_inline u64 mask_count(u64 mask)
 
 static __always_inline u64 mask_low(u64 mask)
 {
-	return mask ? mask_count((mask & -mask) - 1) : 0;
+	return mask ? mask_count(opaque(mask & -mask) - 1) : 0;
 }
 
 static __always_inline u64 mask_width(u64 mask)
@@ -180,13 +197,13 @@ static __always_inline bool is_left_behind(struct vpmu_pmc *p, const struct vpmu
 
 static __always_inline void put_event(struct vpmu_pmc *p, u64 index, u64 event)
 {
-	p->events[index & (VPMU_SLOTS - 1)] = event;
+	p->events[slot(index)] = event;
 }
 
 static __always_inline void leave_event(struct vpmu_pmc *p, const struct vpmu_pmc_key *key, u64 index)
 {
 	struct vpmu_left_key k = {
-		.event = p->events[index & (VPMU_SLOTS - 1)], .pmc = key->pmc, .tgid = key->tgid, .epoch = p->epoch,
+		.event = p->events[slot(index)], .pmc = key->pmc, .tgid = key->tgid, .epoch = p->epoch,
 	};
 	u8 there = 1;
 

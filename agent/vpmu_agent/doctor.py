@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -14,8 +14,9 @@ import click
 
 from vpmu_agent import privileges
 from vpmu_agent.census import pmus_now
-from vpmu_agent.kernel import btf, features
+from vpmu_agent.kernel import btf, container, features
 from vpmu_agent.kernel.arch import ARCHES, current_arch
+from vpmu_agent.kernel.config import kernel_config, kernel_release
 from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError, SymbolError
 from vpmu_agent.kernel.features import Trial
 from vpmu_agent.kernel.layout import CREATE, KernelLayout, kvm_types, layout_of, require_kvm
@@ -23,16 +24,24 @@ from vpmu_agent.kernel.libbpf import libbpf
 from vpmu_agent.kernel.symbols import function_addresses
 from vpmu_agent.modes import Mode, Pmu, Why, sentence, untraced
 from vpmu_agent.output import print_line
-from vpmu_agent.probes import FUNCTIONS
-from vpmu_agent.probes.program import bcc_version
+from vpmu_agent.probes import FUNCTIONS, WAYS, rehearsal
+from vpmu_agent.probes.rehearsal import Outcome, Step
 from vpmu_agent.schema import SCHEMA, dumps
 from vpmu_agent.vms import Vms
 
 WIDTH = 100
 
+PROGRAM = "program"
+"""The check of the real program, attached and taken off."""
+
 FINE, PROBLEM, CANNOT_RUN = 0, 1, 3  # exit statuses
 
 AS_ROOT = "run vpmu-agent as root"
+ALLOW_CALLS = (
+    "allow bpf and perf_event_open in the container's seccomp profile (podman, docker: --security-opt "
+    "seccomp=FILE; Kubernetes: seccompProfile), or in the service's SystemCallFilter="
+)
+MOUNT_SYS = "mount the host's /sys, read-only will do"
 
 
 class Status(StrEnum):
@@ -45,13 +54,18 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found, what to do about it ("" if nothing), and whether it rules out live tracing."""
+    """What one check found, and what to do about it ("" if nothing).
+
+    Whether live tracing can work here: a failure that `blocks` rules it out, and nothing `proves` it but the
+    probes themselves, attached.
+    """
 
     check: str
     status: Status
     found: str
     todo: str = ""
     blocks: bool = False
+    proves: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +77,15 @@ class Host:
     try_fexit: Callable[[Sequence[str]], Trial] = features.try_fexit
     try_kprobe: Callable[[Sequence[str]], Trial] = features.try_kprobe
     try_map_access: Callable[[], Trial] = privileges.try_map_access
-    bcc_version: Callable[[], str] = bcc_version
+    rehearse: Callable[[], Sequence[Step]] = rehearsal.rehearse
     pmus: Callable[[], Mapping[str, Sequence[Pmu]]] = lambda: pmus_now(Vms())
 
 
 def run(*, as_json: bool) -> int:
     """Prints what `vpmu-agent doctor` prints, a check at a time, and returns its exit status.
 
-    That is 0 if nothing is wrong, 1 if a check failed, and 3 if live tracing cannot work here at all. Raises
-    OutputError when stdout takes no more.
+    That is 0 if live tracing was seen to work and nothing is wrong, 1 if a check failed or it is unknown
+    whether it works, and 3 if it cannot work here at all. Raises OutputError when stdout takes no more.
     """
     findings = []
     for finding in examine(Host()):
@@ -81,12 +95,12 @@ def run(*, as_json: bool) -> int:
     return exit_status(findings)
 
 
-def exit_status(findings: Iterable[Finding]) -> int:
+def exit_status(findings: Collection[Finding]) -> int:
     """What `vpmu-agent doctor` exits with after these findings."""
-    failed = [finding for finding in findings if finding.status is Status.FAIL]
-    if any(finding.blocks for finding in failed):
+    can_trace = _can_trace(findings)
+    if can_trace is False:
         return CANNOT_RUN
-    return PROBLEM if failed else FINE
+    return FINE if can_trace and not _any_failed(findings) else PROBLEM
 
 
 def examine(host: Host) -> Iterator[Finding]:
@@ -118,14 +132,13 @@ def finding_json(finding: Finding) -> dict[str, object]:
 
 
 def summary_json(findings: Sequence[Finding]) -> dict[str, object]:
-    """The last line of `--output json`."""
-    reasons = [f"{finding.check}: {finding.found}" for finding in _blocking(findings)]
+    """The last line of `--output json`; `can_trace` is null where that is unknown."""
     return {
         "schema": SCHEMA,
         "kind": "doctor",
         **_counts(findings),
-        "can_trace": not reasons,
-        "reasons": reasons,
+        "can_trace": _can_trace(findings),
+        "reasons": [f"{finding.check}: {finding.found}" for finding in _why_not(findings)],
     }
 
 
@@ -148,12 +161,16 @@ def finding_text(finding: Finding) -> str:
 def summary_text(findings: Sequence[Finding]) -> str:
     """What all the findings come to."""
     counts = ", ".join(f"{count} {status}" for status, count in _counts(findings).items())
-    blocking = _blocking(findings)
-    if not blocking:
-        failed = any(finding.status is Status.FAIL for finding in findings)
-        return f"\n{counts}. Live tracing can work here{', but see what failed' * failed}."
-    lines = [f"\n{counts}. " + click.style("Live tracing cannot work here:", bold=True)]
-    for finding in blocking:
+    match _can_trace(findings):
+        case True:
+            failed = ", but see what failed" if _any_failed(findings) else ""
+            return f"\n{counts}. Live tracing can work here{failed}."
+        case False:
+            verdict = "Live tracing cannot work here:"
+        case None:
+            verdict = "Whether live tracing can work here is unknown:"
+    lines = [f"\n{counts}. " + click.style(verdict, bold=True)]
+    for finding in _why_not(findings):
         lines += _wrapped(f"- {finding.check}: {finding.found}", "  ", hanging="  ")
     return "\n".join(lines)
 
@@ -173,15 +190,33 @@ def _counts(findings: Sequence[Finding]) -> dict[str, int]:
     return {status.value: counter[status] for status in Status}
 
 
-def _blocking(findings: Sequence[Finding]) -> list[Finding]:
+def _any_failed(findings: Iterable[Finding]) -> bool:
+    return any(finding.status is Status.FAIL for finding in findings)
+
+
+def _blocking(findings: Iterable[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.blocks and finding.status is Status.FAIL]
 
 
-# The checks: first the host and this process, then what the kernel takes, then KVM
+def _can_trace(findings: Collection[Finding]) -> bool | None:
+    """Whether live tracing can work here: None if it was not seen to, and nothing is known to keep it."""
+    if _blocking(findings):
+        return False
+    return any(finding.proves for finding in findings) or None
+
+
+def _why_not(findings: Sequence[Finding]) -> list[Finding]:
+    """What keeps live tracing from working, or from being known to work."""
+    if _can_trace(findings):
+        return []
+    return _blocking(findings) or [finding for finding in findings if finding.check == PROGRAM]
+
+
+# The checks: first the host and this process, then what the kernel takes, then KVM, and at last all together
 
 
 def _kernel(host: Host) -> Iterator[Finding]:
-    release = features.kernel_release(root=host.root)
+    release = kernel_release(root=host.root)
     if release is None:
         yield Finding("kernel", Status.WARN, "the release cannot be read", "mount /proc")
         return
@@ -196,19 +231,51 @@ def _capabilities(host: Host) -> Iterator[Finding]:
     if held is None:
         yield Finding("capabilities", Status.WARN, "/proc/self/status cannot be read", "mount /proc")
         return
-    if missing := _missing_capabilities(held):
+    if container.is_hosts_namespace("user", root=host.root) is False:
+        found = "this process is in a user namespace of its own, where capabilities do not reach the kernel"
+        todo = "run it as the host's root, not in a rootless container or another user namespace"
+        yield Finding("capabilities", Status.FAIL, found, todo, blocks=True)
+    elif missing := _missing_capabilities(host):
         found = f"this process lacks {', '.join(missing)}"
         yield Finding("capabilities", Status.FAIL, found, AS_ROOT, blocks=True)
     else:
         yield Finding("capabilities", Status.OK, ", ".join(sorted(held)))
 
 
-def _missing_capabilities(held: frozenset[str] | None) -> list[str]:
+def _missing_capabilities(host: Host) -> list[str]:
     """CAP_SYS_ADMIN stands for the two that were split from it (Linux 5.8), not for CAP_SYSLOG."""
+    held = features.capabilities(root=host.root)
     if held is None:
         return []
+    if container.is_hosts_namespace("user", root=host.root) is False:
+        held = frozenset()
     split = [] if "CAP_SYS_ADMIN" in held else ["CAP_BPF", "CAP_PERFMON"]
     return [name for name in (*split, "CAP_SYSLOG") if name not in held]
+
+
+def _pid_namespace(host: Host) -> Iterator[Finding]:
+    container.require_host_pids(root=host.root)
+    if container.is_hosts_namespace("pid", root=host.root):
+        yield Finding("pid_namespace", Status.OK, "the host's")
+    else:
+        yield Finding("pid_namespace", Status.WARN, "cannot be seen: no /proc/self/ns/pid", "mount /proc")
+
+
+def _hidepid(host: Host) -> Iterator[Finding]:
+    """The daemon becomes a user of its own, whatever it was started as."""
+    value = container.hidepid(root=host.root)
+    if value is None:
+        yield Finding("hidepid", Status.WARN, "cannot be seen: no /proc/self/mountinfo", "mount /proc")
+    elif value:
+        yield Finding(
+            "hidepid",
+            Status.WARN,
+            f"{value}: /proc hides other users' processes from the daemon, which then knows of a VM only the "
+            "first 511 bytes of its command line, as the probes send them",
+            "nothing, if `run` names all VMs; or mount /proc without hidepid",
+        )
+    else:
+        yield Finding("hidepid", Status.OK, "off")
 
 
 def _lockdown(host: Host) -> Iterator[Finding]:
@@ -223,7 +290,7 @@ def _lockdown(host: Host) -> Iterator[Finding]:
         )
     elif mode is not None:
         yield Finding("lockdown", Status.OK, mode)
-    elif features.kernel_config("SECURITY_LOCKDOWN_LSM", root=host.root) == "n":
+    elif kernel_config("SECURITY_LOCKDOWN_LSM", root=host.root) == "n":
         yield Finding("lockdown", Status.OK, "this kernel has none")
     else:
         yield Finding(
@@ -254,10 +321,6 @@ def _libbpf(_host: Host) -> Iterator[Finding]:
     yield Finding("libbpf", Status.OK, "loads")
 
 
-def _bcc(host: Host) -> Iterator[Finding]:
-    yield Finding("bcc", Status.OK, host.bcc_version())
-
-
 def _bpf(host: Host) -> Iterator[Finding]:
     trial = host.try_bpf()
     if trial.works:
@@ -265,8 +328,10 @@ def _bpf(host: Host) -> Iterator[Finding]:
     elif _lacks_privileges(host, trial):
         yield _not_tried("bpf")
     else:
-        todo = "boot a kernel from 5.8 on with CONFIG_BPF_SYSCALL=y (distributions' kernels have it)"
-        yield Finding("bpf", Status.FAIL, trial.reason, todo, blocks=True)
+        todo = "boot a kernel with CONFIG_BPF_SYSCALL=y (distributions' kernels have it)"
+        yield Finding(
+            "bpf", Status.FAIL, _reason(trial), ALLOW_CALLS if trial.filtered else todo, blocks=True
+        )
 
 
 def _privileges(host: Host) -> Iterator[Finding]:
@@ -279,7 +344,7 @@ def _privileges(host: Host) -> Iterator[Finding]:
     elif trial.denied:
         yield Finding("privileges", Status.WARN, trial.reason, "see bpf")
     else:
-        todo = "nothing; to have it keep none, boot a kernel from 5.19 on"
+        todo = "nothing; from Linux 5.19 on it keeps none"
         yield Finding("privileges", Status.WARN, f"{trial.reason}, so the daemon keeps CAP_BPF", todo)
 
 
@@ -287,18 +352,17 @@ def _probes(host: Host) -> Iterator[Finding]:
     """Both ways to put a probe on a function. One is enough."""
     functions = tuple(FUNCTIONS.values())
     kprobe = host.try_kprobe(functions)
+    kprobe_todo = "boot a kernel with CONFIG_KPROBE_EVENTS=y (distributions' kernels have it)"
+    if not features.can_see_pmus(root=host.root):
+        kprobe_todo = MOUNT_SYS
+    fexit_todo = "boot a kernel with BPF trampolines and bpf_get_func_arg() (Linux 5.17), or with kprobes"
     try:
         fexit = host.try_fexit(functions)
     except KernelError as error:  # no BTF: a finding of its own, and no reason not to speak of kprobes
-        fexit = Trial(False, error.found)
+        fexit, fexit_todo = Trial(False, error.found), error.todo
     for check, trial, other, todo in (
-        (
-            "kprobes",
-            kprobe,
-            fexit,
-            "boot a kernel with CONFIG_KPROBE_EVENTS=y (distributions' kernels have it)",
-        ),
-        ("fentry", fexit, kprobe, "boot a kernel from 5.17 on with BPF trampolines, or with kprobes"),
+        ("kprobes", kprobe, fexit, kprobe_todo),
+        ("fentry", fexit, kprobe, fexit_todo),
     ):
         if trial.works:
             yield Finding(check, Status.OK, f"attached to all of {len(functions)} functions and taken off")
@@ -309,13 +373,19 @@ def _probes(host: Host) -> Iterator[Finding]:
         elif _lacks_privileges(host, other):
             yield Finding(check, Status.WARN, trial.reason, "nothing, if the other kind of probe works")
         else:
-            even_so = ", although this process has the capabilities for it" if trial.denied else ""
-            yield Finding(check, Status.FAIL, trial.reason + even_so, todo, blocks=True)
+            yield Finding(
+                check, Status.FAIL, _reason(trial), ALLOW_CALLS if trial.filtered else todo, blocks=True
+            )
+
+
+def _reason(trial: Trial) -> str:
+    """Why a trial failed, of a process that has the capabilities for it."""
+    return trial.reason + (", although this process has the capabilities for it" if trial.denied else "")
 
 
 def _lacks_privileges(host: Host, trial: Trial) -> bool:
     """Whether the refusal is for want of privileges: then it says nothing about the kernel."""
-    return trial.denied and bool(_missing_capabilities(features.capabilities(root=host.root)))
+    return trial.denied and bool(_missing_capabilities(host))
 
 
 def _not_tried(check: str) -> Finding:
@@ -368,7 +438,7 @@ def _handlers(host: Host) -> Iterator[Finding]:
     try:
         found = function_addresses(current_arch().overflow_handlers, root=host.root)
     except SymbolError as error:
-        if "CAP_SYSLOG" not in _missing_capabilities(features.capabilities(root=host.root)):
+        if "CAP_SYSLOG" not in _missing_capabilities(host):
             raise
         yield Finding("handlers", Status.WARN, error.found, AS_ROOT)
         return
@@ -377,7 +447,10 @@ def _handlers(host: Host) -> Iterator[Finding]:
 
 def _pmu(host: Host) -> Iterator[Finding]:
     devices = features.pmu_devices(root=host.root)
-    if devices:
+    if not features.can_see_pmus(root=host.root):
+        found = f"cannot be seen: there is no {host.root / 'sys/bus/event_source/devices'}"
+        yield Finding("pmu", Status.WARN, found, MOUNT_SYS)
+    elif devices:
         yield Finding("pmu", Status.OK, ", ".join(devices))
     else:
         yield Finding(
@@ -434,7 +507,7 @@ def _mediated_vpmu(host: Host) -> Iterator[Finding]:
 
 def _vms(host: Host) -> Iterator[Finding]:
     """Which vPMU each VM has: of how many there is something to trace, and why of the others there is not."""
-    if _missing_capabilities(features.capabilities(root=host.root)):
+    if _missing_capabilities(host):
         yield _not_tried("vms")
         return
     try:
@@ -464,7 +537,9 @@ _PMU_TODO = {
 
 def _nmi_watchdog(host: Host) -> Iterator[Finding]:
     on = features.nmi_watchdog(root=host.root)
-    if on:
+    if on is None and not (host.root / "proc/sys/kernel").is_dir():
+        yield Finding("nmi_watchdog", Status.WARN, "cannot be seen", "mount /proc")
+    elif on:
         yield Finding(
             "nmi_watchdog",
             Status.WARN,
@@ -473,6 +548,62 @@ def _nmi_watchdog(host: Host) -> Iterator[Finding]:
         )
     else:
         yield Finding("nmi_watchdog", Status.OK, "this kernel has none" if on is None else "off")
+
+
+def _program(host: Host) -> Iterator[Finding]:
+    """The real program, which all of the above only makes likely to work; and what compiles it."""
+    steps = {step.name: step for step in host.rehearse()}
+    bcc = steps[rehearsal.BCC]
+    if bcc.outcome is not Outcome.WORKS:
+        is_unknown = bcc.outcome is Outcome.UNKNOWN
+        status = Status.WARN if is_unknown else Status.FAIL
+        yield Finding("bcc", status, bcc.found, bcc.todo or _LATER, blocks=not is_unknown)
+        yield Finding(PROGRAM, Status.WARN, "cannot be tried without bcc", "see bcc")
+        return
+    yield Finding("bcc", Status.OK, bcc.found.removeprefix("bcc "))
+    tried = [step for name in (*WAYS, rehearsal.VERIFIER) if (step := steps.get(name))]
+    if any(step.outcome is Outcome.WORKS and step.name in WAYS for step in tried):
+        yield _attached_program(tried)
+    elif _missing_capabilities(host):
+        yield _not_tried(PROGRAM)
+    elif unreadable := steps.get(rehearsal.HOST):
+        if unreadable.outcome is Outcome.NO_KVM:
+            yield Finding(PROGRAM, Status.WARN, "cannot be tried before KVM is loaded", "see kvm")
+        else:
+            yield Finding(PROGRAM, Status.WARN, f"cannot be tried: {unreadable.found}", unreadable.todo)
+    else:
+        yield _unattached_program(tried, bcc.found)
+
+
+def _attached_program(tried: Sequence[Step]) -> Finding:
+    """One way is enough. A kernel that has one only is no warning: see kprobes and fentry."""
+    ways = " and by ".join(step.name for step in tried if step.outcome is Outcome.WORKS)
+    found = f"compiled, attached by {ways}, and taken off"
+    odd = [step for step in tried if step.outcome not in (Outcome.WORKS, Outcome.NO_WAY)]
+    if not odd:
+        return Finding(PROGRAM, Status.OK, found, proves=True)
+    todo = f"nothing, unless you want --attach {odd[0].name}: then {odd[0].todo or 'report this'}"
+    return Finding(PROGRAM, Status.WARN, f"{found}; {_told(odd)}", todo, proves=True)
+
+
+def _unattached_program(tried: Sequence[Step], toolchain: str) -> Finding:
+    told = [step for step in tried if step.outcome is not Outcome.NO_WAY]
+    if all(step.outcome is Outcome.WORKS for step in told):
+        found = "compiled and taken by the verifier, but this kernel lets no program be attached"
+        return Finding(PROGRAM, Status.FAIL, found, "see kprobes and fentry", blocks=True)
+    todo = "; ".join(dict.fromkeys(step.todo for step in told if step.todo))
+    found = f"{toolchain}: {_told(told)}"
+    if any(step.outcome is Outcome.UNKNOWN for step in told):
+        return Finding(PROGRAM, Status.WARN, found, todo or _LATER)
+    return Finding(PROGRAM, Status.FAIL, found, todo or "report this", blocks=True)
+
+
+_LATER = "try again when this host is less busy"
+
+
+def _told(steps: Iterable[Step]) -> str:
+    """Each step's finding, by its way if it has one."""
+    return "; ".join(f"{step.name}: {step.found}" if step.name in WAYS else step.found for step in steps)
 
 
 def _once_loaded(
@@ -485,6 +616,8 @@ def _once_loaded(
             require_kvm(root=host.root)
         except KvmNotLoadedError:
             yield Finding(check, Status.WARN, "cannot be seen before KVM is loaded", "see kvm")
+        except KernelError:
+            yield Finding(check, Status.WARN, "cannot be seen, as KVM cannot", "see kvm")
         else:
             yield from look(host)
 
@@ -494,10 +627,11 @@ def _once_loaded(
 CHECKS: dict[str, Callable[[Host], Iterator[Finding]]] = {
     "kernel": _kernel,
     "capabilities": _capabilities,
+    "pid_namespace": _pid_namespace,
+    "hidepid": _hidepid,
     "lockdown": _lockdown,
     "kptr_restrict": _kptr_restrict,
     "libbpf": _libbpf,
-    "bcc": _bcc,
     "btf": _btf,
     "bpf": _bpf,
     "privileges": _privileges,
@@ -510,4 +644,5 @@ CHECKS: dict[str, Callable[[Host], Iterator[Finding]]] = {
     "mediated_vpmu": _once_loaded("mediated_vpmu", _mediated_vpmu),
     "vms": _once_loaded("vms", _vms),
     "nmi_watchdog": _nmi_watchdog,
+    PROGRAM: _program,  # and bcc
 }

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
+from tests.bpf.twins import task_offsets
 from tests.unit.commands import daemon_of, read_until
-from vpmu_agent.kernel import btf
 from vpmu_agent.model.automaton import Kind
 from vpmu_agent.model.call import Call
 from vpmu_agent.model.verdict import Verdict
@@ -108,13 +108,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Lookalik
         command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-no-pie", "-pthread", *flags]
         subprocess.run([*command, "-o", path, SOURCE], check=True)
         layout = subprocess.run([path, "layout"], check=True, capture_output=True, text=True).stdout
-        types = btf.vmlinux()
-        process = {
-            "VPMU_TASK_MM": types.member("task_struct", "mm").offset,
-            "VPMU_MM_ARG_START": types.member("mm_struct", "arg_start").offset,
-            "VPMU_MM_ARG_END": types.member("mm_struct", "arg_end").offset,
-        }
-        return Lookalike(path, json.loads(layout) | process)
+        return Lookalike(path, json.loads(layout) | task_offsets())
 
     return build_once
 

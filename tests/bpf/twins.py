@@ -32,8 +32,9 @@ _CONSTANTS = {
     "VPMU_EVENT_CONTEXT": 8,
     "VPMU_EVENT_ATTR": 16,
 }
-_GROUPED = {"VPMU_PMC_MAX_NR_EVENTS": 5, "VPMU_CREATE_ARGS": 6}
-_STOCK = {"VPMU_CREATE_ARGS": 5}
+GROUPED = {**_CONSTANTS, "VPMU_PMC_MAX_NR_EVENTS": 5, "VPMU_CREATE_ARGS": 6}
+STOCK = {**_CONSTANTS, "VPMU_CREATE_ARGS": 5}
+"""What the program is told of a kernel, here of the twins' own memory, less task_offsets()."""
 
 _BPF_PROG_TEST_RUN = 10
 _SYS_BPF = 321  # x86-64
@@ -43,6 +44,16 @@ _TEST = struct.Struct("=IIIIQQIIIIQQIII4x")
 _ARGUMENTS = struct.Struct("=12Q")
 _ATTR = struct.Struct("=IIQQQQQ")
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def task_offsets() -> dict[str, int]:
+    """What the program is told of the running kernel, where even the twins need it."""
+    types = btf.vmlinux()
+    return {
+        "VPMU_TASK_MM": types.member("task_struct", "mm").offset,
+        "VPMU_MM_ARG_START": types.member("mm_struct", "arg_start").offset,
+        "VPMU_MM_ARG_END": types.member("mm_struct", "arg_end").offset,
+    }
 
 
 class TestRun:
@@ -79,14 +90,8 @@ class Twins:
         """The other `options` are compile_program()'s."""
         import bcc
 
-        types = btf.vmlinux()
-        offsets = {
-            "VPMU_TASK_MM": types.member("task_struct", "mm").offset,
-            "VPMU_MM_ARG_START": types.member("mm_struct", "arg_start").offset,
-            "VPMU_MM_ARG_END": types.member("mm_struct", "arg_end").offset,
-        }
         self._grouped = grouped
-        constants = _CONSTANTS | (_GROUPED if grouped else _STOCK) | offsets
+        constants = (GROUPED if grouped else STOCK) | task_offsets()
         self._bpf = compile_program(constants, user_memory=True, twins=True, **{"ring_pages": 64, **options})
         self._runs = {}
         self._arguments = ctypes.create_string_buffer(_ARGUMENTS.size)

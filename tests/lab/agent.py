@@ -17,7 +17,8 @@ from typing import Any, Self
 
 from .errors import LabError
 
-COMMAND = Path(sys.prefix) / "bin" / "vpmu-agent"
+COMMAND = (sys.executable, "-m", "vpmu_agent")
+"""By the host's own Python, from the source tree. Its package is what the tests of the service run."""
 # Importing bcc and compiling take 10 to 20 s where every instruction is emulated, more with two at once.
 START_S = 120.0
 STOP_S = 60.0
@@ -32,7 +33,6 @@ class Seen:
     status: int
     lines: list[Line]
     stderr: str
-    last_line: str  # of stdout, as it was printed
 
     def calls(self, vm: str | None = None, call: str | None = None) -> list[Line]:
         """The calls in the order they were printed; of one VM, of one name."""
@@ -63,7 +63,7 @@ class Agent:
         self._stderr = Path(self._scratch.name) / "stderr"
         with self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [str(COMMAND), *arguments], stdout=None if terminal else stdout, stderr=stderr
+                [*COMMAND, *arguments], stdout=None if terminal else stdout, stderr=stderr
             )
         try:
             self._wait_attached()
@@ -78,6 +78,13 @@ class Agent:
     def stderr(self) -> str:
         """What it has told so far."""
         return self._stderr.read_text()
+
+    @property
+    def mode(self) -> str:
+        """How it attached its probes: fexit or kprobe."""
+        match = re.search(r"^attached (\w+) probes", self.stderr(), re.MULTILINE)
+        assert match
+        return match[1]
 
     def interrupt(self) -> int:
         """Ctrl-C; returns the exit status. Raises LabError if the agent does not end."""
@@ -95,7 +102,6 @@ class Agent:
             status,
             [json.loads(line) for line in lines],
             self._stderr.read_text(),
-            last_line=lines[-1] if lines else "",
         )
 
     def _wait_attached(self) -> None:

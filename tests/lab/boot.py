@@ -1,6 +1,7 @@
-"""Boots a kernel in a VM on the machine's own root file system (virtme-ng) and runs one command in it.
+"""Boots a host of the lab in a VM and runs one command in it.
 
-The root file system is read-only there; one directory, for results, can be written.
+virtme-ng boots the kernel on this machine's own root file system, read-only; the command runs in the
+host's. One folder, for results, is still there afterwards.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
 from . import places, systemd_boot
 from .errors import LabError
+from .hosts import Target
 from .kernel import Kernel
 
 CPUS = 2
@@ -60,76 +62,105 @@ KERNEL_ARGS = (
 # With a periodic tick the next interrupt, 4 ms later, delivers both.
 EMULATION_KERNEL_ARGS = ("nohz=off", "highres=off")
 
-# virtme-run mounts the root with no cache at all: every page of every library is one request, and starting
-# Python takes 6 s instead of 1. So the command runs in a second mount of the same root that caches what it
-# reads, which is right as long as nobody changes those files during the run.
-ENTER_ROOT = """\
-#!/bin/sh
+# The root file system of the command: the layers, each shared and cached (virtme-run's own mount of the
+# machine's root is not: starting Python takes 6 s there instead of 1), memory above them, the source tree
+# read-only, and the one folder that can be written. Caching is right as long as nobody changes those files
+# during the run.
+_MOUNT = """\
 set -e
-root=/run/lab-root
-mkdir -p $root /run/lab-tmp
-mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=524288,cache=loose lab_root $root
-for dir in /dev /proc /sys /run {results}; do mount --rbind $dir $root$dir; done
-mount -t tmpfs tmpfs $root/var/tmp
+lab={at}
+mkdir -p $lab
+mount -t tmpfs tmpfs $lab
+mkdir $lab/above $lab/work $lab/root
+modprobe -d {kernel} overlay
+share() {{ mkdir -p "$2" && mount -t 9p -o trans=virtio,version=9p2000.L,msize=524288,$3 "$1" "$2"; }}
+lower=
+for layer in {layers}; do
+    share $layer $lab/$layer ro,cache=loose
+    lower=$lower${{lower:+:}}$lab/$layer
+done
+mount -t overlay -o lowerdir=$lower,upperdir=$lab/above,workdir=$lab/work overlay $lab/root
+share lab_tree $lab/root{tree} ro,cache=loose
+share lab_results $lab/root{results} access=any
+{more}
 """
 
-# For a kernel that is not installed on the machine: modprobe finds its modules where it looks for them.
-ENTER_MODULES = """\
-mount -t tmpfs tmpfs $root/lib/modules
-ln -s {modules} $root/lib/modules/
+_ENTER = """\
+for folder in /dev /proc /sys /run; do mount --rbind $folder $lab/root$folder; done
+status=0
+chroot $lab/root /usr/bin/env -i TERM="$TERM" /bin/sh {command} {redirect} || status=$?
+echo $status > $lab/root{results}/status
+exit $status
+"""
+
+_COMMAND = """\
+{exports}
+cd {tree}
+exec {command}
 """
 
 
 def run(
     command: Sequence[str],
     *,
-    which: Kernel,
+    target: Target,
+    layers: Sequence[Path],
+    shares: Mapping[str, Path],
     results: Path,
     timeout_s: float,
     env: Mapping[str, str],
     output: Callable[[bytes], None] | None = None,
     systemd: bool = False,
 ) -> int:
-    """Runs `command` as root in a VM that boots `which` and may write to `results`; returns its exit status.
+    """Runs `command` as root in a VM that boots `target`'s kernel; returns its exit status.
 
-    With `systemd` that is PID 1 there, and all of the VM's root can be written, to memory.
-    The command's stdout and stderr go line by line to this process's own as they come (stdout to `output`
-    where given). Raises LabError with the end of the VM's console if the VM dies, or is not done after
-    `timeout_s`.
+    Its root file system is made of `layers`, the topmost first, and can be written, to memory; what is to
+    stay goes to `results`. `shares` are more folders of this machine, to be read only, by where they are
+    there. With `systemd` that is PID 1 there. The command's stdout and stderr go line by line to this
+    process's own as they come (stdout to `output` where given). Raises LabError with the end of the VM's
+    console if the VM dies, or is not done after `timeout_s`.
     """
     status_file = results / "status"
-    # A file, because the kernel's command line, where virtme-run puts it, ends after 2048 characters.
-    script = results / "command.sh"
-    fast = accelerated(which)
-    arguments = _virtme_run(which, results, accelerated=fast)
+    fast = accelerated(target.kernel)
+    arguments = _virtme_run(target.kernel, accelerated=fast) + _shares(layers, shares, results)
+    script = _write_script(command, env, results)
+    # Not on the kernel's command line, where virtme-run puts it: that ends after 2048 characters.
+    boot = results / "boot.sh"
     if systemd:
-        script.write_text(_script_under_systemd(command, env, results))
-        init = systemd_boot.write_init(results, script, None if which.is_installed else which.modules)
-        kernel_args = (*systemd_boot.KERNEL_ARGS, *_kernel_args(accelerated=fast), f"init={init}")
+        mounts = _mount_script(target, layers, shares, results, at="/mnt")
+        boot.write_text(systemd_boot.script(mounts, results=results, command=script, stderr_port=STDERR_PORT))
+        boot.chmod(0o755)
+        kernel_args = (*systemd_boot.KERNEL_ARGS, *_kernel_args(accelerated=fast), f"init={boot}")
         # Of two -append, QEMU takes the last: virtme-run has its own init in the first.
         arguments += _qemu(["-append", " ".join(kernel_args)])
     else:
-        script.write_text(_script(which, command, env, results, f"2>{STDERR_PORT}"))
+        enter = _ENTER.format(command=_quote(script), results=_quote(results), redirect=f"2>{STDERR_PORT}")
+        boot.write_text(_mount_script(target, layers, shares, results, at="/run/lab") + enter)
     started = time.monotonic()
-    console = _supervise([*arguments, "--script-sh", f"sh {script}"], timeout_s, output or _to_stdout)
+    console = _supervise([*arguments, "--script-sh", f"sh {boot}"], timeout_s, output or _to_stdout)
     took = time.monotonic() - started
     if status_file.exists():
         return int(status_file.read_text())
     what = "was not done" if took >= timeout_s else "ended without a result"
     raise LabError(
-        f"the VM (kernel {which.release}) {what} after {took:.0f} s; the end of its console:\n"
-        + "\n".join(console)
+        f"the VM ({target}) {what} after {took:.0f} s; the end of its console:\n" + "\n".join(console)
     )
 
 
-def shell(which: Kernel, *, results: Path, env: Mapping[str, str]) -> int:
+def shell(target: Target, *, layers: Sequence[Path], results: Path, env: Mapping[str, str]) -> int:
     """Gives the person at this terminal a shell in the VM."""
-    script = results / "command.sh"
-    script.write_text(_script(which, ["bash"], env, results, ""))
-    script.chmod(0o755)
-    arguments = [*_virtme_run(which, results, accelerated=accelerated(which)), "--shell", str(script)]
+    script = _write_script(["bash"], env, results)
+    boot = results / "boot.sh"
+    enter = _ENTER.format(command=_quote(script), results=_quote(results), redirect="")
+    boot.write_text("#!/bin/sh\n" + _mount_script(target, layers, {}, results, at="/run/lab") + enter)
+    boot.chmod(0o755)
+    arguments = _virtme_run(target.kernel, accelerated=accelerated(target.kernel)) + _shares(
+        layers, {}, results
+    )
     with tempfile.TemporaryDirectory(prefix="vpmu-lab-") as scratch:
-        return subprocess.run(arguments, env=_environment(scratch), check=False).returncode
+        return subprocess.run(
+            [*arguments, "--shell", str(boot)], env=_environment(scratch), check=False
+        ).returncode
 
 
 @functools.cache
@@ -143,26 +174,43 @@ def accelerated(which: Kernel) -> bool:
     if " svm " not in Path("/proc/cpuinfo").read_text():
         return False
     seen: list[bytes] = []
-    with places.new_results_dir() as results:
-        arguments = _virtme_run(which, results, accelerated=True)
-        _supervise([*arguments, "--script-sh", "echo alive"], TRIAL_BOOT_S, seen.append)
+    arguments = _virtme_run(which, accelerated=True)
+    _supervise([*arguments, "--script-sh", "echo alive"], TRIAL_BOOT_S, seen.append)
     return b"alive\n" in seen
 
 
-def _virtme_run(which: Kernel, results: Path, *, accelerated: bool) -> list[str]:
+def _virtme_run(which: Kernel, *, accelerated: bool) -> list[str]:
     options = ["--kimg", str(which.image), "--mods", "auto", "--force-9p", "--disable-microvm"]
     options += ["--cpus", str(CPUS if accelerated else EMULATED_CPUS), "--memory", MEMORY]
-    options += ["--rwdir", str(results), "--show-boot-console"]
+    options += ["--show-boot-console"]
     for argument in _kernel_args(accelerated=accelerated):
         options += ["-a", argument]
-    qemu = ["-fsdev", "local,id=lab_root,path=/,security_model=none,readonly=on,multidevs=remap"]
-    qemu += ["-device", "virtio-9p-pci,fsdev=lab_root,mount_tag=lab_root"]
     if accelerated:
-        qemu += ["-cpu", "host,pmu=off"]  # the test PMU is to be the only one
+        options += _qemu(["-cpu", "host,pmu=off"])  # the test PMU is to be the only one
     else:
         options += ["--disable-kvm"]
-    options += _qemu(qemu)
     return [str(_tool("virtme-run")), *options]
+
+
+def _shares(layers: Sequence[Path], shares: Mapping[str, Path], results: Path) -> list[str]:
+    """Options of virtme-run for the folders that the VM mounts."""
+    read_only = dict(zip(_tags("layer", layers), layers, strict=True))
+    read_only |= dict(zip(_tags("share", shares), shares.values(), strict=True))
+    read_only["lab_tree"] = places.REPO
+    words = []
+    for tag, path in read_only.items():
+        words += _share(tag, path, ",readonly=on")
+    return _qemu([*words, *_share("lab_results", results, "")])
+
+
+def _share(tag: str, path: Path, option: str) -> list[str]:
+    device = f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"
+    how = f"local,id={tag},path={path},security_model=none,multidevs=remap{option}"
+    return ["-fsdev", how, "-device", device]
+
+
+def _tags(kind: str, folders: Collection[object]) -> list[str]:
+    return [f"lab_{kind}{i}" for i in range(len(folders))]
 
 
 def _kernel_args(*, accelerated: bool) -> Sequence[str]:
@@ -181,46 +229,43 @@ def _tool(name: str) -> Path:
     return tool
 
 
-def _script(
-    which: Kernel, command: Sequence[str], env: Mapping[str, str], results: Path, redirect: str
+def _mount_script(
+    target: Target, layers: Sequence[Path], shares: Mapping[str, Path], results: Path, *, at: str
 ) -> str:
-    """The shell script that virtme-run's init runs in the VM."""
-    variables = {"TMPDIR": "/run/lab-tmp", **_variables(env, results)}
-    exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
-    inner = f"cd {shlex.quote(str(places.REPO))} && exec {shlex.join(command)}"
-    return (
-        ENTER_ROOT.format(results=shlex.quote(str(results)))
-        + ("" if which.is_installed else ENTER_MODULES.format(modules=shlex.quote(str(which.modules))))
-        + "status=0\n"
-        + f'env -i TERM="$TERM" {exports} chroot $root /bin/sh -c {shlex.quote(inner)} {redirect}'
-        + " || status=$?\n"
-        + f"echo $status > {shlex.quote(str(results / 'status'))}\nexit $status\n"
+    more = (
+        f"share {tag} $lab/root{shlex.quote(where)} ro,cache=loose"
+        for tag, where in zip(_tags("share", shares), shares, strict=True)
+    )
+    return _MOUNT.format(
+        at=at,
+        kernel=_quote(target.kernel.folder),
+        layers=" ".join(_tags("layer", layers)),
+        more="\n".join(more),
+        tree=_quote(places.REPO),
+        results=_quote(results),
     )
 
 
-def _script_under_systemd(command: Sequence[str], env: Mapping[str, str], results: Path) -> str:
-    """The shell script that systemd runs in the VM."""
-    exports = "".join(
-        f"export {name}={shlex.quote(value)}\n" for name, value in _variables(env, results).items()
-    )
-    return (
-        systemd_boot.PORT
-        + f"exec >$(port virtme.dev_stdout) 2>$(port {STDERR_PORT.name})\n"
-        + f"{exports}cd {shlex.quote(str(places.REPO))}\nstatus=0\n{shlex.join(command)} || status=$?\n"
-        + f"echo $status > {shlex.quote(str(results / 'status'))}\n"
-    )
+def _write_script(command: Sequence[str], env: Mapping[str, str], results: Path) -> Path:
+    """Writes the shell script that becomes the command in the VM; returns its path, the same there."""
+    variables = {**_VARIABLES, "PYTHONPATH": str(places.REPO / "agent"), places.RESULTS: str(results), **env}
+    exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables.items())
+    script = results / "command.sh"
+    script.write_text(_COMMAND.format(exports=exports, tree=_quote(places.REPO), command=shlex.join(command)))
+    return script
 
 
-def _variables(env: Mapping[str, str], results: Path) -> Mapping[str, str]:
-    return {
-        "PATH": f"{sys.prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "HOME": str(Path.home()),
-        "LANG": "C.UTF-8",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONUNBUFFERED": "1",
-        places.RESULTS: str(results),
-        **env,
-    }
+_VARIABLES = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONPYCACHEPREFIX": places.PYCACHE,
+}
+
+
+def _quote(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 def _environment(scratch: str) -> dict[str, str]:

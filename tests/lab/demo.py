@@ -2,9 +2,9 @@
 
 `make demo` runs Linux, which uses perf, on Debian's kernel; `make demo-grouped` a guest that reads four
 events with one `rdmsr`, on a kernel whose KVM groups events. Outside of the VM this boots it and shows that
-time passes; in the VM it starts the agent three times (a daemon with metrics, a trace to look at, a trace to
-compare), runs the guest, and holds everything against the
-test PMU. Its last line on stdout is the summary that the agent itself printed.
+time passes; in the VM it starts the agent twice (a daemon with metrics, and a trace to look at, which
+records what it shows), runs the guest, and holds everything against the test PMU. Its last line on stdout
+is the summary with which the agent itself ended its recording.
 """
 
 from __future__ import annotations
@@ -88,14 +88,15 @@ def main() -> int:
 
     def action() -> int:
         if places.in_vm():
-            return _inside(GROUPED if arguments.grouped else STOCK)
+            return _inside(GROUPED if control.is_grouped_kernel() else STOCK)
         with _progress() as say:
             say("building what the VM needs")
-            which = vm.chosen_kernel(arguments)
-            how = "hardware virtualization" if boot.accelerated(which) else "software emulation, some 20 s"
-            say(f"booting the kernel {which.release} ({how})")
-            command = ["python", "-m", "tests.lab.demo", *["--grouped"] * arguments.grouped]
-            return vm.run(command, which=which, timeout_s=arguments.timeout, output=say.line)
+            target = vm.chosen(arguments)
+            fast = boot.accelerated(target.kernel)
+            how = "hardware virtualization" if fast else "software emulation, some 20 s"
+            say(f"booting {target} ({how})")
+            command = ["python3", "-m", "tests.lab.demo"]
+            return vm.run(command, target=target, timeout_s=arguments.timeout, output=say.line)
 
     return vm.exit_status(action)
 
@@ -109,7 +110,8 @@ def _inside(demo: Demo) -> int:
     say("loading the test PMU, then KVM: its vPMU finds a PMU and is live")
     live.make_live()
     say("starting the agent: `vpmu-agent run`, `vpmu-agent trace` (they import, compile and attach)")
-    with agent.run(LISTEN), agent.trace() as to_compare, agent.Agent("trace", terminal=True) as to_look_at:
+    recording = places.results_dir() / "demo.jsonl"
+    with agent.run(LISTEN), agent.Agent("trace", "--record", str(recording), terminal=True) as tracing:
         say(f"attached; starting the guest {demo.vm}: {demo.what}")
         with demo.start() as guest:
             tgid = guest.tgid
@@ -117,8 +119,7 @@ def _inside(demo: Demo) -> int:
                 say(f"{demo.vm}: {words}")
             guest.finish()
         say(f"{demo.vm} is over; stopping the trace")
-        to_look_at.interrupt()
-        seen = to_compare.stop()
+        tracing.interrupt()
         say(f"http://{LISTEN}/metrics has, among others:")
         text = read(LISTEN)
     metrics = parse(text)
@@ -128,25 +129,28 @@ def _inside(demo: Demo) -> int:
     diverged = int(total(metrics, "vpmu_divergences_total", vm=demo.vm))
     print(f'    sum(vpmu_divergences_total{{vm="{demo.vm}"}}) {diverged}')
 
-    summary = seen.summary(demo.vm)
+    last_line = recording.read_text().splitlines()[-1]
+    summary = json.loads(last_line)
     counts = pmu.kvm_counts(tgid)
     scraped = {
         call: int(total(metrics, "vpmu_calls_total", vm=demo.vm, call=call)) for call in summary["calls"]
     }
     say(f"the test PMU's own count: {counts.initialised} events initialised, {counts.destroyed} destroyed")
-    wrong = list(_disagreements(summary, counts, scraped, diverged))
+    wrong = list(_disagreements(demo.vm, summary, counts, scraped, diverged))
     for words in wrong:
         print(f"demo: {words}", file=sys.stderr)
     if not wrong:
         say("trace, metrics and the test PMU agree")
-    print(seen.last_line, flush=True)
+    print(last_line, flush=True)
     return 1 if wrong else 0
 
 
 def _disagreements(
-    summary: agent.Line, counts: pmu.Counts, scraped: dict[str, int], diverged: int
+    vm: str, summary: agent.Line, counts: pmu.Counts, scraped: dict[str, int], diverged: int
 ) -> Iterator[str]:
     calls = summary["calls"]
+    if summary["vm"] != vm:
+        yield f"the trace ends with a summary of {summary['vm']}, not of {vm}"
     if counts.initialised < 4:
         yield f"the guest made KVM create {counts.initialised} events, not at least 4"
     if (calls["create"], calls["release"]) != (counts.initialised, counts.destroyed):

@@ -1,38 +1,63 @@
-"""Which kernel the lab boots."""
+"""Which kernel the lab boots: one of Debian's, fetched by apt and not installed, or one built here.
+
+A kernel is a folder laid out as in a root file system, /usr merged, so that it can be laid over any
+userland's root: `boot/vmlinuz-RELEASE`, `usr/lib/modules/RELEASE`, and what modules are built against.
+"""
 
 from __future__ import annotations
 
 import re
+import shutil
 import struct
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support import debian
+from tests.support.debian import Root
+
+from . import places
 from .errors import LabError
 
-BOOT = Path("/boot")
+# The parts of one kernel among what apt would install; Debian's 7.x are several packages, the image with
+# the modules.
+_PARTS = re.compile(
+    r"^Inst (linux-(?:image|binary|modules|base|headers|kbuild)-\d\S*) \((\S+) ", re.MULTILINE
+)
+_META = ("linux-image-amd64", "linux-headers-amd64")
+_FETCH_S = 900.0
+
+# In the root that fetches it: unpacks the packages into /srv/kernel, merges /usr, and makes what the
+# packages' scripts make. The modules are unpacked too, for whoever loads them emulates every instruction of
+# it.
+_UNPACK = """
+cd /srv/kernel
+for package in /srv/packages/*.deb; do dpkg-deb -x "$package" .; done
+if [ ! -L lib ]; then
+    mkdir -p usr/lib
+    [ ! -d lib ] || cp -a lib/. usr/lib/
+    rm -rf lib
+    ln -s usr/lib lib
+fi
+for modules in usr/lib/modules/*; do
+    [ ! -e "$modules/vmlinuz" ] || install -D "$modules/vmlinuz" "boot/vmlinuz-${modules##*/}"
+done
+find usr/lib/modules -name '*.ko.xz' -print0 | xargs -0 -r -n 64 -P 2 xz -d
+for modules in usr/lib/modules/*; do depmod -b /srv/kernel "${modules##*/}"; done
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A bootable kernel image with its release, as in `uname -r`."""
+    """A bootable kernel: its folder, its image in there, and its release, as in `uname -r`."""
 
     image: Path
     release: str
 
     @property
-    def modules(self) -> Path:
-        """Its modules, in the same root file system as its image."""
-        return self.image.parents[1] / "lib" / "modules" / self.release
-
-    @property
-    def build_tree(self) -> Path:
-        """What modules for this kernel are built against (linux-headers, or the kernel's own build tree)."""
-        return self.modules / "build"
-
-    @property
-    def is_installed(self) -> bool:
-        """Whether it is a kernel of this machine, and not one in a folder of its own."""
-        return self.image.parent == BOOT
+    def folder(self) -> Path:
+        """What is laid over a root file system."""
+        return self.image.parents[1]
 
 
 def read(image: Path) -> Kernel:
@@ -49,16 +74,49 @@ def read(image: Path) -> Kernel:
     return Kernel(image.resolve(), text.split()[0])
 
 
-def newest_stock() -> Kernel:
-    """Debian's newest kernel in /boot.
+def of_debian(suite: str, userland: Path) -> Kernel:
+    """The newest kernel in Debian's `suite` as it was when this machine first asked, fetched by `userland`.
 
-    Raises LabError where there is none.
+    Raises LabError, and RootError where apt fails.
     """
-    images = sorted(BOOT.glob("vmlinuz-*-amd64"), key=_version)
-    if not images:
-        raise LabError(f"no Debian kernel in {BOOT}: apt-get install linux-image-amd64 linux-headers-amd64")
-    return read(images[-1])
+    folder = places.lab_dir() / "kernels" / suite
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        print(f"lab: fetching the kernel of {suite}", flush=True)
+        with (
+            tempfile.TemporaryDirectory(dir=folder.parent) as scratch,
+            debian.writable(userland) as root,
+        ):
+            made = Path(scratch) / "kernel"
+            made.mkdir()
+            _fetch(root, suite, made)
+            made.rename(folder)
+    return in_folder(folder)
 
 
-def _version(image: Path) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", image.name)]
+def in_folder(folder: Path) -> Kernel:
+    """The one kernel that is in this folder."""
+    images = sorted((folder / "boot").glob("vmlinuz-*"))
+    if len(images) != 1:
+        raise LabError(f"there are {len(images)} kernels in {folder}, and not one; delete it")
+    return read(images[0])
+
+
+def _fetch(root: Root, suite: str, to: Path) -> None:
+    release, _, is_addition = suite.partition("-")
+    if is_addition:
+        lists = root.upper / "etc/apt/sources.list.d"
+        lists.mkdir(parents=True)
+        line = debian.sources_of(release)[0].replace(f" {release} ", f" {suite} ")
+        (lists / "lab.list").write_text(f"{line}\n")
+    root.apt("update")
+    # Only an addition has to be preferred: of a release itself, the kernel may come from its security
+    # updates.
+    preferred = ["-t", suite] if is_addition else []
+    plan = root.run("apt-get", "-s", "--no-install-recommends", *preferred, "install", *_META).stdout
+    parts = [f"{name}={version}" for name, version in _PARTS.findall(plan)]
+    if not parts:
+        raise LabError(f"apt finds no kernel in {suite}:\n{plan}")
+    root.run("sh", "-euc", 'mkdir /srv/packages; cd /srv/packages; apt-get download "$@"', "sh", *parts)
+    root.run("sh", "-euc", _UNPACK, binds={to: "/srv/kernel"}, limit_s=_FETCH_S)
+    shutil.rmtree(root.upper / "srv/packages")

@@ -14,6 +14,9 @@ SOURCES = Path(__file__).resolve().parent
 # Set for every command in the VM: the directory that it may write to, the same path there and outside.
 RESULTS = "VPMU_LAB_RESULTS"
 
+PYCACHE = "/var/cache/vpmu-lab-pycache"
+"""In the VM: Python's bytecode, of what is in the source tree too."""
+
 
 def lab_dir() -> Path:
     """The lab's own directory, `$XDG_CACHE_HOME/vpmu-agent/lab`."""

@@ -50,16 +50,17 @@ def main() -> int:
 
     def action() -> int:
         if places.in_vm():
-            return _inside(GROUPED if arguments.grouped else STOCK)
+            return _inside(GROUPED if control.is_grouped_kernel() else STOCK)
+        target = vm.chosen(arguments)
         with places.new_results_dir() as results:
             status = vm.run(
-                ["python", "-m", "tests.lab.record", *["--grouped"] * arguments.grouped],
-                which=vm.chosen_kernel(arguments),
+                ["python3", "-m", "tests.lab.record"],
+                target=target,
                 timeout_s=arguments.timeout,
                 results=results,
             )
             if status == 0:
-                for name in GROUPED if arguments.grouped else STOCK:
+                for name in GROUPED if target.kernel_name == "grouped" else STOCK:
                     shutil.copyfile(results / name, DATA / name)
                     print(f"made {(DATA / name).relative_to(places.REPO)}")
         return status

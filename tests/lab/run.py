@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 
-from . import places, vm
+from . import vm
 
 TESTS = "tests/lab"
 SERVICE_TESTS = "tests/lab/service"  # with systemd as PID 1
@@ -29,32 +28,36 @@ def main() -> int:
         for_pytest.append(SERVICE_TESTS if arguments.systemd else TESTS)
 
     def action() -> int:
-        which = vm.chosen_kernel(arguments)
-        _warm()
-        print(f"lab: booting {which.release}", flush=True)
+        target = vm.chosen(arguments)
+        print(f"lab: booting {target}", flush=True)
         return vm.run(
-            _pytest(*for_pytest), which=which, timeout_s=arguments.timeout, systemd=arguments.systemd
+            pytest_command(*for_pytest),
+            target=target,
+            timeout_s=arguments.timeout,
+            systemd=arguments.systemd,
+            warm=pytest_command("--collect-only", "-q", TESTS),
         )
 
     return vm.exit_status(action)
 
 
-def _pytest(*arguments: str) -> list[str]:
+def pytest_command(*arguments: str) -> list[str]:
+    """Pytest in the VM."""
     # The plugins that pytest would find on its own take seconds to import in the VM; one is used.
     return [
-        *("env", "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1", "python", "-m", "pytest", "-p", "pytest_timeout"),
-        *("-p", "no:cacheprovider", "-o", f"timeout={TEST_TIMEOUT_S}", *arguments),
+        "env",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1",
+        "python3",
+        "-m",
+        "pytest",
+        "-p",
+        "pytest_timeout",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        f"timeout={TEST_TIMEOUT_S}",
+        *arguments,
     ]
-
-
-def _warm() -> None:
-    """Lets pytest compile the tests here: it keeps its own bytecode, which the VM reads but cannot write."""
-    subprocess.run(
-        [sys.executable, "-m", "pytest", "--collect-only", "-q", TESTS],
-        cwd=places.REPO,
-        stdout=subprocess.DEVNULL,
-        check=False,
-    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What makes systemd PID 1 of a VM, with the command as one of its services.
 
-The VM's root is then an overlay: the machine's own root below, read and cached, and memory above, so that a
-package can be installed there. virtme's initramfs mounts the former and runs the `init` of here.
+virtme's initramfs mounts this machine's own root and runs the script of here, which mounts the host's and
+goes on there.
 """
 
 from __future__ import annotations
@@ -26,26 +26,17 @@ KERNEL_ARGS = (
 
 # What tells that the machine is a container would make systemd leave out the kernel's command line, and
 # packages their start.
-_INIT = """\
+_ENTER = """\
+rm -f $lab/root/.dockerenv $lab/root/usr/sbin/policy-rc.d
+cp $lab/root{results}/{unit} $lab/root/etc/systemd/system/
+exec switch_root $lab/root /lib/systemd/systemd
+"""
+
+_BEFORE_MOUNTS = """\
 #!/bin/sh
-set -e
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mountpoint -q /dev || mount -t devtmpfs devtmpfs /dev
-mount -t tmpfs tmpfs /mnt
-mkdir /mnt/below /mnt/above /mnt/work /mnt/root
-mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=524288,cache=loose lab_root /mnt/below
-mount -t overlay -o lowerdir=/mnt/below,upperdir=/mnt/above,workdir=/mnt/work overlay /mnt/root
-mount -t 9p -o trans=virtio,version=9p2000.L,access=any virtme.initmount0 /mnt/root{results}
-rm -f /mnt/root/.dockerenv /mnt/root/usr/sbin/policy-rc.d
-{modules}
-cp {results}/{unit} /mnt/root/etc/systemd/system/
-exec switch_root /mnt/root /lib/systemd/systemd
-"""
-
-_MODULES = """\
-mount -t tmpfs tmpfs /mnt/root/lib/modules
-ln -s {modules} /mnt/root/lib/modules/
 """
 
 _SERVICE = """\
@@ -59,25 +50,23 @@ Type=oneshot
 ExecStart=/bin/sh {script}
 """
 
-PORT = """\
-port() { grep -lx "$1" /sys/class/virtio-ports/*/name | sed 's|.*/\\(.*\\)/name|/dev/\\1|'; }
+# A virtio port has a name only in sysfs before udev has come to it.
+_RUN = """\
+port() {{ grep -lx "$1" /sys/class/virtio-ports/*/name | sed 's|.*/\\(.*\\)/name|/dev/\\1|'; }}
+exec >$(port virtme.dev_stdout) 2>$(port {stderr})
+status=0
+/bin/sh {command} || status=$?
+echo $status > {results}/status
 """
-"""Defines a shell function that prints the device of a virtio port, which has a name only in sysfs before
-udev has come to it."""
 
 
-def write_init(results: Path, script: Path, modules: Path | None) -> Path:
-    """Writes PID 1 of the VM, which becomes systemd and runs `script`; returns its path.
+def script(mounts: str, *, results: Path, command: Path, stderr_port: Path) -> str:
+    """PID 1 of the VM, a shell script that becomes systemd, which runs the script `command`.
 
-    `modules` are those of a kernel that is not installed on the machine.
+    `mounts` is the part of it that makes the root file system in $lab/root.
     """
-    (results / UNIT).write_text(_SERVICE.format(script=script))
-    init = results / "init"
-    text = _INIT.format(
-        results=shlex.quote(str(results)),
-        unit=UNIT,
-        modules=_MODULES.format(modules=shlex.quote(str(modules))) if modules else "",
-    )
-    init.write_text(text)
-    init.chmod(0o755)
-    return init
+    run = results / "run.sh"
+    quoted = shlex.quote(str(results))
+    run.write_text(_RUN.format(stderr=stderr_port.name, command=shlex.quote(str(command)), results=quoted))
+    (results / UNIT).write_text(_SERVICE.format(script=run))
+    return _BEFORE_MOUNTS + mounts + _ENTER.format(results=quoted, unit=UNIT)

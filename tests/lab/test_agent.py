@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +19,11 @@ from .scrape import Metrics, scrape_until, total
 
 LISTEN = "127.0.0.1:9775"
 GUEST_B_CONFIGS = [0x76, 0xC0, 0xC2, 0xC3]  # AMD's cycles, instructions, branches, branch misses
+
+
+# Properties of a test in pytest's JUnit report, for matrix.py.
+AUTO = "attached"
+TRIED = "tried"
 
 
 def assert_agrees(seen: Seen, vm: str, counts: Counts) -> None:
@@ -38,20 +44,23 @@ def assert_as_predicted(seen: Seen, vm: str) -> None:
     assert seen.status == 0
 
 
-def test_guest_a(tmp_path: Path) -> None:
+@pytest.mark.slim
+def test_guest_a(tmp_path: Path, record_property: Callable[[str, str], None]) -> None:
     recording = tmp_path / "guest_a.jsonl"
     with agent.trace("--record", str(recording)) as tracing, guest_a("tiny01") as guest:
+        record_property(AUTO, tracing.mode)
         guest.finish()
         counts = pmu.kvm_counts(guest.tgid)
         seen = tracing.stop()
     assert_agrees(seen, "tiny01", counts)
     assert_as_predicted(seen, "tiny01")
     calls = seen.calls("tiny01")
-    steps = ["create", "pause", "enable", "pause", "release"]
-    assert [(line["call"], line["pmc"]) for line in calls] == [
-        (step, f"gp{i}") for step in steps for i in range(4)
-    ]
-    assert [line["attr"]["config"] for line in calls[:4]] == GUEST_B_CONFIGS
+    for i, config in enumerate(GUEST_B_CONFIGS):
+        of_pmc = [line for line in calls if line["pmc"] == f"gp{i}"]
+        # A counter that was paused when its vCPU lost the CPU is released, and created instead of enabled.
+        steps = " ".join(line["call"] for line in of_pmc)
+        assert re.fullmatch("create pause (enable|release create) pause release", steps)
+        assert {line["attr"]["config"] for line in of_pmc} == {config}
     assert {line["tgid"] for line in calls} == {guest.tgid}
     assert {(line["vcpu"], line["event"], line["leader"], line["max_nr_events"]) for line in calls} == {
         (0, 0, None, 1)
@@ -65,12 +74,13 @@ def test_two_vcpus_and_many_rounds() -> None:
         guest.finish()
         counts = pmu.kvm_counts(guest.tgid)
         seen = tracing.stop()
-    assert counts.initialised == 160
     assert_agrees(seen, "tiny01", counts)
     assert_as_predicted(seen, "tiny01")
-    assert Counter(line["vcpu"] for line in seen.calls("tiny01", "create")) == {0: 80, 1: 80}
+    programs = Counter(line["vcpu"] for line in seen.calls("tiny01") if line["call"] in ("create", "enable"))
+    assert programs == {0: 160, 1: 160}
 
 
+@pytest.mark.slim
 def test_guest_b() -> None:
     with agent.trace() as tracing, guest_b("web01", rounds=2) as guest:
         guest.wait_for("done")
@@ -117,7 +127,7 @@ def test_a_guest_killed_between_two_calls() -> None:
         guest.kill()
         counts = pmu.kvm_counts(guest.tgid)
         seen = tracing.stop()
-    assert (counts.initialised, counts.destroyed) == (4, 4)
+    assert counts.initialised == counts.destroyed >= 4
     assert_agrees(seen, "doomed", counts)
     assert_as_predicted(seen, "doomed")
 
@@ -137,13 +147,17 @@ def test_an_agent_that_comes_after_the_guest_adopts_its_events() -> None:
             seen = tracing.stop()
     assert before.alive == 4
     # Round 0's events go and round 1's come.
-    assert (counts.initialised, counts.destroyed) == (4, 8)
+    assert counts.destroyed - counts.initialised == 4
+    assert counts.initialised >= 4
     assert_agrees(seen, "early", counts)
     assert seen.summary("early")["divergences"] == 0
     assert {line["verdict"] for line in seen.calls("early")} <= {"predicted", "unknown"}
 
 
-def test_fexit_and_kprobes_see_the_same_calls_in_the_same_order() -> None:
+@pytest.mark.slim
+def test_fexit_and_kprobes_see_the_same_calls_in_the_same_order(
+    record_property: Callable[[str, str], None],
+) -> None:
     def essence(line: Line) -> Line:
         names = ("vm", "vcpu", "pmc", "call", "event", "leader", "result", "verdict")
         # The period is what is left to count, so it follows the clock.
@@ -152,12 +166,13 @@ def test_fexit_and_kprobes_see_the_same_calls_in_the_same_order() -> None:
 
     calls = {}
     for mode in ("fexit", "kprobe"):
-        with agent.trace("--attach", mode) as tracing, guest_a("tiny01", rounds=3) as guest:
+        with agent.trace("--attach", mode) as tracing, guest_a("tiny01", rounds=3, realtime=True) as guest:
             guest.finish()
             counts = pmu.kvm_counts(guest.tgid)
             seen = tracing.stop()
         assert_agrees(seen, "tiny01", counts)
         calls[mode] = [essence(line) for line in seen.calls("tiny01")]
+        record_property(TRIED, mode)
     assert calls["fexit"] == calls["kprobe"]
 
 

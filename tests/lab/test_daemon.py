@@ -42,6 +42,7 @@ def pss_kb(process: psutil.Process) -> int:
     return int(match[1])
 
 
+@pytest.mark.slim
 def test_the_daemon_is_small_and_may_do_nothing() -> None:
     with agent.run(LISTEN) as running, guest_a("tiny01") as guest:
         guest.finish()
@@ -79,14 +80,16 @@ def test_kvm_is_unloaded_and_loaded_again() -> None:
             assert time.monotonic() < deadline, running.stderr()
             time.sleep(0.5)
         metrics = parse(read(LISTEN))
-        assert of(metrics, "before") == (counts.initialised, counts.destroyed, 0) == (8, 8, 0)
+        assert of(metrics, "before") == (counts.initialised, counts.destroyed, 0)
+        assert counts.initialised == counts.destroyed >= 8
         assert total(metrics, "vpmu_agent_attached_probes") == 4
         assert total(metrics, "vpmu_agent_loads_total") >= 2
         with guest_a("after", rounds=3) as guest:
             guest.finish()
             counts = pmu.kvm_counts(guest.tgid)
         metrics = scrape_until(LISTEN, lambda now: of(now, "after")[1] >= counts.destroyed)
-        assert of(metrics, "after") == (counts.initialised, counts.destroyed, 0) == (12, 12, 0)
+        assert of(metrics, "after") == (counts.initialised, counts.destroyed, 0)
+        assert counts.initialised == counts.destroyed >= 12
         assert daemon_of(running).pid == pid
         assert running.stop().status == 0
 
@@ -102,9 +105,10 @@ def test_only_what_must_be_seen_leaves_the_kernel(mode: str) -> None:
             counts = pmu.kvm_counts(guest.tgid)
         daemon.resume()
         metrics = scrape_until(
-            LISTEN, lambda now: total(now, "vpmu_calls_total", vm="unseen", call="release") >= 160
+            LISTEN,
+            lambda now: total(now, "vpmu_calls_total", vm="unseen", call="release") >= counts.destroyed,
         )
-        assert total(metrics, "vpmu_calls_total", vm="unseen", call="create") == counts.initialised == 160
+        assert total(metrics, "vpmu_calls_total", vm="unseen", call="create") == counts.initialised >= 160
         predicted = total(metrics, "vpmu_predicted_calls_total", vm="unseen")
         assert predicted == total(metrics, "vpmu_calls_total", vm="unseen")
         assert total(metrics, "vpmu_agent_lost_records_total") == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import Counter
 
 import pytest
 
@@ -17,12 +18,12 @@ def test_vpmu_is_live() -> None:
 
 
 def test_guest_a_makes_the_calls_that_are_expected_of_it() -> None:
-    with tracefs.watch("guest_a") as calls, guest_a() as guest:
+    with tracefs.watch() as trace, guest_a(realtime=True) as guest:
         ((values,),) = guest.wait_for("vcpus")["vcpus"]
         guest.finish()
         counts = pmu.kvm_counts(guest.tgid)
     steps = ["create", "pause", "enable", "pause", "release"]
-    assert calls.names == [step for step in steps for _ in range(4)]
+    assert trace.names(guest.tgid) == [step for step in steps for _ in range(4)]
     assert (counts.initialised, counts.destroyed, counts.failed) == (4, 4, 0)
     assert counts.added == counts.removed > 0
     assert len(values) == 4
@@ -30,10 +31,12 @@ def test_guest_a_makes_the_calls_that_are_expected_of_it() -> None:
 
 
 def test_every_vcpu_and_round_makes_its_own_events() -> None:
-    with guest_a(counters=3, rounds=5, vcpus=2) as guest:
+    with tracefs.watch() as trace, guest_a(counters=3, rounds=5, vcpus=2) as guest:
         guest.finish()
         counts = pmu.kvm_counts(guest.tgid)
-    assert (counts.initialised, counts.destroyed) == (30, 30)
+    calls = Counter(trace.names(guest.tgid))
+    assert calls["create"] + calls["enable"] == 2 * 30
+    assert calls["create"] == calls["release"] == counts.initialised == counts.destroyed >= 30
 
 
 def test_guest_a_stands_still_where_a_test_wants_it() -> None:
@@ -49,7 +52,7 @@ def test_guest_a_stands_still_where_a_test_wants_it() -> None:
 
 
 def test_guest_b_counts_with_linux_perf() -> None:
-    with tracefs.watch("qemu-system-x86") as calls, guest_b(rounds=2) as guest:
+    with tracefs.watch() as trace, guest_b(rounds=2) as guest:
         rounds = [guest.wait_for("round") for _ in range(2)]
         guest.wait_for("done")
         guest.finish()
@@ -57,8 +60,8 @@ def test_guest_b_counts_with_linux_perf() -> None:
     for values in rounds:
         assert min(values[name] for name in ("cycles", "instructions", "branches", "branch_misses")) > 0
     assert counts.initialised == counts.destroyed >= 4
-    assert calls.names.count("create") == counts.initialised
-    assert calls.names.count("release") == counts.destroyed
+    calls = Counter(trace.names(guest.tgid))
+    assert (calls["create"], calls["release"]) == (counts.initialised, counts.destroyed)
 
 
 @pytest.mark.usefixtures("host_event")
@@ -68,7 +71,7 @@ def test_an_ordinary_event_is_counted_apart_from_kvms() -> None:
     assert pmu.kvm_counts(os.getpid()) == Counts()
     with guest_a() as guest:
         guest.finish()
-    assert (pmu.kvm_counts() - kvm).initialised == 4
+    assert (pmu.kvm_counts() - kvm).initialised >= 4
     assert pmu.perf_counts(os.getpid()).alive == 1
 
 
@@ -78,7 +81,8 @@ def test_a_full_pmu_leaves_counters_that_count_nothing() -> None:
         ((values,),) = guest.wait_for("vcpus")["vcpus"]
         guest.finish()
         counts = pmu.kvm_counts(guest.tgid)
-    assert (counts.initialised, counts.destroyed, counts.failed) == (4, 4, 0)
+    assert counts.initialised == counts.destroyed >= 4
+    assert counts.failed == 0
     assert counts.refused > 0
     assert [value > 0 for value in values] == [True, True, False, False]
 

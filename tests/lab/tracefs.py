@@ -4,46 +4,84 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .errors import LabError
+
 TRACEFS = Path("/sys/kernel/tracing")
 GROUP = "vpmu_lab"
-FUNCTIONS = {
-    "create": "perf_event_create_kernel_counter",
-    "enable": "perf_event_enable",
-    "pause": "perf_event_pause",
-    "release": "perf_event_release_kernel",
+CALLS = {
+    "create": "p:{} perf_event_create_kernel_counter",
+    "enable": "p:{} perf_event_enable",
+    "pause": "p:{} perf_event_pause",
+    "release": "p:{} perf_event_release_kernel",
 }
+"""Kprobe events by name, as in Documentation/trace/kprobetrace.rst; the name goes where {} is."""
+
+# Such as ` guest_a-158     (    157) [001] .....    13.761187: enable: (perf_event_enable+0x0/0x2b0)`: a
+# thread, and in parentheses its process, which option record-tgid adds.
+_LINE = re.compile(
+    r"^\s*.+-(?P<tid>\d+)\s+\(\s*(?P<tgid>[\d-]+)\) \[.*?: (?P<name>\w+): \(.*?\)(?P<fields>.*)$"
+)
+_PREFIX = "call_"  # a group of events has a file `enable`, so none of them can have that name
+_FIELD = re.compile(r"(\w+)=(-?\w+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One event, with the fields that its definition has."""
+
+    name: str
+    tid: int
+    tgid: int
+    fields: Mapping[str, int]
 
 
 @dataclass(slots=True)
-class KernelCalls:
-    """The calls' names in order; complete once watch() is left."""
+class Trace:
+    """All events, of all processes, in order; complete once watch() is left."""
 
-    names: list[str] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+
+    def of(self, tgid: int) -> list[Entry]:
+        """Those of one process, whatever its threads are called: KVM has threads of its own in there."""
+        return [entry for entry in self.entries if entry.tgid == tgid]
+
+    def names(self, tgid: int) -> list[str]:
+        """The names of the events of one process."""
+        return [entry.name for entry in self.of(tgid)]
 
 
 @contextlib.contextmanager
-def watch(comm: str) -> Iterator[KernelCalls]:
-    """Records the calls made by tasks called `comm` while it is open."""
-    calls = KernelCalls()
+def watch(definitions: Mapping[str, str] = CALLS) -> Iterator[Trace]:
+    """Records these kprobe events while it is open. Raises LabError where it cannot say whose one was."""
+    trace = Trace()
     # An instance of its own: nobody else's trace is touched.
     instance = TRACEFS / "instances" / GROUP
-    for name, function in FUNCTIONS.items():
-        _define(f"p:{GROUP}/call_{name} {function}")
+    for name, definition in definitions.items():
+        _define(definition.format(f"{GROUP}/{_PREFIX}{name}"))
     instance.mkdir()
     enable = instance / "events" / GROUP / "enable"
     try:
+        (instance / "options" / "record-tgid").write_text("1\n")
         enable.write_text("1\n")
-        yield calls
+        yield trace
         enable.write_text("0\n")
-        calls.names += _names((instance / "trace").read_text(), comm)
+        trace.entries += map(_entry, filter(None, map(_LINE.match, (instance / "trace").open())))
     finally:
         instance.rmdir()
-        for name in FUNCTIONS:
-            _define(f"-:{GROUP}/call_{name}")
+        for name in definitions:
+            _define(f"-:{GROUP}/{_PREFIX}{name}")
+
+
+def _entry(match: re.Match[str]) -> Entry:
+    if not match["tgid"].isdecimal():
+        raise LabError(f"the kernel forgot which process this was: {match[0]}")
+    fields = {key: int(value, 0) for key, value in _FIELD.findall(match["fields"])}
+    return Entry(match["name"].removeprefix(_PREFIX), int(match["tid"]), int(match["tgid"]), fields)
 
 
 def _define(event: str) -> None:
@@ -53,10 +91,3 @@ def _define(event: str) -> None:
         os.write(file, event.encode())
     finally:
         os.close(file)
-
-
-def _names(trace: str, comm: str) -> Iterator[str]:
-    """From lines such as ` guest_a-158 [001] ..... 13.761187: call_create: (perf_event_...)`."""
-    for line in trace.splitlines():
-        if line.lstrip().startswith(f"{comm}-"):
-            yield line.split(": ")[1].removeprefix("call_")

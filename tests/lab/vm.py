@@ -1,46 +1,55 @@
-"""The lab VM: everything the lab needs is built, the kernel is booted, one command runs in it.
+"""The lab VM: everything the lab needs is built, a host is booted, one command runs in it.
 
     python -m tests.lab.vm -- COMMAND...     the command's output and exit status are this program's
     python -m tests.lab.vm --shell           a shell in the VM
 
-KVM is not loaded there yet: `python -m tests.lab.live` loads it with its vPMU live.
+KVM is not loaded there yet: `python3 -m tests.lab.live` loads it with its vPMU live.
 """
 
 from __future__ import annotations
 
 import argparse
-import compileall
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from . import boot, build, guests, kernel, live, places
+from tests.support import debian
+from tests.support.debian import RootError
+
+from . import boot, build, guests, hosts, live, places
 from .errors import LabError
-from .grouped.build import grouped_kernel
-from .kernel import Kernel
+from .hosts import HOSTS, Target
 
 
 def run(
     command: Sequence[str],
     *,
-    which: Kernel,
+    target: Target,
     timeout_s: float,
     results: Path | None = None,
     output: Callable[[bytes], None] | None = None,
     systemd: bool = False,
+    warm: Sequence[str] = (),
+    shares: Mapping[str, Path] | None = None,
 ) -> int:
-    """Runs `command` in the repository's folder in a VM that boots `which`; see boot.run().
+    """Runs `command` in the repository's folder in a VM that boots `target`; see boot.run().
 
     What it writes to places.results_dir() is in `results` afterwards, or gone where that is not given.
+    `warm` is a command that compiles Python which `command` will run; it is run in the same root before the
+    VM is.
     """
     with ExitStack() as stack:
+        prepared = stack.enter_context(_prepared(target, warm))
         return boot.run(
             command,
-            which=which,
+            target=target,
+            layers=prepared.layers,
+            shares=shares or {},
             results=results or stack.enter_context(places.new_results_dir()),
             timeout_s=timeout_s,
-            env=_prepare(which),
+            env=prepared.env,
             output=output,
             systemd=systemd,
         )
@@ -49,10 +58,14 @@ def run(
 def add_options(parser: argparse.ArgumentParser, *, timeout_s: float) -> None:
     """The options that every command of the lab takes."""
     parser.add_argument(
-        "--kernel", type=Path, help="bzImage to boot (default: the newest Debian kernel in /boot)"
+        "--host", choices=HOSTS, default=next(iter(HOSTS)), help="whose userland (default: %(default)s)"
     )
+    kernels = sorted({name for host in HOSTS.values() for name in host.kernels})
     parser.add_argument(
-        "--grouped", action="store_true", help="boot the kernel whose KVM groups events; builds it if need be"
+        "--kernel",
+        choices=kernels,
+        help="which of its kernels: the release's own (the default), the newest of its backports, or the one "
+        "whose KVM groups events, which is built if need be",
     )
     parser.add_argument(
         "--timeout",
@@ -63,34 +76,52 @@ def add_options(parser: argparse.ArgumentParser, *, timeout_s: float) -> None:
     )
 
 
-def chosen_kernel(arguments: argparse.Namespace) -> Kernel:
-    """The kernel that the options name."""
-    if arguments.kernel:
-        return kernel.read(arguments.kernel)
-    return grouped_kernel() if arguments.grouped else kernel.newest_stock()
+def chosen(arguments: argparse.Namespace) -> Target:
+    """What the options name. Raises LabError and RootError."""
+    return hosts.target(arguments.host, arguments.kernel)
 
 
 def exit_status(action: Callable[[], int]) -> int:
     """What a command of the lab exits with: its action's status, or 1 and a sentence on stderr."""
     try:
         return action()
-    except LabError as error:
+    except (LabError, RootError) as error:
         print(f"lab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
 
 
-def _prepare(which: Kernel) -> dict[str, str]:
-    """Builds what the VM needs; returns where that is, as the VM's environment."""
-    built = build.build(which)
-    # The VM cannot keep bytecode (its root is read-only) and compiles 20 times slower.
-    for sources in ("agent", "tests"):
-        compileall.compile_dir(places.REPO / sources, quiet=1)
-    return {
-        live.TEST_PMU: str(built.test_pmu),
-        **guests.environment(built.guest_a, which.image, built.guest_b_initramfs),
-    }
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    layers: tuple[Path, ...]
+    env: Mapping[str, str]
+
+
+@contextmanager
+def _prepared(target: Target, warm: Sequence[str]) -> Iterator[_Prepared]:
+    """Builds what the VM needs, and yields where that is.
+
+    Python compiles 20 times slower there, so this has the host's own Python do it here.
+    """
+    built = build.build(target)
+    tree = str(places.REPO)
+    env = {"PYTHONPYCACHEPREFIX": places.PYCACHE, "PYTHONPATH": f"{tree}/agent"}
+    compile_all = ["python3", "-m", "compileall", "-q", "-j", "2", f"{tree}/agent", f"{tree}/tests"]
+    with debian.writable(target.userland) as root:
+        for command in (compile_all, list(warm)):
+            if command:
+                script = ["sh", "-euc", 'cd "$1"; shift; exec "$@"', "sh", tree, *command]
+                root.run(*script, binds={places.REPO: tree}, env=env, status=None)
+        yield _Prepared(
+            (root.upper, *target.layers),
+            {
+                live.TEST_PMU: root.put(built.test_pmu),
+                **guests.environment(
+                    root.put(built.guest_a), target.kernel.release, root.put(built.guest_b_initramfs)
+                ),
+            },
+        )
 
 
 def main() -> int:
@@ -107,11 +138,11 @@ def main() -> int:
         parser.error("give either a command, which alone goes with --systemd, or --shell")
 
     def action() -> int:
-        which = chosen_kernel(arguments)
+        target = chosen(arguments)
         if arguments.shell:
-            with places.new_results_dir() as results:
-                return boot.shell(which, results=results, env=_prepare(which))
-        return run(arguments.command, which=which, timeout_s=arguments.timeout, systemd=arguments.systemd)
+            with places.new_results_dir() as results, _prepared(target, ()) as prepared:
+                return boot.shell(target, layers=prepared.layers, results=results, env=prepared.env)
+        return run(arguments.command, target=target, timeout_s=arguments.timeout, systemd=arguments.systemd)
 
     return exit_status(action)
 

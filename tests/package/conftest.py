@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.package import debian
-from tests.package.debian import Root
+from tests.support import debian
+from tests.support.debian import Root
 
 ROOT = Path(__file__).parents[2]
 BCC = "python3-bpfcc"
+SUITES = ("bookworm", "trixie")
+"""The releases that the package is for: the same file, wherever it was built."""
+# What the tests look at the installed package with; what the package itself needs comes with it.
+PACKAGES = ("bash-completion", "fish", "man-db", "python3-venv", "systemd", "zsh")
 
 
 def build(folder: Path, *version: str) -> Path:
@@ -41,13 +45,15 @@ def depends(package: Path) -> list[str]:
     return field.strip().split(", ")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", params=SUITES)
 def minimal(request: pytest.FixtureRequest) -> Iterator[Root]:
+    """A minimal Debian with PACKAGES, with its package lists as of now."""
     if os.geteuid():
-        pytest.skip("debootstrap and chroot need root")
+        pytest.skip("to make a root file system and to enter it needs root")
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        debian.base()  # which tells what it is doing
-    with debian.minimal() as root:
+        base = debian.base(request.param, PACKAGES)  # which tells what it is doing
+    with debian.writable(base) as root:
+        root.run("apt-get", "-q", "update")
         yield root
 
 

@@ -1,4 +1,4 @@
-"""The package in a minimal Debian 12: what it brings, and what stays over an upgrade and after it is gone."""
+"""The package in minimal Debians: what it brings, and what stays over an upgrade and after it is gone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 from tests.package.conftest import ROOT, build
-from tests.package.debian import Root
+from tests.support.debian import Root
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 CONFIGURATION = "/etc/vpmu-agent/vpmu-agent.toml"

@@ -1,4 +1,4 @@
-"""The wheel in a minimal Debian 12: it runs with Debian's Python packages, and says how to get bcc."""
+"""The wheel in minimal Debians: it runs with Debian's Python packages, and says how to get bcc."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.package.conftest import BCC, ROOT
-from tests.package.debian import Root
+from tests.support.debian import Root
 
 AGENT = "/opt/agent/bin/vpmu-agent"
 

@@ -25,7 +25,9 @@ def make(folder: Path) -> None:
 def certificate(folder: Path, name: str, *options: str) -> None:
     """One that signs itself, if the options say nothing else."""
     new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", f"{name}.key")
-    openssl(folder, "req", "-x509", *new_key, "-subj", f"/CN={name}", "-out", f"{name}.crt", *options)
+    # From Python 3.13 on, ssl refuses an authority that does not say what its key is for.
+    usage = ("-addext", "keyUsage=critical,digitalSignature,keyCertSign")
+    openssl(folder, "req", "-x509", *new_key, "-subj", f"/CN={name}", "-out", f"{name}.crt", *usage, *options)
 
 
 def openssl(folder: Path, *arguments: str) -> None:

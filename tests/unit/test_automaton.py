@@ -100,6 +100,7 @@ C_FUNCTIONS = r"""
 #include <stdint.h>
 typedef uint64_t u64;
 #define __always_inline inline
+#define VPMU_SLOTS 32
 %s
 int main(void) { u64 m; while (scanf("%%lu", &m) == 1)
 	printf("%%lu %%lu %%lu\n", mask_count(m), mask_low(m), mask_width(m)); }
@@ -108,7 +109,7 @@ int main(void) { u64 m; while (scanf("%%lu", &m) == 1)
 
 def test_the_functions_on_masks_are_the_same_in_c(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "bpf" / "vpmu.bpf.c").read_text()
-    start = text.index("static __always_inline u64 mask_count")
+    start = text.index("static __always_inline u64 opaque")
     (tmp_path / "masks.c").write_text(
         C_FUNCTIONS % text[start : text.index("static __always_inline s32 find_event")]
     )

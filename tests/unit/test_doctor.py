@@ -36,15 +36,17 @@ from vpmu_agent.doctor import (
     summary_json,
     summary_text,
 )
-from vpmu_agent.kernel.errors import BtfError, ProbeError
+from vpmu_agent.kernel.errors import BtfError
 from vpmu_agent.kernel.features import Trial
 from vpmu_agent.modes import Mode, Pmu, Why
 from vpmu_agent.probes.program import BCC_TODO
+from vpmu_agent.probes.rehearsal import Outcome, Step
 
 ALL_CAPABILITIES = "CapEff:\t000001ffffffffff\n"
 NO_CAPABILITIES = "CapEff:\t0000000000000000\n"
 PARAMETERS = "sys/module/kvm/parameters"
 KPTR = "proc/sys/kernel/kptr_restrict"
+MOUNTS = "proc/self/mountinfo"
 LOCKDOWN = "sys/kernel/security/lockdown"
 KALLSYMS = "ffffffffc08b1d50 t kvm_perf_overflow\t[kvm]\n"
 
@@ -54,6 +56,7 @@ WELL: dict[str, str | None] = {
     KPTR: "1\n",
     "proc/self/status": ALL_CAPABILITIES,
     "proc/kallsyms": KALLSYMS,
+    MOUNTS: "23 29 0:21 / /proc rw,nosuid shared:13 - proc proc rw\n",
     LOCKDOWN: "[none] integrity confidentiality\n",
     "sys/bus/event_source/devices/cpu/": "",
     "sys/module/kvm/initstate": "live\n",
@@ -70,6 +73,23 @@ def refused(reason: str = "the kernel refuses", *, denied: bool = False) -> Call
     return lambda _functions=(): Trial(False, reason, denied=denied)
 
 
+BCC = Step("bcc", Outcome.WORKS, "bcc 0.26.0 and LLVM 14")
+FEXIT, KPROBE = (Step(way, Outcome.WORKS, "attached and taken off") for way in ("fexit", "kprobe"))
+
+
+def rehearsed(*steps: Step) -> Callable[[], Sequence[Step]]:
+    return lambda: steps
+
+
+def enter(root: Path, **namespaces: int) -> None:
+    """Puts the process into these namespaces, by kind."""
+    folder = root / "proc/self/ns"
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, inode in namespaces.items():
+        (folder / kind).unlink(missing_ok=True)
+        (folder / kind).symlink_to(f"{kind}:[{inode}]")
+
+
 @pytest.fixture(scope="module")
 def types(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return object_file(source(), tmp_path_factory.mktemp("types"))
@@ -80,13 +100,14 @@ def well(tmp_path: Path, types: Path) -> Host:
     """A host where everything is as it should be."""
     plant(tmp_path, {**WELL, "sys/kernel/btf/": ""})
     shutil.copy(types, tmp_path / "sys/kernel/btf/vmlinux")
+    enter(tmp_path, pid=4026531836, user=4026531837)
     return Host(
         root=tmp_path,
         try_bpf=works,
         try_fexit=works,
         try_kprobe=works,
         try_map_access=works,
-        bcc_version=lambda: "0.26.0",
+        rehearse=rehearsed(BCC, FEXIT, KPROBE),
         pmus=lambda: {"web01": [Pmu(Mode.EMULATED)]},
     )
 
@@ -123,9 +144,57 @@ def test_a_host_that_is_well(well: Host) -> None:
         ({KPTR: "2\n"}, "kptr_restrict", "fail", 1, "2: the kernel hides"),
         ({KPTR: None}, "kptr_restrict", "warn", 0, "cannot be read"),
         ({"proc/kallsyms": KALLSYMS.replace("ffffffffc08b1d50", "0" * 16)}, "handlers", "fail", 3, "hidden"),
-        ({"proc/kallsyms": ""}, "handlers", "fail", 3, "no function kvm_perf_overflow"),
+        (
+            {"proc/kallsyms": "ffffffff81000000 T _text\n"},
+            "handlers",
+            "fail",
+            3,
+            "no function kvm_perf_overflow",
+        ),
+        ({"proc/kallsyms": ""}, "handlers", "fail", 3, "is empty: it is masked"),
         ({"proc/kallsyms": None}, "handlers", "fail", 3, "cannot read"),
-        ({"sys/kernel/btf/vmlinux": None}, "btf", "fail", 3, "vmlinux is missing"),
+        ({"sys/kernel/btf/vmlinux": None}, "btf", "fail", 3, "CONFIG_DEBUG_INFO_BTF=y, or it is hidden"),
+        (
+            {"sys/kernel/btf/vmlinux": None, "proc/config.gz": "CONFIG_DEBUG_INFO_BTF=y\n"},
+            "btf",
+            "fail",
+            3,
+            "so it is hidden from this process",
+        ),
+        (
+            {"sys/kernel/btf/vmlinux": None, "proc/config.gz": "# CONFIG_DEBUG_INFO_BTF is not set\n"},
+            "btf",
+            "fail",
+            3,
+            "vmlinux is missing: the kernel was built without CONFIG_DEBUG_INFO_BTF=y",
+        ),
+        (
+            {MOUNTS: "23 29 0:21 / /proc rw - proc proc rw,hidepid=2\n"},
+            "hidepid",
+            "warn",
+            0,
+            "2: /proc hides",
+        ),
+        (
+            {MOUNTS: "23 29 0:21 / /proc rw - proc proc rw,hidepid=invisible,gid=4\n"},
+            "hidepid",
+            "warn",
+            0,
+            "invisible: /proc hides",
+        ),
+        ({MOUNTS: "23 29 0:21 / /proc rw - proc proc rw,hidepid=off\n"}, "hidepid", "ok", 0, "off"),
+        (
+            # What is mounted over another shows, and only at /proc itself.
+            {
+                MOUNTS: "23 29 0:21 / /proc rw - proc proc rw,hidepid=2\n"
+                "24 29 0:22 / /proc rw - proc proc rw\n25 29 0:23 / /proc/x rw - proc proc rw,hidepid=2\n"
+            },
+            "hidepid",
+            "ok",
+            0,
+            "off",
+        ),
+        ({MOUNTS: None}, "hidepid", "warn", 0, "cannot be seen"),
         ({"sys/kernel/btf/vmlinux": "rubbish"}, "btf", "fail", 3, "cannot read BTF"),
         ({f"{PARAMETERS}/enable_pmu": "N\n"}, "vpmu", "fail", 1, "nothing to trace"),
         ({f"{PARAMETERS}/enable_pmu": None}, "vpmu", "warn", 0, "cannot be seen"),
@@ -302,7 +371,14 @@ def test_without_privileges_it_says_what_it_could_not_see(well: Host) -> None:
         well.root, {"proc/self/status": NO_CAPABILITIES, "proc/kallsyms": f"{'0' * 16} t kvm_perf_overflow\n"}
     )
     no = refused(denied=True)
-    host = replace(well, try_bpf=no, try_kprobe=refused("no kprobe device"), try_fexit=no)
+    unread = Step("host", Outcome.REFUSED, "hidden")
+    host = replace(
+        well,
+        try_bpf=no,
+        try_kprobe=refused("no kprobe device"),
+        try_fexit=no,
+        rehearse=rehearsed(BCC, unread),
+    )
     findings = by_check(host)
     for check in ("bpf", "fentry"):
         assert findings[check].status is Status.WARN
@@ -310,6 +386,7 @@ def test_without_privileges_it_says_what_it_could_not_see(well: Host) -> None:
         assert "as root" in findings[check].todo
     assert findings["kprobes"].found == "no kprobe device"
     assert findings["handlers"].status is Status.WARN
+    assert findings["program"].found == "cannot be tried without privileges"
     reasons = summary_json(list(findings.values()))["reasons"]
     assert reasons == ["capabilities: this process lacks CAP_BPF, CAP_PERFMON, CAP_SYSLOG"]
     assert exit_status(findings.values()) == 3
@@ -350,12 +427,168 @@ def test_bpf_is_refused(well: Host) -> None:
 
 
 def test_no_bcc(well: Host) -> None:
-    def missing() -> str:
-        raise ProbeError("cannot load bcc", BCC_TODO)
-
-    findings = by_check(replace(well, bcc_version=missing))
+    missing = Step("bcc", Outcome.REFUSED, "cannot load bcc", BCC_TODO)
+    findings = by_check(replace(well, rehearse=rehearsed(missing)))
     assert findings["bcc"] == Finding("bcc", Status.FAIL, "cannot load bcc", BCC_TODO, blocks=True)
+    assert findings["program"].status is Status.WARN
+    assert summary_json(list(findings.values()))["reasons"] == ["bcc: cannot load bcc"]
     assert exit_status(findings.values()) == 3
+
+
+# The real program
+
+
+REFUSED = [
+    Step("fexit", Outcome.REFUSED, "the verifier refuses kretfunc__x: R2 invalid mem access", "report this"),
+    Step("kprobe", Outcome.REFUSED, "the verifier refuses vpmu_x: R2 invalid mem access", "report this"),
+]
+NO_WAY = [Step(way, Outcome.NO_WAY, f"no {way}") for way in ("fexit", "kprobe")]
+
+
+@pytest.mark.parametrize(
+    ("steps", "status", "can_trace", "says", "todo"),
+    [
+        ([FEXIT, KPROBE], "ok", True, "attached by fexit and by kprobe, and taken off", ""),
+        ([FEXIT, NO_WAY[1]], "ok", True, "compiled, attached by fexit, and taken off", ""),
+        (
+            [FEXIT, REFUSED[1]],
+            "warn",
+            True,
+            "by fexit, and taken off; kprobe: the verifier refuses vpmu_x: R2 invalid mem access",
+            "nothing, unless you want --attach kprobe: then report this",
+        ),
+        (
+            REFUSED,
+            "fail",
+            False,
+            "bcc 0.26.0 and LLVM 14: fexit: the verifier refuses kretfunc__x: R2 invalid mem access; kprobe: "
+            "the verifier refuses vpmu_x: R2 invalid mem access",
+            "report this",
+        ),
+        (
+            [*NO_WAY, Step("verifier", Outcome.REFUSED, "the verifier refuses vpmu_x: R0 !read_ok", "tell")],
+            "fail",
+            False,
+            "bcc 0.26.0 and LLVM 14: the verifier refuses vpmu_x: R0 !read_ok",
+            "tell",
+        ),
+        (
+            [*NO_WAY, Step("verifier", Outcome.WORKS, "loaded, but not attached")],
+            "fail",
+            False,
+            "compiled and taken by the verifier, but this kernel lets no program be attached",
+            "see kprobes and fentry",
+        ),
+        (
+            [Step("fexit", Outcome.UNKNOWN, "nothing came of it in 300 s")],
+            "warn",
+            None,
+            "fexit: nothing came of it in 300 s",
+            "try again",
+        ),
+        (
+            [Step("host", Outcome.REFUSED, "no field x", "report it")],
+            "warn",
+            None,
+            "cannot be tried: no field x",
+            "report it",
+        ),
+    ],
+)
+def test_the_real_program(
+    well: Host, steps: list[Step], status: str, can_trace: bool | None, says: str, todo: str
+) -> None:
+    """That everything else is well proves nothing."""
+    findings = by_check(replace(well, rehearse=rehearsed(BCC, *steps)))
+    found = findings["program"]
+    assert found.status == status
+    assert says in found.found
+    assert todo in found.todo if todo else not found.todo
+    everything = list(findings.values())
+    assert summary_json(everything)["can_trace"] is can_trace
+    assert exit_status(everything) == {True: 0, None: 1, False: 3}[can_trace]
+    verdict = {
+        True: "Live tracing can work here.",
+        None: "Whether live tracing can work here is unknown:",
+        False: "Live tracing cannot work here:",
+    }
+    assert verdict[can_trace] in click.unstyle(summary_text(everything))
+    assert can_trace or found.found[:50] in click.unstyle(summary_text(everything))
+
+
+def test_what_could_not_be_tried_is_not_promised(well: Host) -> None:
+    def broken() -> Sequence[Step]:
+        raise RuntimeError("boom")
+
+    findings = list(examine(replace(well, rehearse=broken)))
+    assert summary_json(findings)["can_trace"] is None
+    assert summary_json(findings)["reasons"] == ["program: could not be checked: RuntimeError: boom"]
+
+
+# In a container
+
+
+def test_a_pid_namespace_of_its_own(well: Host) -> None:
+    enter(well.root, pid=4026532345)
+    finding = by_check(well)["pid_namespace"]
+    assert (finding.status, finding.blocks) == (Status.FAIL, True)
+    assert "--pid=host" in finding.todo
+    assert "hostPID: true" in finding.todo
+
+
+def test_a_user_namespace_of_its_own(well: Host) -> None:
+    """As in a rootless container: capabilities look complete there, and the kernel refuses everything."""
+    enter(well.root, user=4026532344)
+    no = refused("Operation not permitted", denied=True)
+    findings = by_check(replace(well, try_bpf=no, try_fexit=no, rehearse=rehearsed(BCC, *REFUSED)))
+    assert "user namespace of its own" in findings["capabilities"].found
+    assert "rootless" in findings["capabilities"].todo
+    assert {findings[name].found for name in ("bpf", "fentry", "program")} == {
+        "cannot be tried without privileges"
+    }
+    reasons = summary_json(list(findings.values()))["reasons"]
+    assert reasons == [f"capabilities: {findings['capabilities'].found}"]
+
+
+def test_no_sysfs(well: Host) -> None:
+    """What cannot be seen is not said to be missing from the kernel."""
+    shutil.rmtree(well.root / "sys")
+    findings = by_check(well)
+    for check in ("btf", "kvm"):
+        assert findings[check].found.endswith(f"{well.root}/sys is not the kernel's sysfs")
+        assert "mount the host's /sys" in findings[check].todo
+    assert findings["pmu"].status is Status.WARN
+    assert findings["types"].todo == "see kvm"
+
+
+def test_no_sysfs_and_probes_that_fail(well: Host) -> None:
+    def no_btf(_functions: Sequence[str]) -> Trial:
+        raise BtfError("vmlinux is missing", "mount it")
+
+    shutil.rmtree(well.root / "sys")
+    findings = by_check(replace(well, try_kprobe=refused("no devices"), try_fexit=no_btf))
+    assert findings["kprobes"].todo == "mount the host's /sys, read-only will do"
+    assert findings["fentry"].todo == "mount it"
+
+
+def test_no_procfs(well: Host) -> None:
+    shutil.rmtree(well.root / "proc")
+    findings = by_check(well)
+    for check in ("kernel", "capabilities", "pid_namespace", "hidepid", "kptr_restrict", "nmi_watchdog"):
+        assert (findings[check].status, findings[check].todo) == (Status.WARN, "mount /proc"), check
+
+
+def test_a_seccomp_filter(well: Host) -> None:
+    def filtered(_functions: Sequence[str] = ()) -> Trial:
+        return Trial(
+            False, "refused: Operation not permitted, for a seccomp filter refuses bpf(2)", filtered=True
+        )
+
+    findings = by_check(replace(well, try_bpf=filtered, try_fexit=filtered, try_kprobe=filtered))
+    for check in ("bpf", "fentry", "kprobes"):
+        assert findings[check].status is Status.FAIL
+        assert findings[check].found.endswith("a seccomp filter refuses bpf(2)")
+        assert "seccomp profile" in findings[check].todo
 
 
 def test_a_check_that_fails_itself_is_a_finding(well: Host) -> None:
@@ -374,7 +607,7 @@ def test_an_empty_root_is_no_traceback(tmp_path: Path) -> None:
         try_fexit=works,
         try_kprobe=works,
         try_map_access=works,
-        bcc_version=lambda: "1",
+        rehearse=rehearsed(BCC, FEXIT, KPROBE),
     )
     findings = list(examine(host))
     assert {finding.check for finding in findings} >= set(CHECKS)
@@ -437,12 +670,13 @@ def test_here_as_json() -> None:
     statuses = [check["status"] for check in checks]
     assert done.stderr == ""
     assert {check["kind"] for check in checks} == {"check"}
-    assert {check["check"] for check in checks} == {*CHECKS, "fentry", "groups"}
+    assert {check["check"] for check in checks} == {*CHECKS, "fentry", "groups", "bcc"}
     assert {name: summary[name] for name in ("ok", "warn", "fail")} == {
         name: statuses.count(name) for name in ("ok", "warn", "fail")
     }
-    assert summary["can_trace"] == (not summary["reasons"])
-    assert done.returncode == (3 if not summary["can_trace"] else 1 if "fail" in statuses else 0)
+    assert bool(summary["can_trace"]) == (not summary["reasons"])
+    status = {False: 3, None: 1, True: 1 if "fail" in statuses else 0}
+    assert done.returncode == status[summary["can_trace"]]
     assert not any("could not be checked" in check["found"] for check in checks)
 
 
@@ -492,7 +726,8 @@ def test_here_as_nobody(tmp_path: Path) -> None:
                 os._exit(1)  # whatever happens, there must not be two of pytest
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     checks = {check["check"]: check for check in map(json.loads, output.read_text().splitlines())}
-    assert set(checks) == {*CHECKS, "fentry", "groups"}
+    assert set(checks) == {*CHECKS, "fentry", "groups", "bcc"}
+    assert checks["program"]["found"] == "cannot be tried without privileges"
     assert checks["capabilities"]["status"] == "fail"
     assert checks["bpf"]["found"] == "cannot be tried without privileges"
     assert checks["handlers"]["status"] == "warn"

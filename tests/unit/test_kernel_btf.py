@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.compiled import object_file, printed
+from tests.unit.tree import plant
 from vpmu_agent.kernel import btf
 from vpmu_agent.kernel.btf import Arg, Btf, Member
 from vpmu_agent.kernel.errors import BtfError
@@ -167,6 +168,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_kernel_without_btf(tmp_path: Path) -> None:
+    plant(tmp_path, {"sys/kernel/": "", "sys/module/": ""})
     with pytest.raises(BtfError, match=r"sys/kernel/btf/vmlinux is missing.*CONFIG_DEBUG_INFO_BTF"):
         btf.vmlinux(root=tmp_path)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from tests.unit.tree import plant
 from vpmu_agent.kernel import btf, features
 from vpmu_agent.kernel.arch import X86_64
+from vpmu_agent.kernel.config import kernel_config, kernel_release
 from vpmu_agent.kernel.errors import BtfError
 
 MODULE = "sys/module/kvm"
@@ -29,13 +32,13 @@ RELEASE = "proc/sys/kernel/osrelease"
     ],
 )
 def test_kernel_config(tmp_path: Path, files: dict[str, str], option: str, value: str | None) -> None:
-    assert features.kernel_config(option, root=plant(tmp_path, files)) == value
+    assert kernel_config(option, root=plant(tmp_path, files)) == value
 
 
 @pytest.mark.parametrize(
     ("look", "path", "values"),
     [
-        (features.kernel_release, RELEASE, {"6.1.0-9-amd64\n": "6.1.0-9-amd64"}),
+        (kernel_release, RELEASE, {"6.1.0-9-amd64\n": "6.1.0-9-amd64"}),
         (features.vpmu_enabled, f"{MODULE}/parameters/enable_pmu", {"Y\n": True, "N\n": False, "?\n": None}),
         (features.nmi_watchdog, "proc/sys/kernel/nmi_watchdog", {"1\n": True, "0\n": False}),
         (features.kptr_restrict, "proc/sys/kernel/kptr_restrict", {"0\n": 0, "2\n": 2, "\n": None}),
@@ -116,10 +119,16 @@ def test_this_process_capabilities() -> None:
     ],
 )
 def test_no_kprobe_device(tmp_path: Path, files: dict[str, str], reason: str) -> None:
+    plant(tmp_path, {"sys/bus/event_source/devices/software/": ""})
     trial = features.try_kprobe(["perf_event_enable"], root=plant(tmp_path, files))
     assert not trial.works
     assert not trial.denied, "no privilege would help"
     assert reason in trial.reason
+
+
+def test_no_sysfs_says_nothing_about_kprobes(tmp_path: Path) -> None:
+    trial = features.try_kprobe(["perf_event_enable"], root=plant(tmp_path, {}))
+    assert "/sys is not mounted here" in trial.reason
 
 
 def test_a_kprobe_that_the_kernel_refuses(tmp_path: Path) -> None:
@@ -128,6 +137,61 @@ def test_a_kprobe_that_the_kernel_refuses(tmp_path: Path) -> None:
     trial = features.try_kprobe(["perf_event_enable"], root=tmp_path)
     assert not trial.works
     assert "perf_event_enable(): " in trial.reason
+
+
+class _Instruction(ctypes.Structure):
+    """`struct sock_filter`."""
+
+    _fields_ = (
+        ("code", ctypes.c_ushort),
+        ("jt", ctypes.c_ubyte),
+        ("jf", ctypes.c_ubyte),
+        ("k", ctypes.c_uint),
+    )
+
+
+class _Program(ctypes.Structure):
+    """`struct sock_fprog`."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.POINTER(_Instruction)))
+
+
+def refuse(call: int) -> None:
+    """Puts a seccomp filter on this process that answers one system call with EPERM."""
+    instructions = (_Instruction * 4)(
+        _Instruction(0x20, 0, 0, 0),  # load the call's number
+        _Instruction(0x15, 0, 1, call),  # is it that one?
+        _Instruction(0x06, 0, 0, 0x00050000 | errno.EPERM),  # SECCOMP_RET_ERRNO
+        _Instruction(0x06, 0, 0, 0x7FFF0000),  # SECCOMP_RET_ALLOW
+    )
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert (
+        libc.prctl(22, 2, ctypes.byref(_Program(4, instructions)), 0, 0) == 0
+    )  # PR_SET_SECCOMP, by a filter
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="what a filter refuses, others are refused anyway")
+@pytest.mark.parametrize("call", ["bpf", "perf_event_open"])
+def test_a_seccomp_filter_is_told_from_the_kernels_own_refusal(call: str) -> None:
+    """Really: in a child, for a filter stays."""
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            assert not features.is_filtered(call)
+            refuse(getattr(X86_64, call))
+            assert features.is_filtered(call)
+            assert not features.is_filtered({"bpf": "perf_event_open"}.get(call, "bpf"))
+            trial = features.try_bpf()
+            if call == "bpf":
+                assert trial.filtered
+                assert trial.reason.endswith("Operation not permitted, for a seccomp filter refuses bpf(2)")
+            else:
+                assert trial.works
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def open_files() -> int:
@@ -164,7 +228,7 @@ def test_kprobe_on_this_kernel() -> None:
         assert not features.try_kprobe(["no_such_function"]).works
         assert Path("/sys/bus/event_source/devices/kprobe").exists()
     else:
-        assert trial.denied or features.kernel_config("KPROBES") in ("n", None)
+        assert trial.denied or kernel_config("KPROBES") in ("n", None)
 
 
 def test_kvm_is_another_one_after_every_load(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ struct kvm_pmc {{
 	enum pmc_type type;
 	u8 idx;
 	{fields}
+	{paused}
 	u64 counter;
 	struct kvm_vcpu *vcpu;
 	{last}
@@ -69,10 +70,13 @@ def source(
     last: str = "struct perf_event *perf_event;",
     count: str = "u8 event_count;",
     arguments: str = MAINLINE_ARGUMENTS,
+    paused: str = "_Bool is_paused;",
     fixed: int = 1,
     gone: str = "",
 ) -> str:
-    text = COMMON.format(fields=fields, last=last, count=count, arguments=arguments, fixed=fixed)
+    text = COMMON.format(
+        fields=fields, last=last, count=count, arguments=arguments, paused=paused, fixed=fixed
+    )
     return text.replace(gone, gone and "gone")
 
 
@@ -159,6 +163,11 @@ def test_a_kernel_that_does_not_count_a_vcpus_events(tmp_path: Path) -> None:
         (source(fields="u8 max_nr_events[2];"), "max_nr_events of struct kvm_pmc is 2 bytes wide"),
         (source(count="u64 event_count;"), "event_count of struct kvm_vcpu is 8 bytes wide"),
         (source(fixed=2), "KVM_PMC_FIXED is 2"),
+        (source(paused=""), "no field is_paused in struct kvm_pmc .* would take that for a divergence"),
+        (
+            source(paused="", gone="perf_event_create_kernel_counter"),
+            "no field is_paused",  # as on Debian's 5.10, which lacks both: one sentence
+        ),
         (source(arguments=f"{MAINLINE_ARGUMENTS}, int flags"), r"\(.*void \* context, int flags\)"),
         (
             source(arguments=GROUPED_ARGUMENTS.replace("group_leader", "parent")),

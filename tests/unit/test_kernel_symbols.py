@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.tree import plant
 from vpmu_agent.kernel.errors import SymbolError
 from vpmu_agent.kernel.symbols import Symbol, find_functions, function_addresses
 
@@ -89,8 +90,19 @@ def test_no_such_function(root: Path) -> None:
 
 
 def test_no_kallsyms(tmp_path: Path) -> None:
-    with pytest.raises(SymbolError, match=r"cannot read .*kallsyms.*CONFIG_KALLSYMS"):
+    with pytest.raises(SymbolError, match=r"cannot read .*kallsyms.*mount /proc$"):
         find_functions(NAMES, root=tmp_path)
+
+
+def test_a_proc_of_processes_only(tmp_path: Path) -> None:
+    with pytest.raises(SymbolError, match=r"cannot read .*kallsyms.*subset=pid.*CONFIG_KALLSYMS"):
+        find_functions(NAMES, root=plant(tmp_path, {"proc/self/": ""}))
+
+
+def test_masked(root: Path) -> None:
+    kallsyms(root, "")
+    with pytest.raises(SymbolError, match=r"kallsyms is empty: it is masked.*procMount: Unmasked"):
+        find_functions(NAMES, root=root)
 
 
 def test_this_kernel() -> None:

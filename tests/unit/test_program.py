@@ -12,6 +12,7 @@ import pytest
 
 from tests.unit.commands import ROOT
 from tests.unit.tree import plant
+from vpmu_agent.probes.program import compiler
 
 # It needs what it does not declare.
 PYPIS = {"__init__.py": "import no_such_module\n"}
@@ -38,18 +39,41 @@ def version(folder: Path) -> subprocess.CompletedProcess[str]:
         (PYPIS, "is not the BPF Compiler Collection, but PyPI's bcc or another; pip uninstall bcc"),
         (
             {"__init__.py": "import bcc.libbcc\n", "libbcc.py": "raise OSError('libbcc.so.0: gone')\n"},
-            "cannot load bcc: libbcc.so.0: gone; install it",
+            "cannot load bcc: libbcc.so.0: gone; reinstall it",
+        ),
+        (
+            {
+                "__init__.py": "import bcc.libbcc\n",
+                "libbcc.py": "import ctypes\nctypes.CDLL(None).bpf_no_such_function\n",
+            },
+            "undefined symbol: bpf_no_such_function; reinstall it and the libraries that it needs",
         ),
         (
             {"__init__.py": "__version__ = '0.8'\nclass BPF: ...\n", "libbcc.py": LIBBCC},
             "bcc 0.8 is too old: it knows no ring buffers",
         ),
     ],
-    ids=["none", "PyPI's", "without its library", "old"],
+    ids=["none", "PyPI's", "without its library", "of another library", "old"],
 )
 def test_a_bcc_that_will_not_do(tmp_path: Path, files: dict[str, str], says: str) -> None:
     plant_bcc(tmp_path, files)
     assert says in version(tmp_path).stderr
+
+
+@pytest.mark.parametrize(
+    ("library", "says"),
+    [
+        ("libLLVM-14.so.1", "LLVM 14"),
+        ("libLLVM-17.so", "LLVM 17"),
+        ("libLLVM.so.19.1", "LLVM 19.1"),
+        ("libclang-cpp.so.18.1", "clang 18.1"),
+        ("libbcc.so.0.30.0", "a compiler of its own"),
+    ],
+)
+def test_the_compiler_is_known_by_its_library(library: str, says: str) -> None:
+    """Their names on Debian 12, Arch and Debian 13, and Fedora's clang; some link LLVM into libbcc."""
+    maps = f"7f991be00000-7f991c000000 r--p 00000000 fe:00 1234    /usr/lib/x86_64-linux-gnu/{library}\n"
+    assert compiler(maps) == says
 
 
 def test_a_bcc_that_will_do(tmp_path: Path) -> None:

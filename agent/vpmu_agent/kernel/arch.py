@@ -15,7 +15,7 @@ class Arch:
     `overflow_handlers` are KVM's handlers of its own events, newest name first: x86 had a second one,
     `kvm_perf_overflow_intr`, before Linux 5.17. `vendor_modules` implement KVM for one vendor's processors.
     `pmu_devices` are the names a core PMU can have below /sys/bus/event_source/devices (cpu_core and cpu_atom
-    on hybrid Intel, arch/x86/events/core.c). `perf_event_open` is the number of the system call.
+    on hybrid Intel, arch/x86/events/core.c). `perf_event_open` and `bpf` are the numbers of the system calls.
     """
 
     machine: str
@@ -23,6 +23,7 @@ class Arch:
     vendor_modules: tuple[str, ...]
     pmu_devices: tuple[str, ...]
     perf_event_open: int
+    bpf: int
 
 
 X86_64 = Arch(
@@ -31,6 +32,7 @@ X86_64 = Arch(
     vendor_modules=("kvm_amd", "kvm_intel"),
     pmu_devices=("cpu", "cpu_core", "cpu_atom"),
     perf_event_open=298,
+    bpf=321,
 )
 
 ARCHES = {arch.machine: arch for arch in (X86_64,)}

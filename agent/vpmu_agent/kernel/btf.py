@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
+from vpmu_agent.kernel.config import kernel_config
+from vpmu_agent.kernel.container import has_sysfs
 from vpmu_agent.kernel.errors import BtfError
 from vpmu_agent.kernel.libbpf import LIBBPF_ERRNO, libbpf, quiet, strerror
 
@@ -163,9 +165,10 @@ class Btf:
         type_id = self._find(name, Kind.FUNC)
         if type_id <= 0:
             raise BtfError(
-                f"no function {name}() in the BTF of {self.source}: this kernel does not have it, or its "
-                "compiler inlined it everywhere",
-                NEW_TO_US,
+                f"no function {name}() in the BTF of {self.source}: this kernel does not have it, its "
+                "compiler inlined it everywhere, or its BTF leaves such functions out",
+                "boot a kernel whose BTF has it (Debian's 6.1 and later do, Debian's 5.10 does not), or "
+                "report the kernel release",
             )
         return type_id
 
@@ -282,11 +285,25 @@ def vmlinux(*, root: Path = Path("/")) -> Btf:
     """The running kernel's BTF; BtfError if it has none."""
     path = root / VMLINUX
     if not path.exists():
-        raise BtfError(
-            f"{path} is missing: the kernel was built without CONFIG_DEBUG_INFO_BTF=y",
-            "boot a kernel that has it (distributions' kernels do)",
-        )
+        raise _no_btf(path, root)
     return parse(path)
+
+
+def _no_btf(path: Path, root: Path) -> BtfError:
+    """Why the kernel's BTF cannot be seen: a container can hide what the kernel has."""
+    mount = "mount the host's /sys, read-only will do"
+    boot = "boot a kernel that has it (distributions' kernels do)"
+    if not has_sysfs(root=root):
+        return BtfError(f"{path} is missing: {root / 'sys'} is not the kernel's sysfs", mount)
+    match kernel_config("DEBUG_INFO_BTF", root=root):
+        case "y":
+            found = "the kernel has it (CONFIG_DEBUG_INFO_BTF=y), so it is hidden from this process"
+            return BtfError(f"{path} is missing: {found}", mount)
+        case None:
+            found = "the kernel was built without CONFIG_DEBUG_INFO_BTF=y, or it is hidden from this process"
+            return BtfError(f"{path} is missing: {found}", f"{boot}; in a container, {mount}")
+        case _:
+            return BtfError(f"{path} is missing: the kernel was built without CONFIG_DEBUG_INFO_BTF=y", boot)
 
 
 def module(name: str, *, base: Btf, root: Path = Path("/")) -> Btf:

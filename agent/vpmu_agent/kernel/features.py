@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import gzip
 import os
 import struct
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from vpmu_agent.kernel import btf
 from vpmu_agent.kernel.arch import Arch, current_arch
+from vpmu_agent.kernel.config import kernel_config
 from vpmu_agent.kernel.layout import KVM_MODULE
 from vpmu_agent.kernel.libbpf import ProgLoadOpts, libbpf, quiet, strerror
 
@@ -36,35 +36,13 @@ class Trial:
     """What came of trying something in the kernel: whether it works and, if not, the reason.
 
     `denied` tells the kernel's "not permitted" from its "cannot": with more privileges it may work.
+    `filtered` is where a seccomp filter would not let the kernel be asked.
     """
 
     works: bool
     reason: str = ""
     denied: bool = False
-
-
-# What the kernel and its parts are
-
-
-def kernel_release(*, root: Path = ROOT) -> str | None:
-    """`uname -r`."""
-    return _read(root / "proc/sys/kernel/osrelease")
-
-
-def kernel_config(option: str, *, root: Path = ROOT) -> str | None:
-    """The value of CONFIG_`option`: "y", "m", a value, or "n"; None where no configuration can be read."""
-    release = kernel_release(root=root) or ""
-    for path in (root / "proc/config.gz", root / f"boot/config-{release}"):
-        try:
-            text = path.read_bytes()
-        except OSError:
-            continue
-        if path.suffix == ".gz":
-            text = gzip.decompress(text)
-        start = f"CONFIG_{option}="
-        found = (line for line in text.decode(errors="replace").splitlines() if line.startswith(start))
-        return next(found, f"{start}n").removeprefix(start)
-    return None
+    filtered: bool = False
 
 
 # KVM and the PMU
@@ -107,6 +85,11 @@ def mediated_vpmu(*, root: Path = ROOT) -> dict[str, bool | None]:
     return {path.parts[-3]: _flag(path) for path in found}
 
 
+def can_see_pmus(*, root: Path = ROOT) -> bool:
+    """Whether perf's devices can be seen, of which every kernel with perf has some."""
+    return (root / "sys/bus/event_source/devices").is_dir()
+
+
 def pmu_devices(*, root: Path = ROOT, arch: Arch | None = None) -> tuple[str, ...]:
     """The core PMUs that perf has: none in most VMs, two on hybrid processors."""
     devices = root / "sys/bus/event_source/devices"
@@ -128,6 +111,12 @@ def capabilities(*, root: Path = ROOT) -> frozenset[str] | None:
             mask = int(line.split()[1], 16)
             return frozenset(name for name, bit in CAPABILITIES.items() if mask >> bit & 1)
     return None
+
+
+def has_seccomp_filter(*, root: Path = ROOT) -> bool:
+    """Whether a filter of system calls is on this process: a container's profile, or a service's."""
+    lines = (_read(root / "proc/self/status") or "").splitlines()
+    return any(line.split() == ["Seccomp:", "2"] for line in lines)  # SECCOMP_MODE_FILTER
 
 
 def lockdown(*, root: Path = ROOT) -> str | None:
@@ -205,7 +194,7 @@ def try_bpf() -> Trial:
     with quiet():
         fd = libbpf().bpf_map_create(_BPF_MAP_TYPE_RINGBUF, b"vpmu_trial", 0, 0, _RING_BYTES, None)
     if fd < 0:
-        return _refused("the kernel makes no BPF ring buffer, which came with Linux 5.8", -fd)
+        return _refused("the kernel makes no BPF ring buffer", -fd)
     os.close(fd)
     return Trial(True)
 
@@ -238,6 +227,10 @@ def try_kprobe(functions: Sequence[str], *, root: Path = ROOT) -> Trial:
     """Opens a kprobe on each function as a perf event, as bcc does, and takes it off again."""
     kind = _read(root / "sys/bus/event_source/devices/kprobe/type")
     if kind is None or not kind.isdecimal():
+        if not can_see_pmus(root=root):
+            return Trial(
+                False, f"there is no {root / 'sys/bus/event_source/devices'}: /sys is not mounted here"
+            )
         reasons = {
             "n": "the kernel was built without CONFIG_KPROBES",
             "y": "the kernel was built with CONFIG_KPROBES but without CONFIG_KPROBE_EVENTS",
@@ -248,13 +241,39 @@ def try_kprobe(functions: Sequence[str], *, root: Path = ROOT) -> Trial:
         for is_return in (False, True):
             fd = _open_kprobe(function, kind=int(kind), is_return=is_return)
             if fd < 0:
-                return _refused(f"the kernel refuses a k{'ret' * is_return}probe on {function}()", -fd)
+                what = f"a k{'ret' * is_return}probe on {function}()"
+                return _refused(f"the kernel refuses {what}", -fd, call="perf_event_open")
             os.close(fd)
     return Trial(True)
 
 
-def _refused(what: str, code: int) -> Trial:
-    return Trial(False, f"{what}: {strerror(code)}", denied=code in (errno.EPERM, errno.EACCES))
+def _refused(what: str, code: int, *, call: str = "bpf") -> Trial:
+    reason = f"{what}: {strerror(code)}"
+    if is_filtered(call):
+        return Trial(False, f"{reason}, for a seccomp filter refuses {call}(2)", filtered=True)
+    return Trial(False, reason, denied=code in (errno.EPERM, errno.EACCES))
+
+
+def is_filtered(call: str) -> bool:
+    """Whether a seccomp filter refuses this process a system call, "bpf" or "perf_event_open".
+
+    Asked with arguments that the kernel itself calls invalid before it looks at anything else (kernel/bpf/
+    syscall.c, kernel/events/core.c), given CAP_BPF: another answer is the filter's.
+    """
+    held = capabilities() or frozenset()
+    if not has_seccomp_filter() or not held & {"CAP_BPF", "CAP_SYS_ADMIN"}:
+        return False
+    arch = current_arch()
+    nowhere = ctypes.c_void_p(None)
+    no_such_command, no_such_flags = ctypes.c_int(-1), ctypes.c_ulong(1 << 31)
+    everywhere = ctypes.c_int(-1)
+    libc = ctypes.CDLL(None, use_errno=True)
+    ctypes.set_errno(0)
+    if call == "bpf":
+        libc.syscall(arch.bpf, no_such_command, nowhere, ctypes.c_uint(0))
+    else:
+        libc.syscall(arch.perf_event_open, nowhere, everywhere, everywhere, everywhere, no_such_flags)
+    return ctypes.get_errno() != errno.EINVAL
 
 
 def _load(code: bytes, *, kind: int, attach: int = 0, btf_id: int = 0) -> int:

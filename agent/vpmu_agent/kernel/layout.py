@@ -8,7 +8,8 @@ from pathlib import Path
 from vpmu_agent.kernel import btf
 from vpmu_agent.kernel.arch import Arch, current_arch
 from vpmu_agent.kernel.btf import NEW_TO_US, Btf
-from vpmu_agent.kernel.errors import BtfError, KvmNotLoadedError
+from vpmu_agent.kernel.container import has_sysfs
+from vpmu_agent.kernel.errors import BtfError, KernelError, KvmNotLoadedError
 from vpmu_agent.kernel.symbols import function_addresses
 
 _POINTER = 8  # bytes
@@ -77,8 +78,13 @@ def read_layout(*, root: Path = Path("/"), arch: Arch | None = None) -> KernelLa
 
 
 def require_kvm(*, root: Path = Path("/"), arch: Arch | None = None) -> None:
-    """KvmNotLoadedError unless KVM is in this kernel, as a module or built in."""
+    """KvmNotLoadedError unless KVM is in this kernel, as a module or built in; KernelError without /sys."""
     arch = arch or current_arch()
+    if not has_sysfs(root=root):
+        raise KernelError(
+            f"cannot see whether KVM is loaded: {root / 'sys'} is not the kernel's sysfs",
+            "mount the host's /sys, read-only will do",
+        )
     if not (root / KVM_MODULE).exists():
         raise KvmNotLoadedError(
             f"KVM is not loaded: there is no {root / KVM_MODULE}",
@@ -116,6 +122,7 @@ def layout_of(types: Btf, *, overflow_handlers: tuple[int, ...]) -> KernelLayout
             )
         return member.offset
 
+    _check_floor(types)
     _check_pmc_types(types)
     args = _create_signature(types)
     grouped = types.has_member("kvm_pmc", "max_nr_events")
@@ -157,6 +164,20 @@ def _create_signature(types: Btf) -> tuple[str, ...]:
             NEW_TO_US,
         )
     return names
+
+
+def _check_floor(types: Btf) -> None:
+    """Before `is_paused` KVM paused counters that it had paused already, which the model has no rule for.
+
+    It came with "KVM: x86/pmu: Introduce pmc->is_paused to reduce the call time of perf interfaces"
+    (e79f49c37ccf, Linux 5.15).
+    """
+    if not types.has_member("kvm_pmc", "is_paused"):
+        raise BtfError(
+            f"no field is_paused in struct kvm_pmc in the BTF of {types.source}: without it KVM pauses "
+            "counters that are paused already, and vpmu-agent would take that for a divergence",
+            "boot a kernel that has it (it came with Linux 5.15)",
+        )
 
 
 def _check_pmc_types(types: Btf) -> None:

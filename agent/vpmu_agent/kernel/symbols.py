@@ -11,6 +11,11 @@ from vpmu_agent.kernel.errors import SymbolError
 
 KALLSYMS = Path("proc/kallsyms")
 
+UNMASK_TODO = (
+    "unmask it (podman: --security-opt unmask=/proc/kallsyms; docker: --security-opt systempaths=unconfined; "
+    "Kubernetes: procMount: Unmasked)"
+)
+
 # A clone that the compiler made in place of a function. Not `.cold` and `.part.N`: those are pieces of one,
 # that nobody calls through a pointer.
 _CLONE = re.compile(r"(\.(constprop|isra|llvm)\.\d+)*")
@@ -34,10 +39,15 @@ def find_functions(names: Sequence[str], *, root: Path = Path("/")) -> tuple[Sym
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise SymbolError(
-            f"cannot read {path} ({error.strerror})",
-            "mount /proc, or boot a kernel with CONFIG_KALLSYMS=y",
-        ) from error
+        todo = "mount /proc"
+        if (root / "proc/self").exists():
+            todo = (
+                "mount all of /proc (not with subset=pid, as systemd's ProcSubset=pid does), or boot a "
+                "kernel with CONFIG_KALLSYMS=y"
+            )
+        raise SymbolError(f"cannot read {path} ({error.strerror})", todo) from error
+    if not text:
+        raise SymbolError(f"{path} is empty: it is masked in this container", UNMASK_TODO)
     return tuple(
         symbol
         for name in names

@@ -37,7 +37,13 @@ from vpmu_agent.probes.record import (
 
 __all__ = ["FUNCTIONS", "Mode", "ProbeError", "Probes", "Unattached", "adopt", "attach", "loader_command"]
 
-Mode = Literal["auto", "fexit", "kprobe"]
+Way = Literal["fexit", "kprobe"]
+"""How to attach the probes."""
+
+Mode = Literal["auto", Way]
+
+WAYS: tuple[Way, ...] = ("fexit", "kprobe")
+"""In the order in which "auto" tries them."""
 
 FUNCTIONS = {
     "enable": "perf_event_enable",

@@ -13,6 +13,10 @@ from itertools import islice
 
 from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError, ProbeError
 
+LOADER_TODO = (
+    "see what it wrote to standard error; `vpmu-agent doctor` tries the same and says what came of it"
+)
+
 _MESSAGE_SIZE = 1 << 16
 _MAX_DESCRIPTORS = 253  # SCM_MAX_FD (include/net/scm.h)
 _ERRORS = {error.__name__: error for error in (KernelError, KvmNotLoadedError, ProbeError)}
@@ -67,7 +71,10 @@ def send_error(end: socket.socket, error: KernelError) -> None:
 
 
 def receive(end: socket.socket) -> Handover:
-    """Waits for what the loader sends. Raises the KernelError that it met, ProbeError if it sent nothing."""
+    """Waits for what the loader sends. Raises the KernelError that it met, ProbeError if it sent nothing.
+
+    The loader catches what it can; nothing is sent where bcc's C code ended the process.
+    """
     descriptors = array("i")
     # Not socket.recv_fds(): before Python 3.13 it forgets its flags.
     message, ancillary, flags, _ = end.recvmsg(
@@ -76,7 +83,7 @@ def receive(end: socket.socket) -> Handover:
     for _, _, data in ancillary:
         descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
     if not message:
-        raise ProbeError("the loader ended without a word", "report what it wrote to standard error")
+        raise ProbeError("the loader ended without a word", LOADER_TODO)
     about = json.loads(message)
     if error := about.get("error"):
         raise _ERRORS[error["kind"]](error["found"], error["todo"])

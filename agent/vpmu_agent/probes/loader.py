@@ -10,19 +10,21 @@ import ctypes
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from vpmu_agent.kernel.census import read_census_layout
+from vpmu_agent.kernel.container import require_host_pids
 from vpmu_agent.kernel.errors import KernelError, ProbeError
 from vpmu_agent.kernel.features import Trial, try_fexit, try_kprobe
 from vpmu_agent.kernel.layout import KernelLayout, read_layout
 from vpmu_agent.kernel.libbpf import libbpf, quiet, strerror
-from vpmu_agent.probes import FUNCTIONS, Mode, handover
+from vpmu_agent.probes import FUNCTIONS, WAYS, Mode, Way, handover
 from vpmu_agent.probes.handover import Handover
-from vpmu_agent.probes.program import bcc_version, because, captured_stderr, compile_program
+from vpmu_agent.probes.program import captured_stderr, compile_program, toolchain
+from vpmu_agent.probes.reason import because
 
 if TYPE_CHECKING:
     import bcc
@@ -35,6 +37,10 @@ CENSUS = "bpf_iter__task_file"
 
 _BPF_PROG_TYPE_TRACING = 26
 _BPF_TRACE_ITER = 28
+
+
+class NoWayError(ProbeError):
+    """The kernel has no such way to attach a program, or does not let this process use it."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -53,32 +59,47 @@ def load(mode: Mode) -> Handover:
 
     Raises KernelError where the kernel lacks something the probes need, and ProbeError where it refuses them.
     """
-    bcc_version()  # raises before any way to attach is tried: each would say it again
+    require_host_pids()
+    with_what = toolchain()  # raises before any way to attach is tried: each would say it again
     known = constants(read_layout())
     census, no_census = _census_constants()
-    refused = []
-    for tried in ("fexit", "kprobe") if mode == "auto" else (mode,):
-        # A compilation that the kernel then refuses costs a second. One function will do: taking a probe off
-        # again can mean to wait until all tasks have left it (synchronize_rcu_tasks()).
-        trial = _TRIALS[tried](list(FUNCTIONS.values())[:1])
-        if not trial.works:
-            refused.append(f"{tried}: {trial.reason}")
-            continue
+    refused: dict[str, KernelError] = {}
+    for way in WAYS if mode == "auto" else (mode,):
         try:
-            bpf = compile_program(known | census, fexit=tried == "fexit")
-            if tried == "kprobe":
-                _attach_kprobes(bpf)
-        except ProbeError as error:
-            refused.append(f"{tried}: {error}")
-        else:
-            return with_census(handover_of(bpf, tried), bpf, no_census)
-    todo = "`vpmu-agent doctor` says what this host lacks"
-    if os.geteuid() != 0:
-        todo = f"run it as root, or with CAP_BPF, CAP_PERFMON and CAP_SYSLOG; {todo}"
-    raise ProbeError(f"cannot attach the probes ({'; '.join(refused)})", todo)
+            return attached(way, known | census, no_census=no_census)
+        except KernelError as error:
+            refused[way] = error
+    reasons = "; ".join(f"{way}: {error.found}" for way, error in refused.items())
+    todo = dict.fromkeys(error.todo for error in refused.values() if error.todo)
+    raise ProbeError(
+        f"cannot attach the probes with {with_what} ({reasons})",
+        "; ".join([*_as_root(), *(todo or ["`vpmu-agent doctor` says what this host lacks"])]),
+    )
 
 
-_TRIALS: dict[str, Callable[[Sequence[str]], Trial]] = {"fexit": try_fexit, "kprobe": try_kprobe}
+def _as_root() -> list[str]:
+    return [] if os.geteuid() == 0 else ["run it as root, or with CAP_BPF, CAP_PERFMON and CAP_SYSLOG"]
+
+
+def attached(way: Way, known: Mapping[str, int], *, no_census: str = "") -> Handover:
+    """Compiles the probes for the kernel that `known` describes, and attaches them in one way.
+
+    Raises NoWayError where the kernel takes no program at all in this way, ProbeError for whatever would not
+    take this one, and KernelError if BTF or libbpf are missing.
+    """
+    # A compilation that the kernel then refuses costs a second. One function will do: taking a probe off
+    # again can mean to wait until all tasks have left it (synchronize_rcu_tasks()).
+    trial = _TRIALS[way](list(FUNCTIONS.values())[:1])
+    if not trial.works:
+        raise NoWayError(trial.reason)
+    bpf = compile_program(known, fexit=way == "fexit")
+    if way == "kprobe":
+        _attach_kprobes(bpf)
+    handed = replace(handover_of(bpf, way), no_census=no_census)
+    return with_census(handed, bpf) if "VPMU_VCPU_IOCTL" in known else handed
+
+
+_TRIALS: dict[Way, Callable[[Sequence[str]], Trial]] = {"fexit": try_fexit, "kprobe": try_kprobe}
 
 
 def handover_of(bpf: bcc.BPF, mode: str, maps: Sequence[str] = MAPS) -> Handover:
@@ -99,14 +120,12 @@ def handover_of(bpf: bcc.BPF, mode: str, maps: Sequence[str] = MAPS) -> Handover
     )
 
 
-def with_census(handed: Handover, bpf: bcc.BPF, missing: str = "") -> Handover:
-    """With the census, or with why there is none, which may be known already. The probes work without."""
-    if not missing:
-        try:
-            return replace(handed, census=attach_census(bpf))
-        except ProbeError as error:
-            missing = str(error)
-    return replace(handed, no_census=missing)
+def with_census(handed: Handover, bpf: bcc.BPF) -> Handover:
+    """With the census that was compiled into `bpf`, or why there is none: the probes work without it."""
+    try:
+        return replace(handed, census=attach_census(bpf))
+    except ProbeError as error:
+        return replace(handed, no_census=str(error))
 
 
 def attach_census(bpf: bcc.BPF) -> int:
@@ -118,7 +137,7 @@ def attach_census(bpf: bcc.BPF) -> int:
         try:
             program = bpf.load_func(CENSUS.encode(), _BPF_PROG_TYPE_TRACING)
         except Exception as error:  # bcc raises nothing more special
-            raise ProbeError(f"cannot load the census: {because(error, said())}") from error
+            raise because(error, said()) from error
     with quiet():
         ctypes.set_errno(0)
         link = int(libbpf().bpf_link_create(program.fd, 0, _BPF_TRACE_ITER, None))
@@ -167,7 +186,7 @@ def _attach_kprobes(bpf: bcc.BPF) -> None:
                 bpf.attach_kretprobe(event=function.encode(), fn_name=f"vpmu_{name}_return".encode())
                 bpf.attach_kprobe(event=function.encode(), fn_name=f"vpmu_{name}_entry".encode())
         except Exception as error:  # bcc raises nothing more special
-            raise ProbeError(because(error, said())) from error
+            raise because(error, said()) from error
 
 
 if __name__ == "__main__":

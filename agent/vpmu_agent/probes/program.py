@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from vpmu_agent.kernel.errors import ProbeError
 from vpmu_agent.model.automaton import SLOTS, Kind, State
 from vpmu_agent.probes import monitor
+from vpmu_agent.probes.reason import because
 
 if TYPE_CHECKING:
     import bcc
@@ -39,6 +41,12 @@ BCC_TODO = (
 )
 """What to do where bcc is missing."""
 
+BROKEN_BCC_TODO = (
+    "reinstall it and the libraries that it needs, all from one release of the distribution (Debian, Ubuntu: "
+    "apt install --reinstall python3-bpfcc libbpfcc; Fedora, RHEL: dnf reinstall python3-bcc bcc)"
+)
+"""What to do where bcc is installed, and does not load."""
+
 
 def bcc_version() -> str:
     """The version of the bcc that is here, which stays loaded; ProbeError if there is none that will do."""
@@ -53,12 +61,39 @@ def bcc_version() -> str:
         raise ProbeError(found, f"pip uninstall bcc, and {BCC_TODO}")
     try:
         import bcc
-    except (ImportError, OSError) as error:  # OSError: its Python half is there, and libbcc.so.0 is not
-        raise ProbeError(f"cannot load bcc: {error}", BCC_TODO) from error
+    except Exception as error:
+        # OSError: its Python half is there, and libbcc.so.0 or a library of that is not, or lacks a symbol;
+        # AttributeError: it is the half of another libbcc.
+        raise ProbeError(f"cannot load bcc: {error}", BROKEN_BCC_TODO) from error
     version = str(getattr(bcc, "__version__", "of unknown version"))
     if not hasattr(bcc.BPF, "ring_buffer_poll"):
         raise ProbeError(f"bcc {version} is too old: it knows no ring buffers", BCC_TODO)
     return version
+
+
+_COMPILERS = (
+    ("LLVM", re.compile(r"/libLLVM(?:-(\d+))?\.so(?:\.(\d+(?:\.\d+)?))?")),
+    ("clang", re.compile(r"/libclang-cpp\.so\.(\d+(?:\.\d+)?)")),
+)
+
+
+def compiler(maps: str) -> str:
+    """The compiler that a process has loaded, such as "LLVM 19.1", by its /proc/PID/maps."""
+    for name, library in _COMPILERS:
+        if found := library.search(maps):
+            version = next((part for part in found.groups() if part), "")
+            return f"{name} {version}".strip()
+    return "a compiler of its own"  # LLVM is part of libbcc.so: what version, nobody says
+
+
+def toolchain() -> str:
+    """What the program is compiled with, such as "bcc 0.31.0 and LLVM 19.1"; ProbeError as bcc_version()."""
+    version = bcc_version()
+    try:
+        maps = Path("/proc/self/maps").read_text(errors="replace")
+    except OSError:
+        return f"bcc {version} and a compiler that cannot be seen without /proc"
+    return f"bcc {version} and {compiler(maps)}"
 
 
 def compile_program(
@@ -105,7 +140,7 @@ def compile_program(
             try:
                 return bcc.BPF(text=text, cflags=[*flags, f"-I{folder}"])
             except Exception as error:  # bcc raises nothing more special
-                raise ProbeError(because(error, said())) from error
+                raise because(error, said()) from error
 
 
 def compile_census(constants: Mapping[str, int]) -> bcc.BPF:
@@ -117,7 +152,7 @@ def compile_census(constants: Mapping[str, int]) -> bcc.BPF:
         try:
             return bcc.BPF(text=(folder / "census.bpf.c").read_bytes(), cflags=[*flags, f"-I{folder}"])
         except Exception as error:  # bcc raises nothing more special
-            raise ProbeError(because(error, said())) from error
+            raise because(error, said()) from error
 
 
 @contextmanager
@@ -142,13 +177,18 @@ def captured_stderr() -> Iterator[Callable[[], str]]:
     with tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 2)
         try:
-            yield lambda: os.pread(file.fileno(), 1 << 16, 0).decode(errors="replace")
+            yield lambda: _ends(file.fileno()).decode(errors="replace")
         finally:
             os.dup2(saved, 2)
             os.close(saved)
 
 
-def because(error: Exception, said: str) -> str:
-    """One line out of what bcc raised and what it printed before that, which often has the reason."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return f"{error} ({lines[-1]})" if lines else str(error)
+_END_SIZE = 1 << 20
+"""Bytes. clang says first what is wrong, and the verifier last, behind what can be a hundred megabytes."""
+
+
+def _ends(file: int) -> bytes:
+    size = os.fstat(file).st_size
+    if size <= 2 * _END_SIZE:
+        return os.pread(file, size, 0)
+    return os.pread(file, _END_SIZE, 0) + b"\n" + os.pread(file, _END_SIZE, size - _END_SIZE)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.support.debian import Root
 
 from ..errors import LabError
 
@@ -66,14 +67,14 @@ LAB = (
 NEW_FILES = ("lab_control.c", "lab_control.h")
 
 
-def apply(tree: Path) -> None:
-    """Edits the kernel sources in `tree`.
+def apply(tree: Path, *, root: Root, scratch: Path, at: str) -> None:
+    """Edits the kernel sources in `tree`, by the spatch of `root`, which sees the folder `scratch` in `at`.
 
     Raises LabError where a place to edit is not found, and spatch's own words where it cannot read a patch.
     """
     for patch in (_group_leader(tree), *DESIGN, *LAB):
         for file, rules in patch.rules.items():
-            matched = _spatch(EDITS / patch.name, tree / file)
+            matched = _spatch(EDITS / patch.name, tree / file, root, scratch, at)
             if missing := rules - matched:
                 raise LabError(
                     f"{patch.name} found no place for {', '.join(sorted(missing))} in {file} of {tree.name}: "
@@ -99,24 +100,28 @@ def _group_leader(tree: Path) -> Patch:
     return Patch("perf_group_leader.cocci", where | dict.fromkeys(sorted(callers), frozenset({"callers"})))
 
 
-def _spatch(patch: Path, file: Path) -> set[str]:
+def _spatch(patch: Path, file: Path, root: Root, scratch: Path, at: str) -> set[str]:
     """Applies `patch` to `file`; returns the names of the rules that matched."""
     text = patch.read_text()
     rules = re.findall(r"^@(\w+)@$", text, re.MULTILINE)
     # spatch itself says nothing of rules that do not match.
     reports = (f'\n@script:python depends on {rule}@\n@@\nprint("matched {rule}")\n' for rule in rules)
-    with tempfile.NamedTemporaryFile("w", suffix=".cocci") as script:
-        script.write(text + "".join(reports))
-        script.flush()
-        done = subprocess.run(
-            [
-                *("spatch", "--sp-file", script.name, "--in-place", "--smpl-spacing"),
-                *("--no-includes", "--include-headers", "--no-show-diff", "--very-quiet", str(file)),
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    script = scratch / "edit.cocci"
+    script.write_text(text + "".join(reports))
+    done = root.run(
+        "spatch",
+        "--sp-file",
+        f"{at}/{script.name}",
+        "--in-place",
+        "--smpl-spacing",
+        "--no-includes",
+        "--include-headers",
+        "--no-show-diff",
+        "--very-quiet",
+        f"{at}/{file.relative_to(scratch)}",
+        binds={scratch: at},
+        status=None,
+    )
     if done.returncode or "error" in done.stderr:
         raise LabError(f"spatch cannot apply {patch.name} to {file}:\n{done.stderr}")
     return set(re.findall(r"^matched (\w+)$", done.stdout, re.MULTILINE))

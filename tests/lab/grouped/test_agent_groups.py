@@ -145,7 +145,7 @@ def test_four_events_read_with_one_rdmsr(bits: int) -> None:
 
 def test_doctor_knows_this_kernels_groups() -> None:
     done = subprocess.run(
-        [COMMAND, "doctor", "--output", "json"], capture_output=True, text=True, check=False
+        [*COMMAND, "doctor", "--output", "json"], capture_output=True, text=True, check=False
     )
     checks = {line["check"]: line for line in map(json.loads, done.stdout.splitlines()) if "check" in line}
     assert checks["groups"]["status"] == "ok"

@@ -50,11 +50,14 @@ def _counts_known() -> Iterator[None]:
 
 
 def run_guest_a(*, counters: int = 1, rounds: int = 1) -> tuple[list[Call], pmu.Counts]:
-    """All of a guest A's calls, and what the test PMU saw of it. It programs its counters twice a round."""
-    with calls.watch("guest_a") as seen, guest_a(counters=counters, rounds=rounds) as guest:
+    """All of a guest A's calls, and what the test PMU saw of it. It programs its counters twice a round.
+
+    It is never preempted: KVM releases what a vCPU did not use in a time slice, and creates it again.
+    """
+    with calls.watch() as trace, guest_a(counters=counters, rounds=rounds, realtime=True) as guest:
         guest.finish()
         counts = pmu.kvm_counts(guest.tgid)
-    return seen, counts
+    return list(calls.of(trace, guest.tgid)), counts
 
 
 def names(seen: Sequence[Call]) -> str:

@@ -52,8 +52,12 @@ def test_it_counts_what_the_test_pmu_counts() -> None:
     metrics = scrape_until(
         LISTEN, lambda now: total(now, "vpmu_calls_total", vm="web01", call="release") >= counts.destroyed
     )
-    assert total(metrics, "vpmu_calls_total", vm="web01", call="create") == counts.initialised == 12
-    assert total(metrics, "vpmu_calls_total", vm="web01", call="release") == counts.destroyed == 12
+    assert total(metrics, "vpmu_calls_total", vm="web01", call="create") == counts.initialised >= 12
+    assert (
+        total(metrics, "vpmu_calls_total", vm="web01", call="release")
+        == counts.destroyed
+        == counts.initialised
+    )
 
 
 def test_a_failed_creation_is_in_the_journal_with_its_vm() -> None:

@@ -1,0 +1,66 @@
+"""Whether this process sees the host as it is: what namespaces and mount options hide, in a container or not.
+
+As in features.py, what cannot be read is None, never a guess.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vpmu_agent.kernel.errors import KernelError
+
+ROOT = Path("/")
+
+# The inode numbers of the host's own namespaces: PROC_PID_INIT_INO, PROC_USER_INIT_INO in
+# include/linux/proc_ns.h (from Linux 6.18 on PID_NS_INIT_INO, USER_NS_INIT_INO in include/uapi/linux/nsfs.h).
+_HOSTS = {"pid": 0xEFFFFFFC, "user": 0xEFFFFFFD}
+
+HOST_PIDS_TODO = (
+    "run it in the host's PID namespace (podman, docker: --pid=host; Quadlet: PodmanArgs=--pid=host; "
+    "Kubernetes: hostPID: true)"
+)
+
+
+def is_hosts_namespace(kind: str, *, root: Path = ROOT) -> bool | None:
+    """Whether this process is in the host's own namespace of a kind, "pid" or "user"."""
+    try:
+        # Such as pid:[4026531836]; not stat(), which would follow it into a process that is not there.
+        return str((root / "proc/self/ns" / kind).readlink()) == f"{kind}:[{_HOSTS[kind]}]"
+    except OSError:
+        return None
+
+
+def require_host_pids(*, root: Path = ROOT) -> None:
+    """KernelError where this process numbers processes otherwise than the kernel does.
+
+    The probes send the host's numbers (bpf_get_current_pid_tgid()), so that VMs would get other processes'
+    names and be taken for dead.
+    """
+    if is_hosts_namespace("pid", root=root) is False:
+        raise KernelError(
+            "this process is in a PID namespace of its own, where it cannot see which VM a process is, nor "
+            "whether it still runs",
+            HOST_PIDS_TODO,
+        )
+
+
+def hidepid(*, root: Path = ROOT) -> str | None:
+    """The mount option hidepid of /proc, "" if it hides nobody."""
+    try:
+        lines = (root / "proc/self/mountinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    value = ""
+    for line in lines:
+        # 23 29 0:21 / /proc rw,nosuid shared:13 - proc proc rw,hidepid=invisible (proc(5))
+        # Of several, the last is the one that shows.
+        before, _, after = line.partition(" - ")
+        if before.split()[4:5] == ["/proc"]:
+            options = after.split()[-1].split(",")
+            value = next((o.removeprefix("hidepid=") for o in options if o.startswith("hidepid=")), "")
+    return "" if value in ("0", "off") else value
+
+
+def has_sysfs(*, root: Path = ROOT) -> bool:
+    """Whether /sys is the kernel's, and not an empty folder as in a bare chroot."""
+    return (root / "sys/kernel").is_dir() and (root / "sys/module").is_dir()

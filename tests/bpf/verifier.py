@@ -1,0 +1,161 @@
+"""What every compiler makes of the BPF program, and whether verifiers take it.
+
+    python -m tests.bpf.verifier          with the bcc of each host in the lab, by this machine's own
+    verifier python -m tests.bpf.verifier --vm     and, in a VM of each host, by its kernel's, which takes
+    fexit programs too
+
+LLVM decides what the verifier sees: the same C is other code with each of its versions, and what one of
+them leaves bounded another does not. So this loads each form of the program as each distribution's bcc
+compiles it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tests.bpf.twins import GROUPED, STOCK, task_offsets
+from vpmu_agent.kernel.errors import ProbeError
+from vpmu_agent.probes.program import captured_stderr, compile_program, toolchain
+from vpmu_agent.probes.reason import because
+
+PROBES = tuple(
+    f"vpmu_{name}_{end}" for name in ("create", "enable", "pause", "release") for end in ("entry", "return")
+)
+IN_VM_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One way to build the program: for which kernel, and as what kind of BPF program."""
+
+    kernel: str
+    constants: dict[str, int]
+    kind: str
+    options: dict[str, Any]
+
+
+def forms(*, fexit: bool) -> Iterator[Form]:
+    """All that an agent may load; as raw tracepoints, which the bench and the fuzzer load, too."""
+    kinds: dict[str, dict[str, Any]] = {"kprobe": {}, "raw tracepoint": {"twins": True, "user_memory": True}}
+    if fexit:
+        kinds["fexit"] = {"fexit": True}
+    for kernel, known in {"stock": STOCK, "grouped": GROUPED}.items():
+        # What is read at each call where the kernel has it: its count of a vCPU's events.
+        unread = {name: value for name, value in known.items() if name != "VPMU_VCPU_EVENT_COUNT"}
+        for reads, constants in {"with reads": known, "without reads": unread}.items():
+            for kind, options in kinds.items():
+                yield Form(f"{kernel}, {reads}", constants, kind, options)
+
+
+def load(form: Form) -> dict[str, Any]:
+    """Compiles one form, and loads its programs; what came of it, for the table."""
+    started = time.monotonic()
+    refused = ""
+    try:
+        _load(form)
+    except ProbeError as error:
+        refused = str(error)
+    took = round(time.monotonic() - started, 2)
+    return {"kernel": form.kernel, "kind": form.kind, "refused": refused, "took_s": took}
+
+
+def _load(form: Form) -> None:
+    import bcc
+
+    bpf = compile_program(form.constants | task_offsets(), ring_pages=64, **form.options)
+    try:
+        if form.kind == "fexit":  # loaded and attached by now, each program of it
+            attached = len(bpf.kfunc_entry_fds) + len(bpf.kfunc_exit_fds)
+            if attached != len(PROBES):
+                raise ProbeError(f"bcc attached {attached} programs and not {len(PROBES)}")
+            return
+        kind = bcc.BPF.KPROBE if form.kind == "kprobe" else bcc.BPF.RAW_TRACEPOINT
+        for name in PROBES:
+            with captured_stderr() as said:
+                try:
+                    bpf.load_func(name.encode(), kind)
+                except Exception as error:  # bcc raises nothing more special
+                    raise because(error, said()) from error
+    finally:
+        bpf.cleanup()
+
+
+def _here(*, fexit: bool) -> int:
+    """Prints a JSON object for each form, by the bcc and the kernel that are here."""
+    print(json.dumps({"toolchain": toolchain(), "linux": platform.release()}), flush=True)
+    failed = False
+    for form in forms(fexit=fexit):
+        came = load(form)
+        failed |= bool(came["refused"])
+        print(json.dumps(came), flush=True)
+    return int(failed)
+
+
+def _table(host: str, where: str, lines: Iterable[str]) -> int:
+    """Prints what `_here` said; returns how many forms were refused."""
+    refused = tried = 0
+    for line in lines:
+        found = json.loads(line)
+        if "toolchain" in found:
+            print(f"{host}: {found['toolchain']}; verifier: {where}, Linux {found['linux']}")
+            continue
+        tried += 1
+        refused += bool(found["refused"])
+        came = found["refused"] or "taken"
+        print(f"  {found['kind']:14} {found['kernel']:24} {found['took_s']:6.2f} s  {came}")
+    if not tried:
+        print(f"{host}: nothing was tried")
+    return refused or not tried
+
+
+def _everywhere(names: list[str], *, vm: bool) -> int:
+    from tests.lab import hosts, places
+    from tests.lab import vm as lab
+    from tests.support import debian
+
+    tree, failed = str(places.REPO), 0
+    for name in names:
+        command = ["python3", "-m", "tests.bpf.verifier", "--here"]
+        with debian.writable(hosts.HOSTS[name].userland()) as root:
+            enter = ["sh", "-euc", 'cd "$1"; shift; exec "$@"', "sh", tree, *command]
+            done = root.run(
+                *enter, binds={places.REPO: tree}, env={"PYTHONPATH": f"{tree}/agent"}, status=None
+            )
+        failed += _table(name, "this machine's", done.stdout.splitlines())
+        print(done.stderr, end="", file=sys.stderr)
+        if vm:
+            said: list[bytes] = []
+            target = hosts.target(name, list(hosts.HOSTS[name].kernels)[-1])
+            status = lab.run([*command, "--fexit"], target=target, timeout_s=IN_VM_S, output=said.append)
+            failed += _table(name, "its own", (line.decode() for line in said)) or status
+    print("every form is taken" if not failed else "see what was refused")
+    return int(bool(failed))
+
+
+def main() -> int:
+    """Exits with 0 if every form of the program was taken."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bpf.verifier", description=__doc__)
+    parser.add_argument("--here", action="store_true", help="with this Python's bcc only, as JSON")
+    parser.add_argument("--fexit", action="store_true", help="with --here: fexit programs too")
+    parser.add_argument("--vm", action="store_true", help="also in a VM of each host")
+    parser.add_argument("--host", action="append", help="only this host (repeatable)")
+    arguments = parser.parse_args()
+    if arguments.here:
+        return _here(fexit=arguments.fexit)
+    try:
+        return _everywhere(arguments.host or ["debian12", "debian13", "sid"], vm=arguments.vm)
+    except subprocess.SubprocessError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""All of the lab on all hosts: `python -m tests.lab.matrix [--host H] [--kernel K]`; writes docs/kernels.md.
+
+What came of each host and kernel is kept, so that a part of them can be run again; the page is made of all
+that is kept. It exits with 0 if every row of it is there and green.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from xml.etree import ElementTree
+
+from tests.support import debian
+
+from . import hosts, places, run, vm
+from .hosts import HOSTS, Target
+from .test_agent import AUTO, TRIED
+
+PAGE = places.REPO / "docs" / "kernels.md"
+LIMIT_S = 2400.0
+
+# In the userland: what the agent is compiled, loaded and run by.
+_VERSIONS = """
+import ctypes, platform
+from vpmu_agent.probes.program import toolchain
+libbpf = ctypes.CDLL("libbpf.so.1")
+version = f"{libbpf.libbpf_major_version()}.{libbpf.libbpf_minor_version()}"
+print(f"{toolchain()}, libbpf {version}, Python {platform.python_version()}")
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What came of one host and kernel."""
+
+    host: str
+    kernel: str
+    release: str
+    versions: str
+    attached: str
+    """How the agent attached when it could choose, and what else was tried."""
+    passed: int
+    failed: int
+    skipped: int
+    service: str
+    """The service's tests under systemd: passed of all."""
+    minutes: float
+    date: str
+    commit: str
+
+    @property
+    def is_green(self) -> bool:
+        """Whether all that there is passed; what was skipped did not."""
+        passed, _, total = self.service.partition(" of ")
+        return not self.failed and not self.skipped and self.passed > 0 and passed == total != "0"
+
+
+def main() -> int:
+    """Runs what the options name, and writes the page."""
+    parser = argparse.ArgumentParser(prog="python -m tests.lab.matrix", description=__doc__)
+    parser.add_argument("--host", choices=HOSTS, help="only this host")
+    parser.add_argument("--kernel", help="only this kernel of each host")
+    parser.add_argument("--page", action="store_true", help="run nothing, make the page of what is kept")
+    arguments = parser.parse_args()
+
+    def action() -> int:
+        for host, kernel in [] if arguments.page else list(_places()):
+            if arguments.host in (None, host) and arguments.kernel in (None, kernel):
+                row = _run(hosts.target(host, kernel))
+                _kept(host, kernel).parent.mkdir(parents=True, exist_ok=True)
+                _kept(host, kernel).write_text(json.dumps(asdict(row), indent=1))
+        kept = [path for each in _places() if (path := _kept(*each)).exists()]
+        rows = [Row(**json.loads(path.read_text())) for path in kept]
+        PAGE.write_text(page(rows))
+        missing = [f"{host} {kernel}" for host, kernel in _places() if not _kept(host, kernel).exists()]
+        red = [f"{row.host} {row.kernel}" for row in rows if not row.is_green]
+        print(f"wrote {PAGE.relative_to(places.REPO)}: {len(rows) - len(red)} green", end="")
+        print(f", not green: {', '.join(red) or 'none'}; not run: {', '.join(missing) or 'none'}")
+        return int(bool(red or missing))
+
+    return vm.exit_status(action)
+
+
+_HEAD = """\
+<!-- Written by `make lab-matrix` (tests/lab/matrix.py). -->
+
+# Where it was proved
+
+All of the lab's tests, on each host that the lab has: a real KVM with real guests, whose counts the agent's
+are held against ([tests/lab/README.md](../tests/lab/README.md)). A host is a userland and a kernel: bcc and
+the compiler in the one decide what the other's verifier sees. *Attached* is how the agent attached its probes
+when it could choose, and then what else was tried. *Service* is the Debian package under systemd.
+
+The virtualization is AMD's, emulated by QEMU.
+
+| kernel | userland | attached | tests passed | service | date | commit |
+| --- | --- | --- | --- | --- | --- | --- |
+"""
+
+_TAIL = """
+## What a kernel must have
+
+- BTF (`/sys/kernel/btf/vmlinux`, and `kvm` where KVM is a module) with KVM's types and the four functions
+  `perf_event_create_kernel_counter`, `perf_event_enable`, `perf_event_pause` and `perf_event_release_kernel`.
+- `is_paused` in `struct kvm_pmc` (in mainline since Linux 5.15): a KVM without it pauses what is paused
+  already, which the model does not describe. The agent refuses such a kernel by this name.
+- Kprobes, or fentry and fexit with `bpf_get_func_arg()` (Linux 5.17).
+
+Debian 11's 5.10 lacks the first two. `vpmu-agent doctor` says of any kernel what it lacks, and where it says
+that tracing can work it has attached the real probes.
+"""
+
+
+def page(rows: list[Row]) -> str:
+    """docs/kernels.md."""
+    return _HEAD + "".join(f"| {' | '.join(_cells(row))} |\n" for row in rows) + _TAIL
+
+
+def _cells(row: Row) -> Iterator[str]:
+    yield row.release + (" (grouped events)" if row.kernel == "grouped" else "")
+    yield f"{row.host}: {row.versions}"
+    yield row.attached
+    tests = f"{row.passed} of {row.passed + row.failed + row.skipped}"
+    yield tests if row.is_green else f"{tests} **(not green)**"
+    yield row.service
+    yield row.date
+    yield row.commit
+
+
+def _places() -> Iterator[tuple[str, str]]:
+    return ((host.name, kernel) for host in HOSTS.values() for kernel in host.kernels)
+
+
+def _kept(host: str, kernel: str) -> Path:
+    return places.lab_dir() / "matrix" / f"{host}-{kernel}.json"
+
+
+def _run(target: Target) -> Row:
+    started = time.monotonic()
+    suites = {}
+    for systemd in (False, True):
+        print(f"matrix: {target}{', the service' if systemd else ''}", flush=True)
+        suites[systemd] = _suite(target, systemd=systemd)
+    lab, service = suites[False], suites[True]
+    attached, tried = _properties(lab, AUTO), _properties(lab, TRIED)
+    return Row(
+        host=target.host.name,
+        kernel=target.kernel_name,
+        release=target.kernel.release,
+        versions=_versions(target),
+        attached=", ".join([*sorted(attached), *sorted(tried - attached)]) or "not at all",
+        passed=_passed(lab),
+        failed=_number(lab, "failures") + _number(lab, "errors"),
+        skipped=_number(lab, "skipped"),
+        service=f"{_passed(service)} of {_number(service, 'tests')}",
+        minutes=round((time.monotonic() - started) / 60, 1),
+        date=datetime.now(UTC).strftime("%Y-%m-%d"),
+        commit=_commit(),
+    )
+
+
+def _suite(target: Target, *, systemd: bool) -> ElementTree.Element:
+    """Pytest's report; empty if the VM died before there was one."""
+    with places.new_results_dir() as results:
+        report = results / "report.xml"
+        tests = run.SERVICE_TESTS if systemd else run.TESTS
+        vm.run(
+            run.pytest_command("-q", f"--junitxml={report}", tests),
+            target=target,
+            timeout_s=LIMIT_S,
+            results=results,
+            systemd=systemd,
+            warm=run.pytest_command("--collect-only", "-q", run.TESTS),
+        )
+        if not report.exists():
+            return ElementTree.Element("testsuite", tests="0", errors="1")
+        suite = ElementTree.parse(report).getroot().find("testsuite")
+        assert suite is not None
+        return suite
+
+
+def _number(suite: ElementTree.Element, name: str) -> int:
+    return int(suite.get(name) or 0)
+
+
+def _passed(suite: ElementTree.Element) -> int:
+    return _number(suite, "tests") - sum(_number(suite, name) for name in ("failures", "errors", "skipped"))
+
+
+def _properties(suite: ElementTree.Element, name: str) -> set[str]:
+    return {each.get("value", "") for each in suite.iter("property") if each.get("name") == name}
+
+
+def _versions(target: Target) -> str:
+    tree = str(places.REPO)
+    env = {"PYTHONPATH": f"{tree}/agent"}
+    with debian.writable(target.userland) as root:
+        return root.run("python3", "-c", _VERSIONS, binds={places.REPO: tree}, env=env).stdout.strip()
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(command, cwd=places.REPO, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
