@@ -66,9 +66,11 @@ def load(mode: Mode) -> Handover:
     refused: dict[str, KernelError] = {}
     for way in WAYS if mode == "auto" else (mode,):
         try:
-            return attached(way, known | census, no_census=no_census)
+            handed = attached(way, known | census)
         except KernelError as error:
             refused[way] = error
+        else:
+            return replace(handed, no_census=no_census) if no_census else handed
     reasons = "; ".join(f"{way}: {error.found}" for way, error in refused.items())
     todo = dict.fromkeys(error.todo for error in refused.values() if error.todo)
     raise ProbeError(
@@ -81,8 +83,10 @@ def _as_root() -> list[str]:
     return [] if os.geteuid() == 0 else ["run it as root, or with CAP_BPF, CAP_PERFMON and CAP_SYSLOG"]
 
 
-def attached(way: Way, known: Mapping[str, int], *, no_census: str = "") -> Handover:
+def attached(way: Way, known: Mapping[str, int]) -> Handover:
     """Compiles the probes for the kernel that `known` describes, and attaches them in one way.
+
+    The census too, if `known` has its constants; what refuses that alone is told in what is handed over.
 
     Raises NoWayError where the kernel takes no program at all in this way, ProbeError for whatever would not
     take this one, and KernelError if BTF or libbpf are missing.
@@ -95,7 +99,7 @@ def attached(way: Way, known: Mapping[str, int], *, no_census: str = "") -> Hand
     bpf = compile_program(known, fexit=way == "fexit")
     if way == "kprobe":
         _attach_kprobes(bpf)
-    handed = replace(handover_of(bpf, way), no_census=no_census)
+    handed = handover_of(bpf, way)
     return with_census(handed, bpf) if "VPMU_VCPU_IOCTL" in known else handed
 
 
