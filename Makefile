@@ -18,6 +18,9 @@ PACKAGES += prometheus
 # What builds the Debian package, as debian/control says, and looks at it.
 DEB_PACKAGES := build-essential debhelper dh-python lintian pybuild-plugin-pyproject python3-build python3-setuptools
 
+# What makes the container image, and runs it.
+IMAGE_PACKAGES := mmdebstrap crun podman
+
 # What the page is opened in.
 PAGE_PACKAGES := chromium
 
@@ -25,7 +28,8 @@ PAGE_PACKAGES := chromium
 BENCH_PACKAGES := bpftrace bpftool
 
 .PHONY: demo demo-grouped test check lint format unit slow bpf verifier fuzz lab lab-stock lab-service lab-grouped \
-	lab-debian13 lab-matrix lab-kernel dashboards dashboards-check docs page recordings deb deb-test bench clean
+	lab-debian13 lab-matrix lab-kernel dashboards dashboards-check docs page recordings \
+	deb deb-test image image-test image-lab prometheus-rule bench clean
 
 # Where the lab can choose, as in `make demo LAB_HOST=debian13 LAB_KERNEL=backports` (tests/lab/hosts.py).
 TARGET := $(if $(LAB_HOST),--host $(LAB_HOST)) $(if $(LAB_KERNEL),--kernel $(LAB_KERNEL))
@@ -126,6 +130,22 @@ deb: .venv/deb
 deb-test: .venv/deb
 	.venv/bin/pytest -v --timeout 600 tests/package
 
+# The container image, in dist/: of Debian 13's packages and our own; a minute, then seconds (packaging/README.md).
+image: .venv/image deb
+	$(PYTHON) -m tools.image dist/vpmu-agent_*_all.deb dist
+
+# Its size, its labels and what is in it; it runs with the flags that packaging/ has, and without each of them.
+image-test: .venv/image
+	.venv/bin/pytest -v --timeout 600 tests/package/test_image.py tests/unit/test_packaging.py
+
+# The image on a host without bcc, in the lab: real KVM, podman, and what the test PMU counted.
+image-lab: image
+	$(PYTHON) -m tests.lab.image.run dist/vpmu-agent-*.oci.tar
+
+# Writes packaging/kubernetes/prometheusrule.yml anew from dashboards/rules/.
+prometheus-rule: .venv/ready
+	$(PYTHON) -m tools.prometheus_rule
+
 # What the monitor costs, held against its goals: some six minutes, best on an idle machine.
 bench: .venv/bench
 	$(PYTHON) -m tests.bench
@@ -145,6 +165,11 @@ endef
 
 .venv/deb: .venv/ready
 	$(call install,$(DEB_PACKAGES))
+	@touch $@
+
+.venv/image: .venv/deb
+	$(call install,$(IMAGE_PACKAGES))
+	.venv/bin/pip install -q -e '.[image]'
 	@touch $@
 
 .venv/page: .venv/ready

@@ -115,6 +115,7 @@ def run(settings_now: Callable[[], Settings], *, duration_s: float | None) -> No
     notify("STATUS=loading the probes")
     configuration = Configuration(settings_now)
     settings = configuration.settings
+    require_switch()
     instance = kvm_instance()
     link = separate(probes.loader_command(settings.attach))
     faulthandler.enable()  # a service manager's watchdog sends SIGABRT: the log shall say where it hung
@@ -148,6 +149,16 @@ def run(settings_now: Callable[[], Settings], *, duration_s: float | None) -> No
             finally:
                 notify("STOPPING=1")
                 server.close()  # a scrape reads the probes' maps
+
+
+def require_switch() -> None:
+    """KernelError if this process is a root that cannot become the daemon's user."""
+    if missing := privileges.missing_to_switch():
+        raise KernelError(
+            f"this process is root and lacks {', '.join(missing)}, so it cannot become an unprivileged user",
+            "in a container add them (podman: --cap-add, Kubernetes: securityContext.capabilities.add), or "
+            "start it as a user with CAP_BPF, CAP_PERFMON and CAP_SYSLOG as ambient capabilities",
+        )
 
 
 def give_up_privileges(link: Link, user: User) -> None:

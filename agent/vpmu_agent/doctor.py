@@ -237,7 +237,9 @@ def _capabilities(host: Host) -> Iterator[Finding]:
         yield Finding("capabilities", Status.FAIL, found, todo, blocks=True)
     elif missing := _missing_capabilities(host):
         found = f"this process lacks {', '.join(missing)}"
-        yield Finding("capabilities", Status.FAIL, found, AS_ROOT, blocks=True)
+        added = " ".join(f"--cap-add={name}" for name in missing)
+        todo = f"{AS_ROOT}; in a container, add them (podman, docker: {added}; Kubernetes: capabilities.add)"
+        yield Finding("capabilities", Status.FAIL, found, todo, blocks=True)
     else:
         yield Finding("capabilities", Status.OK, ", ".join(sorted(held)))
 

@@ -23,6 +23,10 @@ _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 
+# include/uapi/linux/capability.h: what root needs to become another user, and to send that one signals.
+# Root in a container has only what it was given.
+_SWITCHING = {"CAP_KILL": 5, "CAP_SETGID": 6, "CAP_SETUID": 7}
+
 _CAPABILITY_VERSION_3 = 0x20080522  # include/uapi/linux/capability.h: two words of 32 bits each
 _MAX_CAPABILITIES = 64
 _BPF_MAP_TYPE_ARRAY = 2
@@ -40,6 +44,18 @@ def find_user(name: str) -> User:
     """The user of that name; KeyError if there is none."""
     entry = pwd.getpwnam(name)
     return User(entry.pw_uid, entry.pw_gid)
+
+
+def missing_to_switch() -> tuple[str, ...]:
+    """The capabilities that this process lacks to give itself up to another user; none if it is not root.
+
+    Without CAP_KILL the daemon would not even get the signal that is to end it with its parent
+    (pdeath_signal: group_send_sig_info() asks check_kill_permission(), kernel/signal.c).
+    """
+    if os.geteuid() != 0:
+        return ()
+    held = _permitted()
+    return tuple(name for name, bit in _SWITCHING.items() if not held >> bit & 1)
 
 
 def drop(user: User, *, keep: Set[str] = frozenset()) -> None:

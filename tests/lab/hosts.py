@@ -14,7 +14,7 @@ from .grouped.build import grouped_kernel
 from .kernel import Kernel
 
 # What the agent runs with: the dependencies of its Debian package.
-_AGENT = (
+AGENT = (
     "libbpf1",
     "python3-bcrypt",
     "python3-bpfcc",
@@ -25,7 +25,7 @@ _AGENT = (
     "python3-yaml",
 )
 # What boots, tests, and is a host of guests.
-_HOST = (
+BASE = (
     "ca-certificates",
     "curl",
     "iproute2",
@@ -41,7 +41,7 @@ _HOST = (
     "udev",
 )
 # What the test PMU and the guests are compiled with.
-_COMPILER = ("cpio", "gcc", "libc6-dev", "libelf-dev", "make", "pahole", "xz-utils")
+COMPILER = ("cpio", "gcc", "libc6-dev", "libelf-dev", "make", "pahole", "xz-utils")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Host:
 
     def userland(self) -> Path:
         """Its root file system, which is made if it is not there."""
-        return debian.base(self.suite, (*_AGENT, *_HOST, *_COMPILER))
+        return debian.base(self.suite, (*AGENT, *BASE, *COMPILER))
 
 
 @dataclass(frozen=True, slots=True)

@@ -389,6 +389,7 @@ def test_without_privileges_it_says_what_it_could_not_see(well: Host) -> None:
     assert findings["program"].found == "cannot be tried without privileges"
     reasons = summary_json(list(findings.values()))["reasons"]
     assert reasons == ["capabilities: this process lacks CAP_BPF, CAP_PERFMON, CAP_SYSLOG"]
+    assert "--cap-add=CAP_BPF --cap-add=CAP_PERFMON --cap-add=CAP_SYSLOG" in findings["capabilities"].todo
     assert exit_status(findings.values()) == 3
 
 

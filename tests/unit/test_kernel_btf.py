@@ -11,6 +11,7 @@ import pytest
 
 from tests.unit.compiled import object_file, printed
 from tests.unit.tree import plant
+from tests.lab.places import lab_dir
 from vpmu_agent.kernel import btf
 from vpmu_agent.kernel.btf import Arg, Btf, Member
 from vpmu_agent.kernel.errors import BtfError
@@ -216,12 +217,13 @@ def test_this_kernels_create_call() -> None:
 
 
 def _debian_kernel() -> tuple[Path, Path] | None:
-    """An installed kernel's image and its kvm module."""
-    for image in sorted(Path("/boot").glob("vmlinuz-*")):
-        release = image.name.removeprefix("vmlinuz-")
-        kvm = Path("/lib/modules") / release / "kernel/arch/x86/kvm/kvm.ko"
-        if kvm.exists() and os.access(image, os.R_OK) and b"\xfd7zXZ\0" in image.read_bytes():
-            return image, kvm
+    """The image and the kvm module of a kernel that is installed, or that the lab has fetched."""
+    for folder in (Path("/"), *sorted((lab_dir() / "kernels").glob("*"))):
+        for image in sorted((folder / "boot").glob("vmlinuz-*")):
+            release = image.name.removeprefix("vmlinuz-")
+            kvm = folder / "lib/modules" / release / "kernel/arch/x86/kvm/kvm.ko"
+            if kvm.exists() and os.access(image, os.R_OK) and b"\xfd7zXZ\0" in image.read_bytes():
+                return image, kvm
     return None
 
 
@@ -230,7 +232,7 @@ def debian(folder: Path) -> tuple[Path, Path]:
     """An unpacked kernel image, and a kvm module made for it."""
     found = _debian_kernel()
     if not found:
-        pytest.skip("no Debian kernel with an xz image and an uncompressed kvm.ko is installed")
+        pytest.skip("no Debian kernel with an xz image and an uncompressed kvm.ko is here")
     image, kvm = found
     packed = image.read_bytes()
     vmlinux = folder / "vmlinux"

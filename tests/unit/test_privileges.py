@@ -89,6 +89,25 @@ def test_a_user_with_capabilities_stays_who_it_is() -> None:
         assert f"{name}:\t{NONE}" in run.stdout
 
 
+@as_root
+@pytest.mark.parametrize("capability", ["kill", "setgid", "setuid"])
+def test_root_in_a_container_knows_what_it_lacks_to_become_another_user(capability: str) -> None:
+    code = "from vpmu_agent import privileges as p; print(p.missing_to_switch())"
+    command = ["setpriv", f"--bounding-set=-{capability}", "--inh-caps=-all", sys.executable, "-c", code]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert run.stdout == f"('CAP_{capability.upper()}',)\n"
+
+
+def test_who_need_not_become_another_user_lacks_nothing() -> None:
+    def check() -> None:
+        if os.geteuid() == 0:
+            assert not privileges.missing_to_switch()
+            privileges.drop(find_user(USER))
+        assert not privileges.missing_to_switch()
+
+    in_child(check)
+
+
 def test_a_process_without_privileges_has_none_to_give_up() -> None:
     def check() -> None:
         if os.geteuid() == 0:

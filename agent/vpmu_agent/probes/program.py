@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from importlib.resources import as_file, files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from vpmu_agent.kernel.errors import ProbeError
 from vpmu_agent.model.automaton import SLOTS, Kind, State
@@ -172,15 +172,29 @@ def kernel_source() -> Iterator[None]:
 
 @contextmanager
 def captured_stderr() -> Iterator[Callable[[], str]]:
-    """Holds back what bcc's C code writes to file descriptor 2; what it yields returns the text so far."""
+    """Holds back what bcc's C code writes to file descriptor 2; what it yields returns the text so far.
+
+    ProbeError where nothing can be written.
+    """
     saved = os.dup(2)
-    with tempfile.TemporaryFile() as file:
+    with _scratch_file() as file:
         os.dup2(file.fileno(), 2)
         try:
             yield lambda: _ends(file.fileno()).decode(errors="replace")
         finally:
             os.dup2(saved, 2)
             os.close(saved)
+
+
+def _scratch_file() -> IO[bytes]:
+    try:
+        # Not memfd_create(), which the filter of vpmu-agent.service refuses.
+        return tempfile.TemporaryFile()
+    except OSError as error:
+        raise ProbeError(
+            f"there is nowhere to keep what the compiler says: {error.strerror or error}",
+            "give it a /tmp that can be written (podman: --tmpfs=/tmp; Kubernetes: an emptyDir at /tmp)",
+        ) from error
 
 
 _END_SIZE = 1 << 20
