@@ -144,19 +144,24 @@ _WRONG = [
 
 _AGENT = [
     versions(
-        "VMMs", "VMs known, by what runs them.", f"count by (vmm) (vpmu_vm_info{_HERE})", "{{vmm}}", span=5
+        "VMMs", "VMs known, by what runs them.", f"count by (vmm) (vpmu_vm_info{_HERE})", "{{vmm}}", span=4
     ),
-    versions("Version", "Of the agent.", f"vpmu_agent_build_info{_HERE}", "{{version}}", span=5),
+    versions(
+        *("vPMUs", "VMs that run, by how KVM gives them their PMU; only what is emulated is traced."),
+        f"count by (mode) (vpmu_mode{_HERE})",
+        "{{mode}}",
+    ),
+    versions("Version", "Of the agent.", f"vpmu_agent_build_info{_HERE}", "{{version}}", span=4),
     versions(
         *("Probes", "Kernel functions that are watched, and how; none means that nothing is seen."),
         f"vpmu_agent_attached_probes{_HERE}",
         "{{mode}}",
-        span=5,
+        span=4,
     ),
     stat(
         *("Probes loaded", "short", "Once at the start, and whenever the kvm module had been loaded anew."),
         f"sum(vpmu_agent_loads_total{_HERE})",
-        span=5,
+        span=4,
     ),
     stat(
         *("Lost", "short", "What the agent lost since it was started, whatever the reason."),

@@ -30,7 +30,8 @@ on any machine.
 
 JOURNAL = """
 As a service, `run` sends divergences and failed creations to the journal, of each VM and kind the first few
-in a minute, with fields to search by: `journalctl -u vpmu-agent VPMU_VM=web01`.
+in a minute, with fields to search by: `journalctl -u vpmu-agent VPMU_VM=web01`. So it does with VMs of which
+there is nothing to trace.
 """
 
 FILES = {
@@ -47,6 +48,7 @@ FIELDS = {
     "VPMU_CALL, VPMU_EVENT": "The call, and which event of the counter's group it was for.",
     "VPMU_KIND, VPMU_EXPECTED": "How the call diverged from the model, and what was expected instead.",
     "VPMU_ERRNO": "Why an event could not be created.",
+    "VPMU_MODE, VPMU_REASON": "Which vPMU a VM has of which nothing is traced, and why it is off.",
     "VPMU_HELD_BACK": "How many more there were of this VM, kind and errno that were not told one by one.",
 }
 

@@ -18,17 +18,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpmu_agent import parent, privileges, probes
+from vpmu_agent.census import Modes
 from vpmu_agent.config import ConfigError
 from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError
 from vpmu_agent.kernel.features import kvm_instance
 from vpmu_agent.live import POLL_S, attached_line, stop_requests
-from vpmu_agent.log import Level, Report, tell
+from vpmu_agent.log import Level, Report, tell, tell_untraced
 from vpmu_agent.metrics import Exporter
 from vpmu_agent.model.call import Call
 from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.overview import Overview
 from vpmu_agent.privileges import User
 from vpmu_agent.probes import Probes, Unattached, handover
+from vpmu_agent.probes.census import Census
 from vpmu_agent.recent import Recent
 from vpmu_agent.server import Address, Server, WebConfigError
 from vpmu_agent.service import notify
@@ -143,7 +145,7 @@ def run(settings_now: Callable[[], Settings], *, duration_s: float | None) -> No
             notify("READY=1")
             try:
                 reload = partial(configuration.renew, watch, web)
-                watch_over(attachment, watch, report, reload, duration_s, stopped)
+                watch_over(attachment, watch, Modes(vms), report, reload, duration_s, stopped)
             finally:
                 notify("STOPPING=1")
                 server.close()  # a scrape reads the probes' maps
@@ -309,6 +311,7 @@ class Configuration:
 def watch_over(
     attachment: Attachment,
     watch: Watch,
+    modes: Modes,
     report: Report,
     reload: Callable[[], None],
     duration_s: float | None,
@@ -324,9 +327,18 @@ def watch_over(
         if time.monotonic() - swept >= _SWEEP_S:
             attachment.renew(watch)
             watch.sweep()
+            look_at_modes(attachment.probes.census, modes, watch)
             report.sweep()
             notify("WATCHDOG=1")
             swept = time.monotonic()
+
+
+def look_at_modes(census: Census, modes: Modes, watch: Watch) -> None:
+    """Shows which vPMU each VM has, and tells of those that have none to trace."""
+    tell_untraced(modes.sweep(census))
+    watch.show_pmus(modes.by_vm)
+    if missing := modes.newly_missing(census):
+        tell(f"which vPMU a VM has cannot be told, all else works: {missing}", Level.WARNING)
 
 
 def open_web_config(path: Path) -> WebFile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from vpmu_agent import privileges
+from vpmu_agent.census import pmus_now
 from vpmu_agent.kernel import btf, container, features
 from vpmu_agent.kernel.arch import ARCHES, current_arch
 from vpmu_agent.kernel.config import kernel_config, kernel_release
@@ -21,10 +22,12 @@ from vpmu_agent.kernel.features import Trial
 from vpmu_agent.kernel.layout import CREATE, KernelLayout, kvm_types, layout_of, require_kvm
 from vpmu_agent.kernel.libbpf import libbpf
 from vpmu_agent.kernel.symbols import function_addresses
+from vpmu_agent.modes import Mode, Pmu, Why, sentence, untraced
 from vpmu_agent.output import print_line
 from vpmu_agent.probes import FUNCTIONS, WAYS, rehearsal
 from vpmu_agent.probes.rehearsal import Outcome, Step
 from vpmu_agent.schema import SCHEMA, dumps
+from vpmu_agent.vms import Vms
 
 WIDTH = 100
 
@@ -75,6 +78,7 @@ class Host:
     try_kprobe: Callable[[Sequence[str]], Trial] = features.try_kprobe
     try_map_access: Callable[[], Trial] = privileges.try_map_access
     rehearse: Callable[[], Sequence[Step]] = rehearsal.rehearse
+    pmus: Callable[[], Mapping[str, Sequence[Pmu]]] = lambda: pmus_now(Vms())
 
 
 def run(*, as_json: bool) -> int:
@@ -484,12 +488,53 @@ def _mediated_vpmu(host: Host) -> Iterator[Finding]:
         yield Finding(
             "mediated_vpmu",
             Status.WARN,
-            f"on in {' and '.join(on)}: guests that use it own the counters, and have no events to trace",
-            "nothing, unless you look for such a guest",
+            f"on in {' and '.join(on)}: guests own the counters while they run, and KVM creates no perf "
+            "events for them, so there is nothing to trace; a VM without an in-kernel interrupt controller "
+            "has no PMU at all",
+            f"nothing, if that is wanted; else stop the guests and load {on[0]} with enable_mediated_pmu=0",
         )
+        if features.nmi_watchdog(root=host.root):
+            # Its event has no exclude_guest: perf_create_mediated_pmu() returns EBUSY (kernel/events/core.c).
+            yield Finding(
+                "mediated_vpmu",
+                Status.WARN,
+                "the NMI watchdog counts while guests run, so KVM refuses to start VMs with a mediated vPMU "
+                "(EBUSY), as it does for any perf event without exclude_guest",
+                "sysctl kernel.nmi_watchdog=0",
+            )
     else:
         found = "off" if modules else "this kernel has none"
         yield Finding("mediated_vpmu", Status.OK, found)
+
+
+def _vms(host: Host) -> Iterator[Finding]:
+    """Which vPMU each VM has: of how many there is something to trace, and why of the others there is not."""
+    if _missing_capabilities(host):
+        yield _not_tried("vms")
+        return
+    try:
+        by_vm = host.pmus()
+    except KernelError as error:
+        found = f"which vPMU a VM has cannot be told: {error}"
+        yield Finding("vms", Status.WARN, found, "nothing: all else works without")
+        return
+    has = [(vm, pmu) for vm, pmus in sorted(by_vm.items()) for pmu in pmus]
+    if emulated := [vm for vm, pmu in has if pmu.mode is Mode.EMULATED]:
+        yield Finding("vms", Status.OK, sentence(emulated, Pmu(Mode.EMULATED)))
+    for pmu, vms in untraced(has).items():
+        yield Finding("vms", Status.WARN, sentence(vms, pmu), _PMU_TODO[pmu.why])
+    if not has:
+        yield Finding("vms", Status.OK, "no VM runs now")
+
+
+_PMU_TODO = {
+    Why.HOST: "see vpmu",
+    Why.NO_IRQCHIP: "start it with an in-kernel interrupt controller (QEMU: -machine kernel_irqchip=on)",
+    Why.TURNED_OFF: "nothing, if that is wanted; QEMU gives a VM a PMU with -cpu host,pmu=on",
+    Why.NO_CPUID: "nothing, if that is wanted; QEMU gives a VM a PMU with -cpu host,pmu=on",
+    Why.UNKNOWN: "see vpmu and mediated_vpmu",
+    None: "see mediated_vpmu",
+}
 
 
 def _nmi_watchdog(host: Host) -> Iterator[Finding]:
@@ -599,6 +644,7 @@ CHECKS: dict[str, Callable[[Host], Iterator[Finding]]] = {
     "pmu": _pmu,
     "vpmu": _once_loaded("vpmu", _vpmu),
     "mediated_vpmu": _once_loaded("mediated_vpmu", _mediated_vpmu),
+    "vms": _once_loaded("vms", _vms),
     "nmi_watchdog": _nmi_watchdog,
     PROGRAM: _program,  # and bcc
 }

@@ -15,6 +15,7 @@ from string import Template
 
 from vpmu_agent.model.call import Call, CallName
 from vpmu_agent.model.verdict import Verdict
+from vpmu_agent.modes import Mode, Pmu, Why, sentence, untraced
 from vpmu_agent.overview import Diverging, State, VmState
 from vpmu_agent.tally import errno_name
 from vpmu_agent.trace import attr_text, duration_text
@@ -34,7 +35,7 @@ def page(state: State) -> str:
         time=f"As of {_time(state.time_ns)}",
         state=_attached(state) + _lost(state),
         totals=_totals(state),
-        vms=_vms(state),
+        vms=_vms(state) + _untraced(state),
         diverging=_diverging(state),
         last=_last(state.last),
     )
@@ -126,6 +127,16 @@ def _vms(state: State) -> str:
         + f'<p class="quiet">{more}Tax is the host time that went into a VM\'s calls: in all, and per second '
         "now.</p>"
     )
+
+
+def _untraced(state: State) -> str:
+    pmus = [
+        (each.vm, Pmu(Mode(each.mode), Why(each.reason) if each.reason else None)) for each in state.untraced
+    ]
+    left_out = state.all_untraced - len(state.untraced)
+    more = f'<p class="quiet">{_number(left_out)} more have nothing to trace.</p>' if left_out else ""
+    said = [escape(sentence(vms, pmu)) for pmu, vms in untraced(pmus).items()]
+    return "".join(f'<p class="quiet">{text}.</p>' for text in said) + more
 
 
 _NO_VMS = """

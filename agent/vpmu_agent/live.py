@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from vpmu_agent.model.call import Call
     from vpmu_agent.model.verdict import Verdict
+    from vpmu_agent.modes import Pmu
     from vpmu_agent.probes import Mode, Probes
     from vpmu_agent.trace import Session
     from vpmu_agent.vms import Vms
@@ -30,12 +32,23 @@ class Source:
         self._probes = probes
         self._vms = vms
         self._stopped = stopped
+        from vpmu_agent.census import Modes  # it loads what only a live host needs
+
+        self._modes = Modes(vms)
         self._gone: set[int] = set()  # processes of which only the names are still known
 
     @property
     def attached(self) -> str:
         """See attached_line()."""
         return attached_line(self._probes.mode, self._probes.functions)
+
+    def new_pmus(self) -> list[tuple[str, Pmu]]:
+        """The VMs that came since, or whose PMU is another one; now and then there is a look at all."""
+        return self._modes.sweep(self._probes.census)
+
+    def missing_census(self) -> str:
+        """Why it cannot be known which PMU a VM has; empty if it can, or this was said before."""
+        return self._modes.newly_missing(self._probes.census)
 
     def batches(self, duration_s: float | None) -> Iterator[list[tuple[Call, Verdict]]]:
         """The calls as they come, empty batches too, until it is time to end."""
@@ -112,6 +125,9 @@ def follow(source: Source, session: Session, duration_s: float | None) -> None:
     """Feeds a session until its end, or until nobody reads its output any more."""
     for calls in source.batches(duration_s):
         session.feed(calls)
+        session.feed_pmus(source.new_pmus())
+        if missing := source.missing_census():
+            print(f"which vPMU a VM has cannot be told: {missing}", file=sys.stderr)
         if session.unread:
             break
     session.feed(source.rest())

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
@@ -17,6 +17,7 @@ from typing import cast
 
 from vpmu_agent.model.call import Call
 from vpmu_agent.model.verdict import Verdict
+from vpmu_agent.modes import Pmu, sentence, untraced
 from vpmu_agent.tally import errno_name
 
 BURST, WINDOW_S = 5, 60.0
@@ -25,6 +26,7 @@ BURST, WINDOW_S = 5, 60.0
 # What `journalctl MESSAGE_ID=` finds; made once with `systemd-id128 new`.
 DIVERGENCE = "adb5b32554804cc19284e0aac88223f4"
 FAILURE = "37a3b0c689f24af09b688d2d9d501eff"
+UNTRACED = "c240b89ca29a43f8b7559dfb352fa3f3"
 
 
 class Level(IntEnum):
@@ -123,6 +125,19 @@ class Report:
                     VPMU_ERRNO=error,
                     VPMU_HELD_BACK=window.held_back,
                 )
+
+
+def tell_untraced(new: Iterable[tuple[str, Pmu]]) -> None:
+    """Tells of VMs of which nothing can be traced and why: a line for all that have the same PMU."""
+    for pmu, vms in untraced(new).items():
+        tell(
+            sentence(vms, pmu),
+            Level.NOTICE,
+            MESSAGE_ID=UNTRACED,
+            VPMU_VM=vms[0] if len(vms) == 1 else None,
+            VPMU_MODE=pmu.mode,
+            VPMU_REASON=pmu.why,
+        )
 
 
 def _divergence(call: Call, verdict: Verdict) -> str:

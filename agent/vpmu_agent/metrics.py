@@ -121,6 +121,12 @@ VM_INFO = Family(
     *("vpmu_vm_info", "gauge", ("vm", "uuid", "vmm", "pid", "pod_uid")),
     "Always 1; who the VM is: its UUID, what runs it, its process, and the Kubernetes pod that it runs in.",
 )
+MODE = Family(
+    *("vpmu_mode", "gauge", ("vm", "mode")),
+    "Always 1; how KVM gives the VM its PMU: emulated with perf events, which are what is counted here; "
+    "mediated, where the guest has the host's counters themselves and there are no events; or off. Also of "
+    "VMs that made no call; no series where it cannot be known.",
+)
 PMC_CALLS = Family(
     *("vpmu_pmc_calls_total", "counter", ("vm", "vcpu", "pmc", "call")),
     "Calls by counter, but for guest LBR, which has none. Off with --no-per-counter.",
@@ -220,7 +226,7 @@ _VM_FAMILIES = (
     _plain(PINNED_SIBLINGS, _FIELDS["pinned_siblings"]),
 )
 
-VM_FAMILIES = (*(each.family for each in _VM_FAMILIES), ERRORS, VM_INFO)
+VM_FAMILIES = (*(each.family for each in _VM_FAMILIES), ERRORS, VM_INFO, MODE)
 PMC_FAMILIES = (PMC_CALLS, PMC_DIVERGENCES)
 AGENT_FAMILIES = (BUILD, PROBES, LOADS, LOST, VMS, MAP_ENTRIES, MAP_ROOM, SCRAPE)
 FAMILIES = (*VM_FAMILIES, *PMC_FAMILIES, *AGENT_FAMILIES)
@@ -260,6 +266,10 @@ class Exporter:
         for name, about in snapshot.about.items():
             labels = _escaped(name), about.uuid, about.vmm, str(about.tgid), about.pod_uid
             yield VM_INFO.lines([labels], "1")
+        yield MODE.head(openmetrics=openmetrics)
+        for name, pmus in snapshot.pmus.items():
+            for mode in sorted({pmu.mode for pmu in pmus}):  # one process may have several VMs
+                yield MODE.lines([(_escaped(name), mode)], "1")
         if snapshot.per_counter:
             yield from _pmc_text(vms, openmetrics=openmetrics)
         registry = CollectorRegistry()

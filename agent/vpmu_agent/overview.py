@@ -14,6 +14,7 @@ from vpmu_agent.model.automaton import Kind
 from vpmu_agent.model.automaton import State as GroupState
 from vpmu_agent.model.call import Call
 from vpmu_agent.model.verdict import Verdict
+from vpmu_agent.modes import untraced
 from vpmu_agent.probes.record import VCPU
 from vpmu_agent.recent import Recent
 from vpmu_agent.schema import SCHEMA, call_json, dumps
@@ -62,6 +63,15 @@ class Diverging:
 
 
 @dataclass(frozen=True, slots=True)
+class Untraced:
+    """A VM of which there is nothing to trace: its PMU is mediated, or off for a reason."""
+
+    vm: str
+    mode: str
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """All that is shown."""
 
@@ -84,6 +94,8 @@ class State:
     all_host_ns: int
     all_host_share: float | None
     vms: Sequence[VmState]
+    all_untraced: int
+    untraced: Sequence[Untraced]
     all_diverging: int
     diverging: Sequence[Diverging]
     last: Sequence[tuple[Call, Verdict]]
@@ -96,6 +108,7 @@ def state_json(state: State) -> str:
     plain |= {each.name: getattr(state, each.name) for each in fields(state) if each.name != "last"}
     plain |= {
         "vms": [asdict(vm) for vm in state.vms],
+        "untraced": [asdict(each) for each in state.untraced],
         "diverging": [asdict(each) for each in state.diverging],
     }
     last = ",".join(call_json(*said) for said in state.last)
@@ -136,6 +149,8 @@ class Overview:
         self._host_ns = host_ns
         dearest = nlargest(SHOWN, snapshot.vms, key=lambda vm: (host_ns[vm], vm))
         diverging = [each for vm, counts in snapshot.vms.items() for each in _diverging(vm, counts, snapshot)]
+        pmus = [(vm, pmu) for vm, has in snapshot.pmus.items() for pmu in has]
+        without = [Untraced(vm, pmu.mode, pmu.why) for pmu, vms in untraced(pmus).items() for vm in vms]
         all_counts = snapshot.vms.values()
         return State(
             time_ns=time.time_ns(),
@@ -155,6 +170,8 @@ class Overview:
             all_host_ns=sum(host_ns.values()),
             all_host_share=sum(share.values()) if is_recent else None,
             vms=[_vm(vm, snapshot.about[vm], snapshot.vms[vm], host_ns[vm], share.get(vm)) for vm in dearest],
+            all_untraced=len(without),
+            untraced=without[:SHOWN],
             all_diverging=len(diverging),
             diverging=nlargest(SHOWN, diverging, key=lambda each: each.count),
             last=self._recent.last(),

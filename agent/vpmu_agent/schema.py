@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from vpmu_agent.model.call import Attr, Call, CallName, PmcType
 from vpmu_agent.model.verdict import Verdict
+from vpmu_agent.modes import Pmu
 from vpmu_agent.tally import Tally
 from vpmu_agent.vms import clean_name
 
@@ -53,6 +54,14 @@ def _index(index: int | None) -> int | str:
 def lost_json(records: int) -> str:
     """Stands in a stream of calls where records were lost since the call printed before it."""
     return dumps({"schema": SCHEMA, "kind": "lost", "records": records})
+
+
+def vpmu_json(vm: str, pmu: Pmu) -> str:
+    """Stands in a stream of calls for a VM of which there will be none: what its PMU is, and why.
+
+    `mode` is "mediated" or "off"; `reason` says why it is off (modes.Why), null if it is not.
+    """
+    return dumps({"schema": SCHEMA, "kind": "vpmu", "vm": vm, "mode": pmu.mode, "reason": pmu.why})
 
 
 def summary_json(tally: Tally, lost: int) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol, TextIO
@@ -15,9 +15,10 @@ import click
 from vpmu_agent.model.automaton import Kind
 from vpmu_agent.model.call import Attr, Call, CallName
 from vpmu_agent.model.verdict import Verdict
+from vpmu_agent.modes import Pmu, sentence, untraced
 from vpmu_agent.output import OutputError
 from vpmu_agent.recording import Recorder
-from vpmu_agent.schema import call_json, lost_json, summary_json
+from vpmu_agent.schema import call_json, lost_json, summary_json, vpmu_json
 from vpmu_agent.tally import Tally, errno_name
 
 
@@ -37,10 +38,14 @@ class Filters:
     def keep(self, call: Call) -> bool:
         """Whether the call is of a counter that is followed."""
         return (
-            (not self.vms or call.vm in self.vms)
+            self.keep_vm(call.vm)
             and (not self.vcpus or call.vcpu in self.vcpus)
             and (not self.pmcs or call.pmc_name in self.pmcs)
         )
+
+    def keep_vm(self, vm: str) -> bool:
+        """Whether a VM is followed."""
+        return not self.vms or vm in self.vms
 
     @property
     def keeps_all(self) -> bool:
@@ -56,6 +61,9 @@ class Printer(Protocol):
 
     def lost(self, records: int) -> list[str]:
         """That records were lost here."""
+
+    def untraced(self, vms: Sequence[str], pmu: Pmu) -> list[str]:
+        """That there is nothing to trace of these VMs, and why."""
 
     def summary(self, tally: Tally, lost: int) -> list[str]:
         """What ends the stream; `lost` records were lost in all."""
@@ -130,6 +138,16 @@ class Session:
             recorder.write(recorded)
         self._print(lines)
 
+    def feed_pmus(self, new: Iterable[tuple[str, Pmu]]) -> None:
+        """Takes which PMU VMs have, and prints those of which nothing can be traced.
+
+        Also where only the summary is wanted: without this it would be empty for no reason.
+        """
+        kept = [(vm, pmu) for vm, pmu in new if self._filters.keep_vm(vm)]
+        self._print(
+            [line for pmu, vms in untraced(kept).items() for line in self._printer.untraced(vms, pmu)]
+        )
+
     def end(self, lost: int | None) -> None:
         """Ends the recording and prints the summary.
 
@@ -166,6 +184,10 @@ class JsonPrinter:
     def lost(self, records: int) -> list[str]:
         """See Printer."""
         return [lost_json(records)]
+
+    def untraced(self, vms: Sequence[str], pmu: Pmu) -> list[str]:
+        """See Printer."""
+        return [vpmu_json(vm, pmu) for vm in vms]
 
     def summary(self, tally: Tally, lost: int) -> list[str]:
         """See Printer."""
@@ -230,6 +252,17 @@ class TextPrinter:
     def lost(self, records: int) -> list[str]:
         """See Printer."""
         return [self._style(f"-- {_count(records, 'record')} lost here --", fg="yellow", bold=True)]
+
+    def untraced(self, vms: Sequence[str], pmu: Pmu) -> list[str]:
+        """See Printer."""
+        lines = textwrap.wrap(
+            f"-- {sentence(vms, pmu)} --",
+            self._width,
+            subsequent_indent="   ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        return [self._style(line, fg="yellow") for line in lines]
 
     def summary(self, tally: Tally, lost: int) -> list[str]:
         """See Printer."""

@@ -12,6 +12,7 @@ from operator import add, itemgetter
 from typing import Protocol
 
 from vpmu_agent.model.automaton import Kind
+from vpmu_agent.modes import Pmu
 from vpmu_agent.probes.record import PMC_TYPE_LBR, VCPU, pmc_layout, pmc_name
 from vpmu_agent.vms import VmInfo
 
@@ -154,6 +155,8 @@ class Snapshot:
     """How often probes were loaded, the first time included."""
     per_counter: bool
     """Whether the counts of each pmc are known."""
+    pmus: Mapping[str, Sequence[Pmu]]
+    """The PMUs of all VMs that the host has now, also of those that have made no call."""
 
 
 @dataclass(slots=True)
@@ -184,6 +187,7 @@ class Watch:
         self._kept: dict[str, _Kept] = {}
         self._lost = Counter[str]()  # by probes that were replaced
         self._loads = 1
+        self._pmus: Mapping[str, Sequence[Pmu]] = {}
         self._since_ns = time.time_ns()
         self._read_at = time.monotonic()
 
@@ -210,6 +214,7 @@ class Watch:
                 since_ns=self._since_ns,
                 loads=self._loads,
                 per_counter=self._per_counter,
+                pmus=self._pmus,
             )
 
     def sweep(self) -> None:
@@ -251,6 +256,11 @@ class Watch:
             self._probes = probes
             self._since_ns = time.time_ns()
             self._loads += bool(probes.functions)  # there are none while KVM is away
+
+    def show_pmus(self, pmus: Mapping[str, Sequence[Pmu]]) -> None:
+        """Takes what snapshots have for `pmus`, from now on."""
+        with self._lock:
+            self._pmus = pmus
 
     def count_per_counter(self, wanted: bool) -> None:
         """Whether snapshots have the counts of each pmc, from now on."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.bpf.twins import task_offsets
+from tests.unit.commands import daemon_of, read_until
 from vpmu_agent.model.automaton import Kind
 from vpmu_agent.model.call import Call
 from vpmu_agent.model.verdict import Verdict
@@ -56,12 +60,13 @@ class Lookalike:
         return json.dumps({"path": str(self.path), "constants": self.constants, **more})
 
     @contextmanager
-    def probes(self, *, stream: bool = True, **options: Any) -> Iterator[Probes]:
+    def probes(self, *, stream: bool = True, census: bool = False, **options: Any) -> Iterator[Probes]:
         """Live probes, handed over by a loader that is gone by then."""
         ours, theirs = handover.channel()
         with ours, theirs:
             number = theirs.fileno()
-            command = [sys.executable, "-m", "tests.bpf.loader", self.plan(options=options), str(number)]
+            plan = self.plan(options=options, census=census)
+            command = [sys.executable, "-m", "tests.bpf.loader", plan, str(number)]
             subprocess.run(command, pass_fds=[number], check=True, cwd=ROOT)
             with adopt(ours, vms=Vms(), stream=stream) as probes:
                 yield probes
@@ -116,3 +121,55 @@ def stock(build: Callable[[bool], Lookalike]) -> Lookalike:
 @pytest.fixture(scope="session")
 def grouped(build: Callable[[bool], Lookalike]) -> Lookalike:
     return build(True)
+
+
+@dataclass(frozen=True)
+class Running:
+    """The agent, attached to the look-alike."""
+
+    process: subprocess.Popen[bytes]
+    address: str
+    kvm: Path
+
+    @property
+    def daemon(self) -> int:
+        return daemon_of(self.process)
+
+    def metrics(self) -> str:
+        with urllib.request.urlopen(f"http://{self.address}/metrics", timeout=10) as answer:
+            return str(answer.read().decode())
+
+    def wait_for(self, sample: str) -> str:
+        deadline = time.monotonic() + 10
+        while sample not in (text := self.metrics()):
+            assert time.monotonic() < deadline, f"{sample} is not in\n{text}"
+            time.sleep(0.05)
+        return text
+
+
+Start = Callable[..., AbstractContextManager[Running]]
+
+
+@pytest.fixture
+def start(stock: Lookalike, tmp_path: Path) -> Start:
+    @contextmanager
+    def start(**plan: object) -> Iterator[Running]:
+        kvm = tmp_path / "kvm"
+        kvm.write_text("1")
+        for folder in tmp_path, *tmp_path.parents[:2]:  # for a user who is nobody
+            folder.chmod(0o755)
+        environment = {"LOADER_PLAN": stock.plan(**plan), "KVM_INSTANCE": str(kvm), "PYTHONPATH": str(ROOT)}
+        with subprocess.Popen(
+            [sys.executable, "-m", "tests.bpf.host", "run", "--listen", "127.0.0.1:0"],
+            stderr=subprocess.PIPE,
+            env=os.environ | environment,
+            cwd=ROOT,
+        ) as process:
+            try:
+                address = read_until(process.stderr, b"serving http://").decode().split("/")[2]
+                assert read_until(process.stderr, b"attached") == b"attached uprobe probes to 4 functions\n"
+                yield Running(process, address, kvm)
+            finally:
+                process.terminate()
+
+    return start

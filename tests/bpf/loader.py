@@ -1,7 +1,7 @@
 """`python -m tests.bpf.loader PLAN DESCRIPTOR`: the loader, with the probes on the look-alike program.
 
 The plan, in JSON, has the program's `path`, its VPMU_* `constants`, what to give compile_program() as
-`options`, and in `tgids` VMs that shall be in the maps already.
+`options`, in `tgids` VMs that shall be in the maps already, and in `census` whether there is one.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import os
 import socket
 import sys
 
+from vpmu_agent.kernel.census import read_census_layout
 from vpmu_agent.probes import FUNCTIONS, handover
-from vpmu_agent.probes.loader import handover_of
+from vpmu_agent.probes.loader import handover_of, with_census
 from vpmu_agent.probes.maps import Map
 from vpmu_agent.probes.program import compile_program
 from vpmu_agent.probes.record import ERROR_KEY, PMC_KEY, VCPU_KEY
@@ -23,11 +24,14 @@ VCPUS, PMCS = 4, 4
 
 def main(text: str, number: str) -> None:
     plan = json.loads(text)
-    bpf = compile_program(plan["constants"], user_memory=True, **plan.get("options", {}))
+    census = read_census_layout().constants if plan.get("census") else {}
+    bpf = compile_program(plan["constants"] | census, user_memory=True, **plan.get("options", {}))
     for name, function in FUNCTIONS.items():
         for attach, end in (bpf.attach_uretprobe, "return"), (bpf.attach_uprobe, "entry"):
             attach(name=plan["path"].encode(), sym=function.encode(), fn_name=f"vpmu_{name}_{end}".encode())
     handed = handover_of(bpf, "uprobe")
+    if plan.get("census"):
+        handed = with_census(handed, bpf)
     fill(handed.maps, plan.get("tgids", []))
     with socket.socket(fileno=int(number)) as channel:
         handover.send(channel, handed)

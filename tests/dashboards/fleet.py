@@ -20,6 +20,7 @@ from tests.unit.counted import Maps, Processes
 from tests.unit.scenes import Guest
 from vpmu_agent.metrics import Exporter
 from vpmu_agent.model.call import Call, CallName
+from vpmu_agent.modes import Mode, Pmu
 from vpmu_agent.overview import Overview
 from vpmu_agent.recent import Recent
 from vpmu_agent.recording import Recording
@@ -71,6 +72,8 @@ class Host:
         self._vms.names |= {call.tgid: self._vm or call.vm for call in calls}
         self._vms.alive = set(self._vms.names)
         self.maps.feed(calls)
+        emulated = (Pmu(Mode.EMULATED),)
+        self.watch.show_pmus(dict.fromkeys(self._vms.names.values(), emulated))
         if self.losing:
             self.maps.losses[self.losing] = self.maps.losses.get(self.losing, 0) + 1
 

@@ -71,6 +71,10 @@ class Agent:
             self.__exit__(None, None, None)
             raise
 
+    def stdout(self) -> str:
+        """What it has printed so far, unless to a terminal."""
+        return self._stdout.read_text()
+
     def stderr(self) -> str:
         """What it has told so far."""
         return self._stderr.read_text()

@@ -20,6 +20,7 @@ from vpmu_agent.model.call import Call
 from vpmu_agent.model.check import Monitor
 from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.probes import FUNCTIONS, Mode
+from vpmu_agent.probes.census import Census
 from vpmu_agent.probes.record import VmNames
 
 
@@ -29,6 +30,7 @@ class ScriptedProbes(Maps):
     def __init__(self, vms: VmNames, *, mode: str, diverging: bool, lost: int) -> None:
         super().__init__()
         self.mode = mode
+        self.census = Census(None)
         self.functions = tuple(FUNCTIONS.values())
         self.closed = False
         tgid = os.getpid()

@@ -38,6 +38,7 @@ from vpmu_agent.doctor import (
 )
 from vpmu_agent.kernel.errors import BtfError
 from vpmu_agent.kernel.features import Trial
+from vpmu_agent.modes import Mode, Pmu, Why
 from vpmu_agent.probes.program import BCC_TODO
 from vpmu_agent.probes.rehearsal import Outcome, Step
 
@@ -107,6 +108,7 @@ def well(tmp_path: Path, types: Path) -> Host:
         try_kprobe=works,
         try_map_access=works,
         rehearse=rehearsed(BCC, FEXIT, KPROBE),
+        pmus=lambda: {"web01": [Pmu(Mode.EMULATED)]},
     )
 
 
@@ -224,6 +226,55 @@ def test_one_thing_is_different(
     assert says in findings[check].found
     assert (status == "ok") or findings[check].todo or check == "vpmu"
     assert exit_status(findings.values()) == code
+
+
+def test_vms_of_which_there_is_nothing_to_trace(well: Host) -> None:
+    """Each kind once, however many VMs: with what it has, and what to do."""
+    has = {
+        "db02": [Pmu(Mode.MEDIATED)],
+        "db01": [Pmu(Mode.MEDIATED)],
+        "old": [Pmu(Mode.OFF, Why.NO_IRQCHIP)],
+        "web01": [Pmu(Mode.EMULATED)],
+    }
+    findings = [finding for finding in examine(replace(well, pmus=lambda: has)) if finding.check == "vms"]
+    assert [(finding.status, finding.found.split(":")[0]) for finding in findings] == [
+        ("ok", "web01 has an emulated vPMU"),
+        ("warn", "db01 and db02 have a mediated vPMU"),
+        ("warn", "old has lost the vPMU"),
+    ]
+    assert findings[1].todo == "see mediated_vpmu"
+    assert "kernel_irqchip=on" in findings[2].todo
+    assert by_check(replace(well, pmus=dict))["vms"].found == "no VM runs now"
+
+
+@pytest.mark.parametrize("why", Why)
+def test_a_vm_without_a_pmu_is_told_why(well: Host, why: Why) -> None:
+    finding = by_check(replace(well, pmus=lambda: {"web01": [Pmu(Mode.OFF, why)]}))["vms"]
+    assert finding.status is Status.WARN
+    assert finding.todo
+
+
+def test_a_census_that_is_refused_keeps_nobody_from_tracing(well: Host) -> None:
+    def refused() -> dict[str, list[Pmu]]:
+        raise BtfError("no field enable_pmu in struct kvm_arch", "report it")
+
+    findings = by_check(replace(well, pmus=refused))
+    assert findings["vms"].status is Status.WARN
+    assert "no field enable_pmu in struct kvm_arch; report it" in findings["vms"].found
+    assert exit_status(findings.values()) == 0
+
+
+def test_vms_cannot_be_seen_without_privileges(well: Host) -> None:
+    plant(well.root, {"proc/self/status": NO_CAPABILITIES})
+    assert by_check(well)["vms"].found == "cannot be tried without privileges"
+
+
+def test_the_nmi_watchdog_keeps_vms_with_a_mediated_vpmu_from_starting(well: Host) -> None:
+    parameter = "sys/module/kvm_amd/parameters/enable_mediated_pmu"
+    plant(well.root, {parameter: "Y\n", "proc/sys/kernel/nmi_watchdog": "1\n"})
+    mediated = [finding.found for finding in examine(well) if finding.check == "mediated_vpmu"]
+    assert len(mediated) == 2
+    assert "EBUSY" in mediated[1]
 
 
 def test_no_kvm(well: Host) -> None:

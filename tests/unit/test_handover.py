@@ -54,6 +54,20 @@ def test_descriptors_arrive_as_what_they_were_sent_as(ends: tuple[socket.socket,
     handover.close(received)
 
 
+def test_the_census_arrives_or_why_there_is_none(ends: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = ends
+    calls, program, link, census = files("calls", "program", "link", "census")
+    handover.send(theirs, Handover("fexit", {"calls": calls}, [program], [link], census=census))
+    handed = handover.receive(ours)
+    assert handed.census is not None
+    assert [text(descriptor) for descriptor in (*handed.links, handed.census)] == ["link", "census"]
+    assert handed.no_census == ""
+    handover.close([calls, program, link, census, *handed.descriptors()])
+    handover.send(theirs, Handover("fexit", no_census="cannot load the census: refused"))
+    handed = handover.receive(ours)
+    assert (handed.census, handed.no_census) == (None, "cannot load the census: refused")
+
+
 @pytest.mark.parametrize(
     ("sent", "kind"),
     [

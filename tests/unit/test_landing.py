@@ -13,7 +13,7 @@ from tests.unit.scenes import Guest, checked
 from vpmu_agent import landing
 from vpmu_agent.landing import observed, page
 from vpmu_agent.model.call import CallName
-from vpmu_agent.overview import Overview, State
+from vpmu_agent.overview import Overview, State, Untraced
 from vpmu_agent.recent import Recent
 from vpmu_agent.watch import Watch
 
@@ -54,6 +54,18 @@ class Reader(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += f" {data}"
+
+
+def test_a_vm_of_which_there_is_nothing_to_trace_is_shown_with_its_reason() -> None:
+    seen = replace(
+        state(Guest("web01", 42)),
+        all_untraced=1002,
+        untraced=[Untraced("db01", "mediated", None), Untraced(HOSTILE, "off", "no_irqchip")],
+    )
+    read = Reader(page(seen))
+    assert "db01 has a mediated vPMU: the guest owns the host's counters" in read.text
+    assert f"{HOSTILE} has lost the vPMU: " in read.text
+    assert "1,000 more have nothing to trace." in read.text
 
 
 def test_what_a_person_sees() -> None:

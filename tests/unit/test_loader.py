@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
+from vpmu_agent.kernel.census import CensusLayout
 from vpmu_agent.kernel.errors import BtfError, KernelError, ProbeError
 from vpmu_agent.probes import Way, loader
 from vpmu_agent.probes.handover import Handover
@@ -68,3 +69,16 @@ def test_who_is_not_root_is_told_so(
     refusals["kprobe"] = NoWayError("not permitted")
     with pytest.raises(ProbeError, match="run it as root, or with CAP_BPF"):
         load("kprobe")
+
+
+def test_without_a_census_all_else_works(
+    refusals: dict[Way, KernelError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_layout() -> CensusLayout:
+        raise BtfError("no field enable_pmu in struct kvm_arch in the BTF of vmlinux", "report it")
+
+    monkeypatch.setattr(loader, "read_census_layout", no_layout)
+    assert not refusals
+    handed = load("auto")
+    assert (handed.mode, handed.census) == ("fexit", None)
+    assert handed.no_census == "no field enable_pmu in struct kvm_arch in the BTF of vmlinux; report it"

@@ -9,8 +9,9 @@ import pytest
 
 from tests.unit.scenes import Guest, checked
 from vpmu_agent import log
-from vpmu_agent.log import BURST, WINDOW_S, Level, Report, tell
+from vpmu_agent.log import BURST, WINDOW_S, Level, Report, tell, tell_untraced
 from vpmu_agent.model.automaton import Kind
+from vpmu_agent.modes import Mode, Pmu, Why
 
 FAILURE = "create failed with ENOSPC (No space left on device), and KVM does not tell the guest"
 
@@ -88,6 +89,18 @@ def test_a_failed_creation_in_the_journal(journal: Journal) -> None:
     assert entry["MESSAGE"] == f"web01: vCPU 0 gp0: {FAILURE}"
     assert (entry["MESSAGE_ID"], entry["VPMU_ERRNO"]) == (log.FAILURE, "ENOSPC")
     assert "VPMU_KIND" not in entry
+
+
+def test_vms_of_which_there_is_nothing_to_trace_are_an_entry_for_each_reason(journal: Journal) -> None:
+    many = [(f"vm{i}", Pmu(Mode.MEDIATED)) for i in range(1000)]
+    tell_untraced([*many, ("web01", Pmu(Mode.EMULATED)), ("old", Pmu(Mode.OFF, Why.NO_IRQCHIP))])
+    mediated, off = journal.entries
+    assert mediated["MESSAGE"].startswith("vm0, vm1, vm2, vm3, vm4 and 995 more have a mediated vPMU: ")
+    assert mediated["VPMU_MODE"] == "mediated"
+    assert not {"VPMU_VM", "VPMU_REASON"} & mediated.keys()
+    assert off["MESSAGE"].startswith("old has lost the vPMU: ")
+    assert (off["VPMU_VM"], off["VPMU_MODE"], off["VPMU_REASON"]) == ("old", "off", "no_irqchip")
+    assert off["MESSAGE_ID"] == log.UNTRACED
 
 
 def test_while_the_journal_is_down_lines_go_to_standard_error(

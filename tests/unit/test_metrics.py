@@ -18,6 +18,7 @@ from vpmu_agent import metrics
 from vpmu_agent.metrics import AGENT_FAMILIES, FAMILIES, PMC_FAMILIES, VM_FAMILIES, Exporter, Family
 from vpmu_agent.model.automaton import Kind, State
 from vpmu_agent.model.call import Call, CallName, PmcType
+from vpmu_agent.modes import Mode, Pmu, Why
 from vpmu_agent.tally import DURATION_BOUNDS_NS
 from vpmu_agent.watch import Watch
 
@@ -76,6 +77,22 @@ def test_failures_are_counted_by_errno() -> None:
     assert found("vpmu_call_errors_total", vm="web01", call="create", errno="ENOSPC") == 2
     assert found("vpmu_call_errors_total", vm="web01", call="create", errno="524") == 1
     assert found("vpmu_call_errors_total", vm="web01", call="enable", errno="ENOSPC") is None
+
+
+@FORMATS
+def test_a_vm_that_made_no_call_has_its_mode_too(openmetrics: bool) -> None:
+    watch = Watch(Maps(Guest("web01", WEB).life()), Processes(web01=WEB))
+    off = Pmu(Mode.OFF, Why.NO_IRQCHIP)
+    # One process may have several VMs.
+    watch.show_pmus({"web01": [Pmu(Mode.EMULATED)], 'd"b': [Pmu(Mode.MEDIATED), off]})
+    found = Scraped(Exporter(watch), openmetrics=openmetrics)
+    modes = {key: value for key, value in found.samples.items() if key[0] == "vpmu_mode"}
+    assert {(dict(labels)["vm"], dict(labels)["mode"]): value for (_, labels), value in modes.items()} == {
+        ("web01", "emulated"): 1,
+        ('d"b', "mediated"): 1,
+        ('d"b', "off"): 1,
+    }
+    assert found("vpmu_agent_vms") == 1
 
 
 def test_a_diverging_counter_is_found() -> None:

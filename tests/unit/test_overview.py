@@ -9,6 +9,7 @@ from tests.unit.counted import Maps, Processes
 from tests.unit.scenes import Guest, checked
 from vpmu_agent import overview
 from vpmu_agent.model.call import Call, CallName
+from vpmu_agent.modes import Mode, Pmu, Why
 from vpmu_agent.overview import Diverging, Overview, State, state_json
 from vpmu_agent.recent import Recent
 from vpmu_agent.watch import Watch
@@ -51,6 +52,19 @@ def watch(maps: Maps, vms: Processes) -> Watch:
 @pytest.fixture
 def shown(watch: Watch) -> Overview:
     return Overview(watch, Recent(), str)
+
+
+def test_vms_of_which_there_is_nothing_to_trace(shown: Overview, watch: Watch) -> None:
+    mediated = {f"vm{i:03}": [Pmu(Mode.MEDIATED)] for i in range(60)}
+    watch.show_pmus({"old": [Pmu(Mode.OFF, Why.NO_IRQCHIP)], "web01": [Pmu(Mode.EMULATED)], **mediated})
+    state = json.loads(state_json(shown.state()))
+    assert state["all_untraced"] == 61
+    assert len(state["untraced"]) == overview.SHOWN
+    assert state["untraced"][:2] == [
+        {"vm": "old", "mode": "off", "reason": "no_irqchip"},
+        {"vm": "vm000", "mode": "mediated", "reason": None},
+    ]
+    assert [vm["vm"] for vm in state["vms"]] == ["web01"]
 
 
 def test_a_vm_with_what_it_holds_and_its_tax(shown: Overview, maps: Maps) -> None:

@@ -13,6 +13,7 @@ import pytest
 from tests.unit.scenes import USER_CYCLES, Guest, checked
 from vpmu_agent.model.automaton import Kind
 from vpmu_agent.model.call import Call, CallName, PmcType
+from vpmu_agent.modes import Mode, Pmu, Why
 from vpmu_agent.output import OutputError
 from vpmu_agent.recording import Header, Recorder, Recording
 from vpmu_agent.trace import Filters, JsonPrinter, Printer, Session, TextPrinter, attr_text, duration_text
@@ -249,6 +250,32 @@ def test_filters_pick_counters(filters: Filters, kept: dict[str, object]) -> Non
     found = [line for line in objects(calls, filters=filters) if line["kind"] == "call"]
     assert len(found) == 4
     assert all(line[key] == value for line in found for key, value in kept.items())
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_vm_of_which_there_is_nothing_to_trace_is_said_to_be_one(quiet: bool) -> None:
+    out = io.StringIO()
+    session = Session(Filters(), TextPrinter(out), out, quiet=quiet)
+    session.feed_pmus([("web01", Pmu(Mode.MEDIATED)), ("db01", Pmu(Mode.EMULATED))])
+    session.end(0)
+    said, nothing = out.getvalue().split(" --\n")
+    assert " ".join(said.split()) == (
+        "-- web01 has a mediated vPMU: the guest owns the host's counters while it runs, and KVM creates no "
+        "perf events for it, so there is nothing to trace"
+    )
+    assert nothing == "No calls were seen.\n"
+    assert all(len(line) <= 100 for line in out.getvalue().splitlines())
+
+
+def test_it_is_an_object_in_json_and_only_of_vms_that_are_followed() -> None:
+    out = io.StringIO()
+    session = Session(Filters(vms=frozenset({"web01", "old"})), JsonPrinter(), out)
+    pmus = {"web01": Pmu(Mode.MEDIATED), "db01": Pmu(Mode.MEDIATED), "old": Pmu(Mode.OFF, Why.NO_IRQCHIP)}
+    session.feed_pmus(pmus.items())
+    assert [json.loads(line) for line in out.getvalue().splitlines()] == [
+        {"schema": 1, "kind": "vpmu", "vm": "web01", "mode": "mediated", "reason": None},
+        {"schema": 1, "kind": "vpmu", "vm": "old", "mode": "off", "reason": "no_irqchip"},
+    ]
 
 
 def test_quiet_prints_the_summary_only() -> None:

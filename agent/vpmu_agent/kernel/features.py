@@ -79,7 +79,7 @@ def vpmu_enabled(*, root: Path = ROOT) -> bool | None:
 
 
 def mediated_vpmu(*, root: Path = ROOT) -> dict[str, bool | None]:
-    """The modules that know a mediated vPMU, and whether it is on. Empty before 6.20."""
+    """The modules that know a mediated vPMU, and whether it is on. Empty before Linux 7.0."""
     # By the word, for the parameter was renamed between the versions of its series.
     found = sorted((root / KVM_MODULE.parent).glob("kvm*/parameters/*mediated*"))
     return {path.parts[-3]: _flag(path) for path in found}

@@ -56,6 +56,8 @@ def libbpf() -> ctypes.CDLL:
             (number, string, string, pointer, ctypes.c_size_t, ctypes.POINTER(ProgLoadOpts)),
         ),
         "bpf_raw_tracepoint_open": (number, (string, number)),
+        "bpf_link_create": (number, (number, number, number, pointer)),
+        "bpf_iter_create": (number, (number,)),
         "bpf_obj_get_info_by_fd": (number, (number, pointer, ctypes.POINTER(ctypes.c_uint32))),
         "bpf_map_create": (
             number,

@@ -19,6 +19,7 @@ from vpmu_agent.kernel.libbpf import recursion_misses
 from vpmu_agent.model.call import Call
 from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.probes import handover
+from vpmu_agent.probes.census import Census
 from vpmu_agent.probes.handover import Handover
 from vpmu_agent.probes.maps import Map, Ring
 from vpmu_agent.probes.record import (
@@ -73,6 +74,7 @@ class Probes:
         """
         self.mode = handed.mode
         self.functions = tuple(FUNCTIONS.values())
+        self.census = Census(handed.census, handed.no_census)
         self._programs, self._links = handed.programs, handed.links
         self._maps = {name: Map(name, descriptor) for name, descriptor in handed.maps.items()}
         slots = (self._maps["pmcs"].value_size - pmc_layout(0).size) // _U64
@@ -162,6 +164,7 @@ class Probes:
         """Takes the probes off."""
         self._set_epoch(0)
         self._ring.close()
+        self.census.close()
         handover.close([*self._links, *self._programs])
         for each in self._maps.values():
             each.close()
@@ -203,6 +206,7 @@ class Unattached:
 
     mode = "none"
     functions: tuple[str, ...] = ()
+    census = Census(None)
 
     def poll(self, timeout_s: float) -> list[tuple[Call, Verdict]]:
         """Waits."""

@@ -30,6 +30,15 @@ class Handover:
     maps: dict[str, int] = field(default_factory=dict)
     programs: list[int] = field(default_factory=list)
     links: list[int] = field(default_factory=list)
+    census: int | None = None
+    """The link of the iterator that is the census (probes/census.py), None if there is none."""
+    no_census: str = ""
+    """Why there is none."""
+
+    def descriptors(self) -> list[int]:
+        """All of them, in the order in which they are sent."""
+        census = [] if self.census is None else [self.census]
+        return [*self.maps.values(), *self.programs, *self.links, *census]
 
 
 def channel() -> tuple[socket.socket, socket.socket]:
@@ -39,14 +48,15 @@ def channel() -> tuple[socket.socket, socket.socket]:
 
 def send(end: socket.socket, handover: Handover) -> None:
     """Hands over. BrokenPipeError or ConnectionResetError if nobody is there to take it any more."""
-    descriptors = [*handover.maps.values(), *handover.programs, *handover.links]
     about = {
         "mode": handover.mode,
         "maps": list(handover.maps),
         "programs": len(handover.programs),
         "links": len(handover.links),
+        "census": int(handover.census is not None),
+        "no_census": handover.no_census,
     }
-    socket.send_fds(end, [json.dumps(about).encode()], descriptors)
+    socket.send_fds(end, [json.dumps(about).encode()], handover.descriptors())
 
 
 def send_error(end: socket.socket, error: KernelError) -> None:
@@ -77,12 +87,12 @@ def receive(end: socket.socket) -> Handover:
     about = json.loads(message)
     if error := about.get("error"):
         raise _ERRORS[error["kind"]](error["found"], error["todo"])
-    names, programs = about["maps"], about["programs"]
-    if flags & socket.MSG_CTRUNC or len(descriptors) != len(names) + programs + about["links"]:
+    names, programs, links, census = (about[what] for what in ("maps", "programs", "links", "census"))
+    sent = len(names) + programs + links + census
+    if flags & socket.MSG_CTRUNC or len(descriptors) != sent:
         close(descriptors)
         raise ProbeError(
-            f"the loader sent {len(names) + programs + about['links']} descriptors and only "
-            f"{len(descriptors)} arrived",
+            f"the loader sent {sent} descriptors and only {len(descriptors)} arrived",
             "raise the limit of open files (ulimit -n)",
         )
     found = iter(descriptors)
@@ -90,7 +100,9 @@ def receive(end: socket.socket) -> Handover:
         about["mode"],
         maps={name: next(found) for name in names},
         programs=list(islice(found, programs)),
-        links=list(found),
+        links=list(islice(found, links)),
+        census=next(found, None),
+        no_census=about["no_census"],
     )
 
 

@@ -6,17 +6,21 @@ process lives (iovisor/bcc issue 1181). Whoever holds the descriptors keeps the 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
+from vpmu_agent.kernel.census import read_census_layout
 from vpmu_agent.kernel.container import require_host_pids
 from vpmu_agent.kernel.errors import KernelError, ProbeError
 from vpmu_agent.kernel.features import Trial, try_fexit, try_kprobe
 from vpmu_agent.kernel.layout import KernelLayout, read_layout
+from vpmu_agent.kernel.libbpf import libbpf, quiet, strerror
 from vpmu_agent.probes import FUNCTIONS, WAYS, Mode, Way, handover
 from vpmu_agent.probes.handover import Handover
 from vpmu_agent.probes.program import captured_stderr, compile_program, toolchain
@@ -27,6 +31,12 @@ if TYPE_CHECKING:
 
 MAPS = ("calls", "control", "lost", "vcpus", "pmcs", "errors", "inflight", "left", "processes")
 """The maps of bpf/vpmu.bpf.c that are handed over."""
+
+CENSUS = "bpf_iter__task_file"
+"""The program in bpf/census.bpf.c. bcc takes from its name what it is for."""
+
+_BPF_PROG_TYPE_TRACING = 26
+_BPF_TRACE_ITER = 28
 
 
 class NoWayError(ProbeError):
@@ -52,12 +62,15 @@ def load(mode: Mode) -> Handover:
     require_host_pids()
     with_what = toolchain()  # raises before any way to attach is tried: each would say it again
     known = constants(read_layout())
+    census, no_census = _census_constants()
     refused: dict[str, KernelError] = {}
     for way in WAYS if mode == "auto" else (mode,):
         try:
-            return attached(way, known)
+            handed = attached(way, known | census)
         except KernelError as error:
             refused[way] = error
+        else:
+            return replace(handed, no_census=no_census) if no_census else handed
     reasons = "; ".join(f"{way}: {error.found}" for way, error in refused.items())
     todo = dict.fromkeys(error.todo for error in refused.values() if error.todo)
     raise ProbeError(
@@ -73,6 +86,8 @@ def _as_root() -> list[str]:
 def attached(way: Way, known: Mapping[str, int]) -> Handover:
     """Compiles the probes for the kernel that `known` describes, and attaches them in one way.
 
+    The census too, if `known` has its constants; what refuses that alone is told in what is handed over.
+
     Raises NoWayError where the kernel takes no program at all in this way, ProbeError for whatever would not
     take this one, and KernelError if BTF or libbpf are missing.
     """
@@ -84,7 +99,8 @@ def attached(way: Way, known: Mapping[str, int]) -> Handover:
     bpf = compile_program(known, fexit=way == "fexit")
     if way == "kprobe":
         _attach_kprobes(bpf)
-    return handover_of(bpf, way)
+    handed = handover_of(bpf, way)
+    return with_census(handed, bpf) if "VPMU_VCPU_IOCTL" in known else handed
 
 
 _TRIALS: dict[Way, Callable[[Sequence[str]], Trial]] = {"fexit": try_fexit, "kprobe": try_kprobe}
@@ -108,7 +124,41 @@ def handover_of(bpf: bcc.BPF, mode: str, maps: Sequence[str] = MAPS) -> Handover
     )
 
 
-def constants(layout: KernelLayout) -> Mapping[str, int]:
+def with_census(handed: Handover, bpf: bcc.BPF) -> Handover:
+    """With the census that was compiled into `bpf`, or why there is none: the probes work without it."""
+    try:
+        return replace(handed, census=attach_census(bpf))
+    except ProbeError as error:
+        return replace(handed, no_census=str(error))
+
+
+def attach_census(bpf: bcc.BPF) -> int:
+    """Loads and attaches the census that was compiled into `bpf`; returns the descriptor of its link.
+
+    Raises ProbeError where bcc or the kernel refuses it.
+    """
+    with captured_stderr() as said:
+        try:
+            program = bpf.load_func(CENSUS.encode(), _BPF_PROG_TYPE_TRACING)
+        except Exception as error:  # bcc raises nothing more special
+            raise because(error, said()) from error
+    with quiet():
+        ctypes.set_errno(0)
+        link = int(libbpf().bpf_link_create(program.fd, 0, _BPF_TRACE_ITER, None))
+    if link < 0:
+        raise ProbeError(f"cannot attach the census: {strerror(ctypes.get_errno())}")
+    return link
+
+
+def _census_constants() -> tuple[dict[str, int], str]:
+    """The constants that bpf/census.bpf.c asks for, or none and why."""
+    try:
+        return read_census_layout().constants, ""
+    except KernelError as error:
+        return {}, str(error)
+
+
+def constants(layout: KernelLayout) -> dict[str, int]:
     """The VPMU_* constants that bpf/vpmu.bpf.c asks for, on one kernel."""
     handlers = (*layout.overflow_handlers, 0, 0)
     known = {

@@ -107,6 +107,8 @@ def compile_program(
 ) -> bcc.BPF:
     """Compiles the probes. `constants` are the VPMU_* that bpf/vpmu.bpf.c asks for.
 
+    With those of bpf/census.bpf.c too, it is compiled in, for the caller to load and attach.
+
     With `fexit`, bcc also loads and attaches them at once; otherwise the caller attaches vpmu_NAME_entry and
     vpmu_NAME_return, as kprobes or, with `user_memory`, as uprobes; `twins` are raw-tracepoint programs of
     the same bodies, which BPF_PROG_TEST_RUN takes. `max_entries` changes MAX_ENTRIES. Raises ProbeError.
@@ -130,11 +132,27 @@ def compile_program(
     with as_file(files("vpmu_agent") / "bpf") as folder, kernel_source():
         text = (folder / "vpmu.bpf.c").read_bytes()
         text = text.replace(b'#include "monitor.h"', monitor.source(slots).encode())
+        if "VPMU_VCPU_IOCTL" in constants:
+            text += (
+                folder / "census.bpf.c"
+            ).read_bytes()  # its own compilation would take eight times as long
         with captured_stderr() as said:
             try:
                 return bcc.BPF(text=text, cflags=[*flags, f"-I{folder}"])
             except Exception as error:  # bcc raises nothing more special
                 raise because(error, said()) from error
+
+
+def compile_census(constants: Mapping[str, int]) -> bcc.BPF:
+    """Compiles the census alone. `constants` are the VPMU_* that bpf/census.bpf.c asks for. ProbeError."""
+    import bcc
+
+    flags = [f"-D{name}={value}ULL" for name, value in constants.items()]
+    with as_file(files("vpmu_agent") / "bpf") as folder, kernel_source(), captured_stderr() as said:
+        try:
+            return bcc.BPF(text=(folder / "census.bpf.c").read_bytes(), cflags=[*flags, f"-I{folder}"])
+        except Exception as error:  # bcc raises nothing more special
+            raise because(error, said()) from error
 
 
 @contextmanager

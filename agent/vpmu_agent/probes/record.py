@@ -45,10 +45,10 @@ def struct_fields(text: str, name: str, sizes: Mapping[str, int]) -> list[tuple[
 
 
 class Layout:
-    """One struct of bpf/vpmu.h: its size in bytes and its fields, arrays laid out flat."""
+    """One struct of bpf/vpmu.h, or of `text`: its size in bytes and its fields, arrays laid out flat."""
 
-    def __init__(self, name: str, sizes: Mapping[str, int] | None = None) -> None:
-        fields = struct_fields(_TEXT, name, SIZES | dict(sizes or {}))
+    def __init__(self, name: str, sizes: Mapping[str, int] | None = None, *, text: str = "") -> None:
+        fields = struct_fields(text or _TEXT, name, SIZES | dict(sizes or {}))
         # "=": no padding, for the header's fields are ordered so that C adds none either.
         self.struct = struct.Struct("=" + "".join(f"{count}{fmt}" for _, fmt, count in fields))
         self.size: int = self.struct.size

@@ -6,6 +6,11 @@
  * count_select, a number that a test knows), and makes perf_get_x86_pmu_capability() tell KVM that the host has
  * counters. KVM itself is unmodified: it creates, enables, pauses and releases real perf events.
  *
+ * With `mediated` it says that it can be handed to guests (Linux 7.0 and later), so that KVM, loaded with
+ * enable_mediated_pmu=1, makes VMs with a mediated vPMU: which VM gets one, and that perf refuses what would count
+ * in them, is all KVM's and perf's own doing then. Only the registers that KVM would switch at every entry and exit
+ * of a guest are not there, and so that switch is left out.
+ *
  * What the PMU saw is in /proc/vpmu_test_pmu, one line per owner: the tests hold the agent's counts against these.
  * Not built: overflow interrupts (sampling events never overflow).
  */
@@ -40,6 +45,12 @@ MODULE_PARM_DESC(gp, "General-purpose counters");
 MODULE_PARM_DESC(fixed, "Fixed counters (Intel)");
 MODULE_PARM_DESC(width, "Bits of every counter");
 MODULE_PARM_DESC(events_mask_len, "Architectural events described (Intel)");
+
+#ifdef PERF_PMU_CAP_MEDIATED_VPMU
+static bool mediated;
+module_param(mediated, bool, 0444);
+MODULE_PARM_DESC(mediated, "Let KVM give guests a mediated vPMU");
+#endif
 
 static uint room;
 module_param(room, uint, 0644);
@@ -224,6 +235,9 @@ static void test_capability(struct x86_pmu_capability *cap)
 		.bit_width_gp		= width,
 		.bit_width_fixed	= width,
 		.events_mask_len	= events_mask_len,
+#ifdef PERF_PMU_CAP_MEDIATED_VPMU
+		.mediated		= mediated,
+#endif
 	};
 }
 NOKPROBE_SYMBOL(test_capability);
@@ -244,6 +258,86 @@ static struct kprobe capability_probe = {
 	.pre_handler	= capability_entry,
 	.post_handler	= capability_done,
 };
+
+#ifdef PERF_PMU_CAP_MEDIATED_VPMU
+/* In place of what switches the registers: RDPMC alone would be the end of a host that has no counters. */
+static void no_switch(void)
+{
+}
+NOKPROBE_SYMBOL(no_switch);
+
+static int switch_entry(struct kprobe *p, struct pt_regs *regs)
+{
+	instruction_pointer_set(regs, (unsigned long)no_switch);
+	return 1;
+}
+
+static struct kprobe switch_probes[] = {
+	{ .symbol_name = "kvm_mediated_pmu_load", .pre_handler = switch_entry, .post_handler = capability_done },
+	{ .symbol_name = "kvm_mediated_pmu_put", .pre_handler = switch_entry, .post_handler = capability_done },
+};
+static bool switch_probed;
+
+static void unprobe_switch(void)
+{
+	int i;
+
+	if (!switch_probed)
+		return;
+	for (i = 0; i < ARRAY_SIZE(switch_probes); i++)
+		unregister_kprobe(&switch_probes[i]);
+	switch_probed = false;
+}
+
+/* KVM comes after this module, and may go and come again. */
+static int module_changed(struct notifier_block *nb, unsigned long state, void *data)
+{
+	struct module *changed = data;
+	int i, ret;
+
+	if (strcmp(changed->name, "kvm"))
+		return NOTIFY_DONE;
+	if (state == MODULE_STATE_GOING)
+		unprobe_switch();
+	if (state != MODULE_STATE_LIVE)
+		return NOTIFY_DONE;
+	for (i = 0; i < ARRAY_SIZE(switch_probes); i++) {
+		/* Of what the last kvm module left in it. */
+		switch_probes[i].addr = NULL;
+		switch_probes[i].flags = 0;
+		ret = register_kprobe(&switch_probes[i]);
+		if (ret) {
+			pr_err("cannot probe %s: %d\n", switch_probes[i].symbol_name, ret);
+			while (i--)
+				unregister_kprobe(&switch_probes[i]);
+			return NOTIFY_DONE;
+		}
+	}
+	switch_probed = true;
+	return NOTIFY_DONE;
+}
+
+static struct notifier_block module_notifier = { .notifier_call = module_changed };
+
+static int be_mediated(void)
+{
+	if (!mediated)
+		return 0;
+	test_pmu.capabilities |= PERF_PMU_CAP_MEDIATED_VPMU;
+	return register_module_notifier(&module_notifier);
+}
+
+static void be_no_more_mediated(void)
+{
+	if (!mediated)
+		return;
+	unregister_module_notifier(&module_notifier);
+	unprobe_switch();
+}
+#else
+static int be_mediated(void) { return 0; }
+static void be_no_more_mediated(void) { }
+#endif
 
 static int owners_show(struct seq_file *m, void *v)
 {
@@ -266,9 +360,13 @@ static int __init vpmu_test_pmu_init(void)
 	if (!proc_create_single(PROC_NAME, 0444, NULL, owners_show))
 		return -ENOMEM;
 
-	ret = perf_pmu_register(&test_pmu, "cpu", PERF_TYPE_RAW);
+	ret = be_mediated();
 	if (ret)
 		goto err_proc;
+
+	ret = perf_pmu_register(&test_pmu, "cpu", PERF_TYPE_RAW);
+	if (ret)
+		goto err_mediated;
 
 	ret = register_kprobe(&capability_probe);
 	if (ret)
@@ -277,6 +375,8 @@ static int __init vpmu_test_pmu_init(void)
 
 err_pmu:
 	perf_pmu_unregister(&test_pmu);
+err_mediated:
+	be_no_more_mediated();
 err_proc:
 	remove_proc_entry(PROC_NAME, NULL);
 	return ret;
@@ -287,6 +387,7 @@ static void __exit vpmu_test_pmu_exit(void)
 {
 	struct owner *owner, *next;
 
+	be_no_more_mediated();
 	unregister_kprobe(&capability_probe);
 	perf_pmu_unregister(&test_pmu);
 	remove_proc_entry(PROC_NAME, NULL);

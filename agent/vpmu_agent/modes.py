@@ -1,0 +1,82 @@
+"""How KVM can give a VM its PMU, and why a VM may have nothing to trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+NAMED = 5
+"""Of VMs that have the same to be said of them at the same time, so many are named; of the rest, how many."""
+
+
+class Mode(StrEnum):
+    """How KVM gives a VM its PMU."""
+
+    EMULATED = "emulated"
+    """With perf events of the host: what is traced."""
+    MEDIATED = "mediated"
+    """With the host's counters themselves, while the guest runs (Linux 7.0 and later)."""
+    OFF = "off"
+    """Not at all."""
+
+
+class Why(StrEnum):
+    """Why a VM has no PMU."""
+
+    HOST = "host"
+    """KVM's enable_pmu is N."""
+    NO_IRQCHIP = "no_irqchip"
+    """KVM's vPMU is mediated, and the VM has no in-kernel irqchip (x86.c, kvm_arch_vcpu_precreate())."""
+    TURNED_OFF = "turned_off"
+    """By whoever made the VM (KVM_CAP_PMU_CAPABILITY); or it is a TDX guest, whose PMU is not KVM's."""
+    NO_CPUID = "no_cpuid"
+    """Whoever made the VM gave no vCPU a PMU in its CPUID."""
+    UNKNOWN = "unknown"
+    """KVM's own settings, which decide between these, cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pmu:
+    """The PMU of one VM; `why` it is off, None if it is not."""
+
+    mode: Mode
+    why: Why | None = None
+
+
+_REASONS = {
+    Why.HOST: "KVM's parameter enable_pmu is N on this host",
+    Why.NO_IRQCHIP: "KVM's vPMU is mediated on this host, and only for VMs with an in-kernel interrupt "
+    "controller (started with kernel_irqchip=off?)",
+    Why.TURNED_OFF: "whoever started it turned it off (KVM_CAP_PMU_CAPABILITY), or it is a TDX guest",
+    Why.NO_CPUID: "its CPUID describes none (QEMU's -cpu host,pmu=on gives it one)",
+    Why.UNKNOWN: "which of KVM's settings turned it off cannot be read",
+}
+
+
+def untraced(found: Iterable[tuple[str, Pmu]]) -> dict[Pmu, list[str]]:
+    """The VMs of which nothing can be traced, by the PMU that they have."""
+    vms: dict[Pmu, list[str]] = {}
+    for vm, pmu in found:
+        if pmu.mode is not Mode.EMULATED:
+            vms.setdefault(pmu, []).append(vm)
+    return vms
+
+
+def sentence(vms: Sequence[str], pmu: Pmu) -> str:
+    """Which PMU these VMs have, and what follows for whoever traces them."""
+    shown = [*vms[:NAMED], f"{len(vms) - NAMED} more"] if len(vms) > NAMED else vms
+    names = " and ".join((", ".join(shown[:-1]), shown[-1])) if len(shown) > 1 else shown[0]
+    has = "have" if len(vms) > 1 else "has"
+    match pmu.mode:
+        case Mode.EMULATED:
+            return f"{names} {has} an emulated vPMU"
+        case Mode.MEDIATED:
+            return (
+                f"{names} {has} a mediated vPMU: the guest owns the host's counters while it runs, and KVM "
+                "creates no perf events for it, so there is nothing to trace"
+            )
+        case Mode.OFF:
+            why = pmu.why or Why.UNKNOWN
+            lost = f"{has} lost the vPMU" if why is Why.NO_IRQCHIP else f"{has} no vPMU"
+            return f"{names} {lost}: {_REASONS[why]}, so there is nothing to trace"

@@ -1,0 +1,142 @@
+"""The census on this kernel, of real VMs that never run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.bpf.conftest import ROOT, Lookalike, Start
+from tests.unit.commands import read_until
+from vpmu_agent.census import KvmPmu, Modes, kvm_pmu, pmus, pmus_now
+from vpmu_agent.kernel.features import vpmu_enabled
+from vpmu_agent.modes import Mode, Pmu, Why
+from vpmu_agent.probes import Probes
+from vpmu_agent.probes.census import Vcpu
+from vpmu_agent.vms import Vms
+
+pytestmark = pytest.mark.skipif(not Path("/dev/kvm").exists(), reason="there is no /dev/kvm here")
+
+
+@pytest.fixture(scope="module")
+def probes(stock: Lookalike) -> Iterator[Probes]:
+    with stock.probes(census=True) as probes:
+        assert probes.census.missing == ""
+        yield probes
+
+
+@contextmanager
+def running(*vms: str, name: str = "") -> Iterator[int]:
+    """The process that has these VMs; see tests.bpf.kvm."""
+    arguments = [sys.executable, "-m", "tests.bpf.kvm", *vms]
+    if name:  # a VMM by its name and its argument
+        arguments = [
+            "qemu-system-x86_64",
+            "-c",
+            f"{PRELUDE}main(*sys.argv[3:])",
+            "-name",
+            f"guest={name}",
+            *vms,
+        ]
+    with subprocess.Popen(
+        arguments, executable=sys.executable, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+    ) as process:
+        read_until(process.stdout, b"made")
+        yield process.pid
+
+
+PRELUDE = "import sys; sys.path.insert(0, '.'); from tests.bpf.kvm import main; "
+
+
+def of(tgid: int, found: list[Vcpu]) -> list[Vcpu]:
+    return [vcpu for vcpu in found if vcpu.tgid == tgid]
+
+
+def test_every_vcpu_is_found_with_its_vms_irqchip(probes: Probes) -> None:
+    with running("3", "2i") as tgid:
+        found = of(tgid, probes.census.pull())
+        by_vm = {vcpu.vm: [each for each in found if each.vm == vcpu.vm] for vcpu in found}
+        # One more each: the last vCPU of a VM has two files.
+        assert [len(vcpus) for vcpus in by_vm.values()] == [4, 3]
+        assert [{vcpu.has_irqchip for vcpu in vcpus} for vcpus in by_vm.values()] == [{False}, {True}]
+        assert not any(vcpu.has_cpuid or vcpu.mediated for vcpu in found)
+        # This machine's KVM has no PMU to give; where it has one, so has the VM.
+        assert {vcpu.vm_pmu for vcpu in found} == {vpmu_enabled()}
+    assert of(tgid, probes.census.pull()) == []
+
+
+def test_a_process_that_only_holds_the_file_has_no_vm(probes: Probes) -> None:
+    with running("1") as tgid:
+        child = int(Path(f"/proc/{tgid}/task/{tgid}/children").read_text().split()[0])
+        assert any("kvm-vcpu" in str(fd.readlink()) for fd in Path(f"/proc/{child}/fd").iterdir())
+        found = probes.census.pull()
+        assert of(tgid, found)
+        assert not of(child, found)
+
+
+def test_many_vcpus_come_whole(probes: Probes) -> None:
+    """They take several reads."""
+    with running(*["8"] * 100, *["8i"] * 150) as tgid:
+        found = of(tgid, probes.census.pull())
+    assert len({vcpu.vm for vcpu in found}) == 250
+    assert len(found) == 250 * 9
+    assert sum(vcpu.has_irqchip for vcpu in found) == 150 * 9
+
+
+def test_their_words(probes: Probes) -> None:
+    with running("1", "1i") as tgid:
+        found = of(tgid, probes.census.pull())
+        enabled = kvm_pmu().enabled
+        # Their CPUID was never set, so what is on is not known yet.
+        assert pmus(found, kvm_pmu()).get(tgid, []) == ([] if enabled else [Pmu(Mode.OFF, Why.HOST)])
+        if not enabled:
+            mediated = pmus(found, KvmPmu(enabled=True, mediated=True))
+            assert mediated[tgid] == [Pmu(Mode.OFF, Why.NO_IRQCHIP), Pmu(Mode.OFF, Why.TURNED_OFF)]
+
+
+def test_the_census_alone_finds_the_same() -> None:
+    with running("2i", name="web01"):
+        assert pmus_now(Vms())["web01"] == ([] if kvm_pmu().enabled else [Pmu(Mode.OFF, Why.HOST)])
+
+
+def test_a_sweep_tells_of_a_vm_once(probes: Probes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vpmu_agent.census.PULL_S", 0)
+    monkeypatch.setattr("vpmu_agent.census.SHARE", 1e9)
+    modes = Modes(Vms(), lambda: KvmPmu(enabled=False, mediated=False))
+    modes.sweep(probes.census)
+    with running("1", name="db01"):
+        assert ("db01", Pmu(Mode.OFF, Why.HOST)) in modes.sweep(probes.census)
+        assert modes.sweep(probes.census) == []
+        assert modes.by_vm["db01"] == [Pmu(Mode.OFF, Why.HOST)]
+    modes.sweep(probes.census)
+    assert "db01" not in modes.by_vm
+
+
+def test_a_pull_of_many_files_is_cheap(probes: Probes) -> None:
+    """0.2 µs each were measured; nothing here may make that many times more."""
+    files = [os.open(os.devnull, os.O_RDONLY)]
+    try:
+        files += [os.dup(files[0]) for _ in range(900)]
+        before = time.thread_time()
+        for _ in range(10):
+            probes.census.pull()
+        assert (time.thread_time() - before) / 10 < 0.01
+    finally:
+        for file in files:
+            os.close(file)
+
+
+@pytest.mark.skipif(vpmu_enabled() is not False, reason="KVM has a PMU here, and these VMs no CPUID")
+def test_the_daemon_without_privileges_tells_of_vms_that_made_no_call(start: Start) -> None:
+    with start(census=True) as daemon, running("2i", name="web01"):
+        daemon.wait_for('vpmu_mode{mode="off",vm="web01"} 1')
+        said = read_until(daemon.process.stderr, b"web01").decode()
+        assert said == (
+            "web01 has no vPMU: KVM's parameter enable_pmu is N on this host, so there is nothing to trace\n"
+        )

@@ -1,0 +1,137 @@
+"""A mediated vPMU, forced on: who has it, and that nothing of it is traced, is told.
+
+Real are KVM, perf and the agent: KVM finds a PMU that can be handed to guests, decides for each VM, and has
+no perf events for its counters. Not real is the switch of registers at a guest's entry and exit: QEMU's
+emulation does not have these, and so the test PMU leaves it out (vpmu_test_pmu.c, `mediated`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from . import agent, live, pmu, scrape
+
+VENDOR = "kvm_amd"
+PARAMETER = Path(f"/sys/module/{VENDOR}/parameters/enable_mediated_pmu")
+LISTEN = "127.0.0.1:9776"
+TOLD_S = 30.0  # a pull is made every second, where nothing is emulated
+
+
+def has_mediated_vpmu() -> bool:
+    """Whether this kernel's KVM knows one, as Linux 7.0 and later do."""
+    found = subprocess.run(["modinfo", "-F", "parm", VENDOR], capture_output=True, text=True, check=True)
+    return "enable_mediated_pmu" in found.stdout
+
+
+pytestmark = pytest.mark.skipif(
+    not has_mediated_vpmu(), reason="this kernel's KVM has no mediated vPMU, which came with Linux 7.0"
+)
+
+
+@pytest.fixture(scope="module")
+def _mediated(_live_vpmu: None) -> Iterator[None]:
+    live.unload_kvm()
+    for command in (
+        ["rmmod", "vpmu_test_pmu"],
+        ["insmod", os.environ[live.TEST_PMU], "mediated=1"],
+        ["modprobe", VENDOR, "enable_mediated_pmu=1"],
+    ):
+        subprocess.run(command, check=True)
+    # KVM itself turns it off where it finds no PMU for it (kvm_init_pmu_capability()).
+    assert PARAMETER.read_text() == "Y\n"
+    yield
+    live.make_live()
+
+
+@contextmanager
+def vm(name: str, what: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A VM of this name; see tests.bpf.kvm for `what` it is."""
+    code = "import sys; from tests.bpf.kvm import main; main(*sys.argv[3:])"
+    # By its name and this argument it is a VMM.
+    arguments = ["qemu-system-x86_64", "-c", code, "-name", f"guest={name}", what]
+    with subprocess.Popen(
+        arguments, executable=sys.executable, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline().startswith(b"made")
+        yield process
+
+
+@contextmanager
+def host_of_vms() -> Iterator[None]:
+    """One that has it and has programmed a counter, one that lost it, and one that was given none."""
+    with ExitStack() as stack:
+        for name, what in {"web01": "2icr", "old": "1c", "plain": "1ioc"}.items():
+            stack.enter_context(vm(name, what))
+        yield
+
+
+def test_the_same_guest_has_perf_events_where_the_vpmu_is_emulated() -> None:
+    """Without this, no calls below might mean no guest."""
+    with vm("web01", "2icr") as process:
+        assert pmu.kvm_counts(process.pid).initialised == 1
+
+
+@pytest.mark.usefixtures("_mediated")
+def test_a_trace_says_which_vms_have_it_and_shows_no_calls() -> None:
+    before = pmu.kvm_counts()
+    with agent.trace() as trace:
+        # web01 runs and programs its counter while it is watched.
+        with host_of_vms():
+            deadline = time.monotonic() + TOLD_S
+            while trace.stdout().count('"kind":"vpmu"') < 3 and time.monotonic() < deadline:
+                time.sleep(0.2)
+        seen = trace.stop()
+    told = {line["vm"]: (line["mode"], line["reason"]) for line in seen.lines if line["kind"] == "vpmu"}
+    assert told == {
+        "web01": ("mediated", None),
+        "old": ("off", "no_irqchip"),
+        "plain": ("off", "turned_off"),
+    }
+    assert seen.calls() == []
+    assert pmu.kvm_counts() == before  # nor did the PMU see an event of KVM's
+
+
+@pytest.mark.usefixtures("_mediated")
+def test_metrics_and_log_say_it_too() -> None:
+    with agent.run(LISTEN) as daemon, host_of_vms():
+        metrics = scrape.scrape_until(LISTEN, lambda found: scrape.total(found, "vpmu_mode") == 3)
+        modes = {"web01": "mediated", "old": "off", "plain": "off"}
+        for name, mode in modes.items():
+            assert scrape.total(metrics, "vpmu_mode", vm=name, mode=mode) == 1
+        assert scrape.total(metrics, "vpmu_mode") == 3
+        assert scrape.total(metrics, "vpmu_calls_total") == 0
+        log = daemon.stderr()
+    assert "web01 has a mediated vPMU: the guest owns the host's counters" in log
+    assert "old has lost the vPMU: " in log
+
+
+@pytest.mark.usefixtures("_mediated")
+def test_doctor_says_it_too() -> None:
+    with host_of_vms():
+        done = subprocess.run(
+            [sys.executable, "-m", "vpmu_agent", "doctor"], capture_output=True, text=True, check=False
+        )
+    said = " ".join(done.stdout.split())
+    assert f"mediated_vpmu warn on in {VENDOR}: guests own the counters while they run" in said
+    assert "web01 has a mediated vPMU: " in said
+    assert "old has lost the vPMU: " in said
+    assert "plain has no vPMU: whoever started it turned it off" in said
+
+
+@pytest.mark.usefixtures("_mediated")
+def test_an_event_that_would_count_in_guests_keeps_vms_from_starting(host_event: int) -> None:
+    """What doctor says of the NMI watchdog."""
+    assert host_event
+    code = "import os; from tests.bpf.kvm import make_vm; make_vm(os.open('/dev/kvm', os.O_RDWR), 'i', 1)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert f"[Errno {errno.EBUSY}]" in done.stderr
