@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vpmu_agent.kernel import features
-from vpmu_agent.kernel.census import read_census_layout
 from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.modes import Mode, Pmu, Why
+from vpmu_agent.probes import attach_census
 from vpmu_agent.probes.census import Census, Vcpu
 
 PULL_S = 1.0
@@ -82,10 +82,7 @@ def pmus_now(vms: Names) -> dict[str, list[Pmu]]:
 
     Raises KernelError where the kernel or bcc will not have the census.
     """
-    from vpmu_agent.probes.loader import attach_census  # these load bcc, and with it LLVM
-    from vpmu_agent.probes.program import compile_census
-
-    census = Census(attach_census(compile_census(read_census_layout().constants)))
+    census = attach_census()
     try:
         found = pmus(census.pull(), kvm_pmu())
         if census.missing:

@@ -13,17 +13,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from tests.bpf.twins import GROUPED, STOCK, task_offsets
-from vpmu_agent.kernel.errors import ProbeError
-from vpmu_agent.probes.program import captured_stderr, compile_program, toolchain
+from vpmu_agent.kernel.census import read_census_layout
+from vpmu_agent.kernel.errors import KernelError, ProbeError
+from vpmu_agent.probes.loader import attach_census
+from vpmu_agent.probes.program import captured_stderr, compile_census, compile_program, toolchain
 from vpmu_agent.probes.reason import because
 
 PROBES = tuple(
@@ -53,6 +57,18 @@ def forms(*, fexit: bool) -> Iterator[Form]:
         for reads, constants in {"with reads": known, "without reads": unread}.items():
             for kind, options in kinds.items():
                 yield Form(f"{kernel}, {reads}", constants, kind, options)
+
+
+def load_census() -> dict[str, Any]:
+    """Compiles the census for the kernel that runs, loads and attaches it; what came of it, for the table."""
+    started = time.monotonic()
+    refused = ""
+    try:
+        os.close(attach_census(compile_census(read_census_layout().constants)))
+    except KernelError as error:
+        refused = str(error)
+    took = round(time.monotonic() - started, 2)
+    return {"kernel": "this one", "kind": "census", "refused": refused, "took_s": took}
 
 
 def load(form: Form) -> dict[str, Any]:
@@ -92,8 +108,7 @@ def _here(*, fexit: bool) -> int:
     """Prints a JSON object for each form, by the bcc and the kernel that are here."""
     print(json.dumps({"toolchain": toolchain(), "linux": platform.release()}), flush=True)
     failed = False
-    for form in forms(fexit=fexit):
-        came = load(form)
+    for came in chain(map(load, forms(fexit=fexit)), [load_census()]):
         failed |= bool(came["refused"])
         print(json.dumps(came), flush=True)
     return int(failed)
@@ -134,7 +149,11 @@ def _everywhere(names: list[str], *, vm: bool) -> int:
         if vm:
             said: list[bytes] = []
             target = hosts.target(name, list(hosts.HOSTS[name].kernels)[-1])
-            status = lab.run([*command, "--fexit"], target=target, timeout_s=IN_VM_S, output=said.append)
+            # The census is for KVM's own types, so KVM must be there.
+            live = ["sh", "-euc", 'python3 -m tests.lab.live; exec "$@"', "sh"]
+            status = lab.run(
+                [*live, *command, "--fexit"], target=target, timeout_s=IN_VM_S, output=said.append
+            )
             failed += _table(name, "its own", (line.decode() for line in said)) or status
     print("every form is taken" if not failed else "see what was refused")
     return int(bool(failed))

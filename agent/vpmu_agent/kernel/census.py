@@ -39,8 +39,6 @@ class CensusLayout:
     """
 
     constants: dict[str, int]
-    knows_mediated: bool
-    """Whether this kernel's KVM can give a VM a mediated vPMU, as Linux 7.0 and later can."""
 
 
 def read_census_layout(*, root: Path = Path("/")) -> CensusLayout:
@@ -60,10 +58,9 @@ def census_layout_of(types: Btf, *, vcpu_ioctl: int) -> CensusLayout:
     if none != 0:
         raise BtfError(f"KVM_IRQCHIP_NONE is {none} in the BTF of {types.source}, not 0", NEW_TO_US)
     constants = {name: _offset(types, *field) for name, field in _FIELDS.items()}
-    knows_mediated = types.has_member("kvm", CREATED_MEDIATED)
-    if knows_mediated:
+    if types.has_member("kvm", CREATED_MEDIATED):
         constants["VPMU_KVM_CREATED_MEDIATED_PMU"] = _offset(types, "kvm", CREATED_MEDIATED, 1)
-    return CensusLayout(constants | {"VPMU_VCPU_IOCTL": vcpu_ioctl}, knows_mediated)
+    return CensusLayout(constants | {"VPMU_VCPU_IOCTL": vcpu_ioctl})
 
 
 def _offset(types: Btf, struct: str, path: str, size: int) -> int:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Literal, Self
 
@@ -244,7 +245,7 @@ class Unattached:
         """Nothing to take off."""
 
 
-def loader_command(mode: Mode) -> list[str]:
+def loader_command(mode: Mode | Literal["census"]) -> list[str]:
     """What to run for a loader, less its last argument: the number of the descriptor to hand over on."""
     # -P: a module of our name in the current directory is not ours.
     return [sys.executable, "-P", "-m", "vpmu_agent.probes.loader", mode]
@@ -255,13 +256,26 @@ def attach(*, mode: Mode = "auto", vms: VmNames, stream: bool = True) -> Probes:
 
     Raises KernelError where the kernel lacks something the probes need, and ProbeError where it refuses them.
     """
+    with _loader(mode) as channel:
+        return adopt(channel, vms=vms, stream=stream)
+
+
+def attach_census() -> Census:
+    """Attaches the census alone. Raises KernelError where the kernel or bcc refuses it."""
+    with _loader("census") as channel:
+        return Census(handover.receive(channel).census)
+
+
+@contextmanager
+def _loader(mode: Mode | Literal["census"]) -> Iterator[socket.socket]:
+    """Runs a loader; what it hands over comes out of the socket."""
     ours, theirs = handover.channel()
     with ours:
         with theirs:
             number = theirs.fileno()
             loader = subprocess.Popen([*loader_command(mode), str(number)], pass_fds=[number])
         with loader:
-            return adopt(ours, vms=vms, stream=stream)
+            yield ours
 
 
 def adopt(channel: socket.socket, *, vms: VmNames, stream: bool = False) -> Probes:

@@ -23,7 +23,7 @@ from vpmu_agent.kernel.layout import KernelLayout, read_layout
 from vpmu_agent.kernel.libbpf import libbpf, quiet, strerror
 from vpmu_agent.probes import FUNCTIONS, WAYS, Mode, Way, handover
 from vpmu_agent.probes.handover import Handover
-from vpmu_agent.probes.program import captured_stderr, compile_program, toolchain
+from vpmu_agent.probes.program import captured_stderr, compile_census, compile_program, toolchain
 from vpmu_agent.probes.reason import because
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
     # If nobody waits for the probes any more, they are off again as soon as this process has ended.
     with socket.socket(fileno=int(number)) as channel, suppress(BrokenPipeError, ConnectionResetError):
         try:
-            handover.send(channel, load(cast(Mode, mode)))
+            handover.send(channel, load_census() if mode == "census" else load(cast(Mode, mode)))
         except KernelError as error:
             handover.send_error(channel, error)
 
@@ -77,6 +77,13 @@ def load(mode: Mode) -> Handover:
         f"cannot attach the probes with {with_what} ({reasons})",
         "; ".join([*_as_root(), *(todo or ["`vpmu-agent doctor` says what this host lacks"])]),
     )
+
+
+def load_census() -> Handover:
+    """Compiles the census for the running kernel and attaches it. Raises KernelError as load() does."""
+    require_host_pids()
+    toolchain()
+    return Handover("census", census=attach_census(compile_census(read_census_layout().constants)))
 
 
 def _as_root() -> list[str]:

@@ -133,9 +133,8 @@ def compile_program(
         text = (folder / "vpmu.bpf.c").read_bytes()
         text = text.replace(b'#include "monitor.h"', monitor.source(slots).encode())
         if "VPMU_VCPU_IOCTL" in constants:
-            text += (
-                folder / "census.bpf.c"
-            ).read_bytes()  # its own compilation would take eight times as long
+            # Compiled alone it would take eight times as long.
+            text += (folder / "census.bpf.c").read_bytes()
         with captured_stderr() as said:
             try:
                 return bcc.BPF(text=text, cflags=[*flags, f"-I{folder}"])
