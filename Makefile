@@ -158,6 +158,9 @@ define install
 endef
 
 .venv/ready: pyproject.toml Makefile
+	@[ $$(id -u) != 0 ] || setpriv --reuid=65534 --regid=65534 --clear-groups test -r $(CURDIR)/Makefile || \
+		{ echo "$(CURDIR) is not for every user to read, and the daemon that is tested runs as nobody:" \
+			"move this tree, to /srv for example" >&2; exit 1; }
 	$(call install,$(PACKAGES))
 	/usr/bin/python3 -m venv --system-site-packages .venv
 	.venv/bin/pip install -q -e '.[dev,dashboards]'

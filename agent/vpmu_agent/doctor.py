@@ -17,7 +17,7 @@ from vpmu_agent.census import pmus_now
 from vpmu_agent.kernel import btf, container, features
 from vpmu_agent.kernel.arch import ARCHES, current_arch
 from vpmu_agent.kernel.config import kernel_config, kernel_release
-from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError, SymbolError
+from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError, ProbeError, SymbolError
 from vpmu_agent.kernel.features import Trial
 from vpmu_agent.kernel.layout import CREATE, KernelLayout, kvm_types, layout_of, require_kvm
 from vpmu_agent.kernel.libbpf import libbpf
@@ -515,8 +515,9 @@ def _vms(host: Host) -> Iterator[Finding]:
     try:
         by_vm = host.pmus()
     except KernelError as error:
-        found = f"which vPMU a VM has cannot be told: {error}"
-        yield Finding("vms", Status.WARN, found, "nothing: all else works without")
+        found = f"which vPMU a VM has cannot be told: {error.found}"
+        todo = "see bcc" if isinstance(error, ProbeError) else error.todo
+        yield Finding("vms", Status.WARN, found, todo or "nothing: all else works without")
         return
     has = [(vm, pmu) for vm, pmus in sorted(by_vm.items()) for pmu in pmus]
     if emulated := [vm for vm, pmu in has if pmu.mode is Mode.EMULATED]:
