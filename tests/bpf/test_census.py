@@ -119,14 +119,22 @@ def test_a_sweep_tells_of_a_vm_once(probes: Probes, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_pull_of_many_files_is_cheap(probes: Probes) -> None:
-    """0.2 µs each were measured; nothing here may make that many times more."""
+    """0.2 µs each were measured; nothing here may make that ten times more."""
+
+    def cheapest_s() -> float:
+        """Of several: other processes have files of their own, and their caches."""
+        costs = []
+        for _ in range(20):
+            before = time.thread_time()
+            probes.census.pull()
+            costs.append(time.thread_time() - before)
+        return min(costs)
+
+    without = cheapest_s()
     files = [os.open(os.devnull, os.O_RDONLY)]
     try:
         files += [os.dup(files[0]) for _ in range(900)]
-        before = time.thread_time()
-        for _ in range(10):
-            probes.census.pull()
-        assert (time.thread_time() - before) / 10 < 0.01
+        assert cheapest_s() - without < len(files) * 2e-6
     finally:
         for file in files:
             os.close(file)
