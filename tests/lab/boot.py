@@ -62,24 +62,20 @@ KERNEL_ARGS = (
 # With a periodic tick the next interrupt, 4 ms later, delivers both.
 EMULATION_KERNEL_ARGS = ("nohz=off", "highres=off")
 
-# The root file system of the command: the layers, each shared and cached (virtme-run's own mount of the
-# machine's root is not: starting Python takes 6 s there instead of 1), memory above them, the source tree
-# read-only, and the one folder that can be written. Caching is right as long as nobody changes those files
-# during the run.
+# The root file system of the command: the layers, which are one folder by then, shared and cached
+# (virtme-run's own mount of the machine's root is not: starting Python takes 6 s there instead of 1),
+# memory above it, the source tree read-only, and the one folder that can be written. Caching is right as
+# long as nobody changes those files during the run.
 _MOUNT = """\
 set -e
 lab={at}
 mkdir -p $lab
 mount -t tmpfs tmpfs $lab
-mkdir $lab/above $lab/work $lab/root
+mkdir $lab/above $lab/work $lab/below $lab/root
 modprobe -d {kernel} overlay
 share() {{ mkdir -p "$2" && mount -t 9p -o trans=virtio,version=9p2000.L,msize=524288,$3 "$1" "$2"; }}
-lower=
-for layer in {layers}; do
-    share $layer $lab/$layer ro,cache=loose
-    lower=$lower${{lower:+:}}$lab/$layer
-done
-mount -t overlay -o lowerdir=$lower,upperdir=$lab/above,workdir=$lab/work overlay $lab/root
+share lab_root $lab/below ro,cache=loose
+mount -t overlay -o lowerdir=$lab/below,upperdir=$lab/above,workdir=$lab/work overlay $lab/root
 share lab_tree $lab/root{tree} ro,cache=loose
 share lab_results $lab/root{results} access=any
 {more}
@@ -122,12 +118,12 @@ def run(
     """
     status_file = results / "status"
     fast = accelerated(target.kernel)
-    arguments = _virtme_run(target.kernel, accelerated=fast) + _shares(layers, shares, results)
+    arguments = _virtme_run(target.kernel, accelerated=fast)
     script = _write_script(command, env, results)
     # Not on the kernel's command line, where virtme-run puts it: that ends after 2048 characters.
     boot = results / "boot.sh"
     if systemd:
-        mounts = _mount_script(target, layers, shares, results, at="/mnt")
+        mounts = _mount_script(target, shares, results, at="/mnt")
         boot.write_text(systemd_boot.script(mounts, results=results, command=script, stderr_port=STDERR_PORT))
         boot.chmod(0o755)
         kernel_args = (*systemd_boot.KERNEL_ARGS, *_kernel_args(accelerated=fast), f"init={boot}")
@@ -135,9 +131,11 @@ def run(
         arguments += _qemu(["-append", " ".join(kernel_args)])
     else:
         enter = _ENTER.format(command=_quote(script), results=_quote(results), redirect=f"2>{STDERR_PORT}")
-        boot.write_text(_mount_script(target, layers, shares, results, at="/run/lab") + enter)
+        boot.write_text(_mount_script(target, shares, results, at="/run/lab") + enter)
     started = time.monotonic()
-    console = _supervise([*arguments, "--script-sh", f"sh {boot}"], timeout_s, output or _to_stdout)
+    with tempfile.TemporaryDirectory(prefix="vpmu-lab-") as merged:
+        arguments = [*_with_layers(layers, Path(merged)), *arguments, *_shares(Path(merged), shares, results)]
+        console = _supervise([*arguments, "--script-sh", f"sh {boot}"], timeout_s, output or _to_stdout)
     took = time.monotonic() - started
     if status_file.exists():
         return int(status_file.read_text())
@@ -152,15 +150,15 @@ def shell(target: Target, *, layers: Sequence[Path], results: Path, env: Mapping
     script = _write_script(["bash"], env, results)
     boot = results / "boot.sh"
     enter = _ENTER.format(command=_quote(script), results=_quote(results), redirect="")
-    boot.write_text("#!/bin/sh\n" + _mount_script(target, layers, {}, results, at="/run/lab") + enter)
+    boot.write_text("#!/bin/sh\n" + _mount_script(target, {}, results, at="/run/lab") + enter)
     boot.chmod(0o755)
-    arguments = _virtme_run(target.kernel, accelerated=accelerated(target.kernel)) + _shares(
-        layers, {}, results
-    )
+    arguments = _virtme_run(target.kernel, accelerated=accelerated(target.kernel))
     with tempfile.TemporaryDirectory(prefix="vpmu-lab-") as scratch:
-        return subprocess.run(
-            [*arguments, "--shell", str(boot)], env=_environment(scratch), check=False
-        ).returncode
+        merged = Path(scratch) / "root"
+        merged.mkdir()
+        arguments = [*_with_layers(layers, merged), *arguments, *_shares(merged, {}, results)]
+        command_line = [*arguments, "--shell", str(boot)]
+        return subprocess.run(command_line, env=_environment(scratch), check=False).returncode
 
 
 @functools.cache
@@ -192,11 +190,10 @@ def _virtme_run(which: Kernel, *, accelerated: bool) -> list[str]:
     return [str(_tool("virtme-run")), *options]
 
 
-def _shares(layers: Sequence[Path], shares: Mapping[str, Path], results: Path) -> list[str]:
+def _shares(merged: Path, shares: Mapping[str, Path], results: Path) -> list[str]:
     """Options of virtme-run for the folders that the VM mounts."""
-    read_only = dict(zip(_tags("layer", layers), layers, strict=True))
-    read_only |= dict(zip(_tags("share", shares), shares.values(), strict=True))
-    read_only["lab_tree"] = places.REPO
+    read_only = dict(zip(_tags(shares), shares.values(), strict=True))
+    read_only |= {"lab_root": merged, "lab_tree": places.REPO}
     words = []
     for tag, path in read_only.items():
         words += _share(tag, path, ",readonly=on")
@@ -209,8 +206,18 @@ def _share(tag: str, path: Path, option: str) -> list[str]:
     return ["-fsdev", how, "-device", device]
 
 
-def _tags(kind: str, folders: Collection[object]) -> list[str]:
-    return [f"lab_{kind}{i}" for i in range(len(folders))]
+def _tags(shares: Collection[str]) -> list[str]:
+    return [f"lab_share{i}" for i in range(len(shares))]
+
+
+def _with_layers(layers: Sequence[Path], merged: Path) -> list[str]:
+    """What to put before a command, so that it finds the layers, as one folder, in `merged`.
+
+    Here and not in the VM: there, to look for a file in a layer that has it not is a request of its own each
+    time, and to start Python is to look for thousands.
+    """
+    mount = 'mount -t overlay overlay -o "lowerdir=$1" "$2"; shift 2; exec "$@"'
+    return ["unshare", "--mount", "sh", "-euc", mount, "sh", ":".join(map(str, layers)), str(merged)]
 
 
 def _kernel_args(*, accelerated: bool) -> Sequence[str]:
@@ -229,17 +236,14 @@ def _tool(name: str) -> Path:
     return tool
 
 
-def _mount_script(
-    target: Target, layers: Sequence[Path], shares: Mapping[str, Path], results: Path, *, at: str
-) -> str:
+def _mount_script(target: Target, shares: Mapping[str, Path], results: Path, *, at: str) -> str:
     more = (
         f"share {tag} $lab/root{shlex.quote(where)} ro,cache=loose"
-        for tag, where in zip(_tags("share", shares), shares, strict=True)
+        for tag, where in zip(_tags(shares), shares, strict=True)
     )
     return _MOUNT.format(
         at=at,
         kernel=_quote(target.kernel.folder),
-        layers=" ".join(_tags("layer", layers)),
         more="\n".join(more),
         tree=_quote(places.REPO),
         results=_quote(results),

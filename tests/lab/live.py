@@ -50,6 +50,12 @@ def load_kvm() -> None:
         raise LabError(f"KVM was loaded after the test PMU and has no vPMU all the same ({ENABLE_PMU} is N)")
 
 
+def knows_mediated_vpmu() -> bool:
+    """Whether this kernel's KVM has a mediated vPMU to be turned on, as Linux 7.0 and later have."""
+    found = subprocess.run(["modinfo", "-F", "parm", "kvm_amd"], capture_output=True, text=True, check=True)
+    return "enable_mediated_pmu" in found.stdout
+
+
 def _run(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -26,17 +26,6 @@ LISTEN = "127.0.0.1:9776"
 TOLD_S = 30.0  # a pull is made every second, where nothing is emulated
 
 
-def has_mediated_vpmu() -> bool:
-    """Whether this kernel's KVM knows one, as Linux 7.0 and later do."""
-    found = subprocess.run(["modinfo", "-F", "parm", VENDOR], capture_output=True, text=True, check=True)
-    return "enable_mediated_pmu" in found.stdout
-
-
-pytestmark = pytest.mark.skipif(
-    not has_mediated_vpmu(), reason="this kernel's KVM has no mediated vPMU, which came with Linux 7.0"
-)
-
-
 @pytest.fixture(scope="module")
 def _mediated(_live_vpmu: None) -> Iterator[None]:
     live.unload_kvm()
