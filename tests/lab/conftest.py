@@ -43,10 +43,7 @@ def host_event() -> Iterator[int]:
     """A cycles event of an ordinary perf user, opened by this process on itself."""
     attr = struct.pack("=IIQ", PERF_TYPE_HARDWARE, 64, 0).ljust(64, b"\0")
     libc = ctypes.CDLL(None, use_errno=True)
-    event = libc.syscall(# On another kernel these tests are not skipped, they are not there.
-collect_ignore = ["test_mediated.py"] if places.in_vm() and not live.knows_mediated_vpmu() else []
-
-SYS_PERF_EVENT_OPEN, attr, 0, -1, -1, PERF_FLAG_FD_CLOEXEC)
+    event = libc.syscall(SYS_PERF_EVENT_OPEN, attr, 0, -1, -1, PERF_FLAG_FD_CLOEXEC)
     assert event >= 0, os.strerror(ctypes.get_errno())
     yield event
     os.close(event)
