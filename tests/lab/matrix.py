@@ -96,8 +96,8 @@ _HEAD = """\
 All of the lab's tests, on each host that the lab has: a real KVM with real guests, whose counts the agent's
 are held against ([tests/lab/README.md](../tests/lab/README.md)). A host is a userland and a kernel: bcc and
 the compiler in the one decide what the other's verifier sees. *Attached* is how the agent attached its probes
-when it could choose, and then what else was tried. *Service* is the Debian package under systemd, once for each
-userland.
+when it could choose, and then what else was tried. *Service* is the Debian package under systemd, tried once
+for each userland.
 
 The virtualization is AMD's, emulated by QEMU.
 
@@ -130,7 +130,7 @@ def _cells(row: Row) -> Iterator[str]:
     yield row.attached
     tests = f"{row.passed} of {row.passed + row.failed + row.skipped}"
     yield tests if row.is_green else f"{tests} **(not green)**"
-    yield row.service or "–"
+    yield row.service or "not here"
     yield row.date
     yield row.commit
 
