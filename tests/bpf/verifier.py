@@ -47,10 +47,12 @@ class Form:
 
 
 def forms(*, fexit: bool) -> Iterator[Form]:
-    """All that an agent may load; as raw tracepoints, which the bench and the fuzzer load, too."""
+    """All that an agent may load as kprobes, and what the bench and the fuzzer load; or with `fexit`, which not
+    every kernel takes, what it may load as fexit programs.
+    """
     kinds: dict[str, dict[str, Any]] = {"kprobe": {}, "raw tracepoint": {"twins": True, "user_memory": True}}
     if fexit:
-        kinds["fexit"] = {"fexit": True}
+        kinds = {"fexit": {"fexit": True}}
     for kernel, known in {"stock": STOCK, "grouped": GROUPED}.items():
         # What is read at each call where the kernel has it: its count of a vCPU's events.
         unread = {name: value for name, value in known.items() if name != "VPMU_VCPU_EVENT_COUNT"}
@@ -163,7 +165,7 @@ def main() -> int:
     """Exits with 0 if every form of the program was taken."""
     parser = argparse.ArgumentParser(prog="python -m tests.bpf.verifier", description=__doc__)
     parser.add_argument("--here", action="store_true", help="with this Python's bcc only, as JSON")
-    parser.add_argument("--fexit", action="store_true", help="with --here: fexit programs too")
+    parser.add_argument("--fexit", action="store_true", help="with --here: fexit programs instead")
     parser.add_argument("--vm", action="store_true", help="also in a VM of each host")
     parser.add_argument("--host", action="append", help="only this host (repeatable)")
     arguments = parser.parse_args()
