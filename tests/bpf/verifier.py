@@ -47,8 +47,8 @@ class Form:
 
 
 def forms(*, fexit: bool) -> Iterator[Form]:
-    """All that an agent may load as kprobes, and what the bench and the fuzzer load; or with `fexit`, which not
-    every kernel takes, what it may load as fexit programs.
+    """All that an agent may load as kprobes, and what bench and fuzzer load; or with `fexit`, which not every
+    kernel takes, what it may load as fexit programs.
     """
     kinds: dict[str, dict[str, Any]] = {"kprobe": {}, "raw tracepoint": {"twins": True, "user_memory": True}}
     if fexit:
