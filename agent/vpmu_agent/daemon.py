@@ -321,12 +321,14 @@ def watch_over(
     end = time.monotonic() + (math.inf if duration_s is None else duration_s)
     swept = time.monotonic()
     while not stopped() and (left := end - time.monotonic()) > 0:
+        is_due = time.monotonic() - swept >= _SWEEP_S
+        processes = watch.processes() if is_due else frozenset[int]()
         # What is to be counted stands in the maps. The ring has the VMs' names, and must not stay full.
         attachment.poll(min(POLL_S, left))
         reload()
-        if time.monotonic() - swept >= _SWEEP_S:
+        if is_due:
             attachment.renew(watch)
-            watch.sweep()
+            watch.sweep(processes)
             look_at_modes(attachment.probes.census, modes, watch)
             report.sweep()
             notify("WATCHDOG=1")

@@ -174,8 +174,7 @@ class Watch:
     """Puts together what the maps hold and what is kept of VMs that are gone.
 
     `snapshot()` is for the threads that answer scrapes; `sweep()` and `replace()` are for the loop that polls
-    the probes, which must have polled them just before: the name of a VM that lived only for a moment stands
-    in their ring.
+    the probes: the name of a VM that lived only for a moment stands in their ring.
     """
 
     def __init__(self, probes: Probes, vms: Vms, *, per_counter: bool = True) -> None:
@@ -217,18 +216,29 @@ class Watch:
                 pmus=self._pmus,
             )
 
-    def sweep(self) -> None:
-        """Looks for VMs that are gone; about once a second.
+    def processes(self) -> Set[int]:
+        """Those that may be gone by now. Ask before the probes are polled; sweep() takes it after that."""
+        with self._lock:
+            if time.monotonic() - self._read_at >= READ_S:
+                self._learn({tgid for tgid, _, _ in self._probes.vcpus()})
+            return set(self._known)
+
+    def sweep(self, among: Set[int] | None = None) -> None:
+        """Looks for VMs that are gone, of these processes (None: of all); about once a second.
+
+        Who a process was that was gone before anyone looked stands in the ring alone, so the probes were
+        polled since processes() told of it: this process may be stopped anywhere, for any time, and
+        meanwhile a whole VM has come and gone.
 
         The counts of a process that is gone are kept here and its entries in the maps deleted, so that
         another process with its tgid starts anew. They are dropped once a scrape has shown them; without one
         they are kept for GONE_S: whoever scrapes next shall see how it ended. A VM that was restarted under
         its name goes on counting.
         """
+        if among is None:
+            among = self.processes()
         with self._lock:
-            if time.monotonic() - self._read_at >= READ_S:
-                self._learn({tgid for tgid, _, _ in self._probes.vcpus()})
-            processes = list(self._known.items())
+            processes = [(tgid, known) for tgid, known in self._known.items() if tgid in among]
         gone = {}
         # A scrape need not wait for this.
         for tgid, known in processes:

@@ -175,7 +175,7 @@ def _suite(target: Target, *, systemd: bool) -> ElementTree.Element:
         report = results / "report.xml"
         tests = run.SERVICE_TESTS if systemd else run.TESTS
         vm.run(
-            run.pytest_command("-q", f"--junitxml={report}", tests),
+            run.pytest_command("-q", f"--junitxml={report}", "-o", "junit_family=xunit1", tests),
             target=target,
             timeout_s=LIMIT_S,
             results=results,

@@ -254,6 +254,21 @@ def test_a_name_that_was_told_after_the_scrape_is_the_one_that_stays() -> None:
     assert created(watch) == {"web01": 1}
 
 
+def test_who_came_and_went_since_the_probes_were_polled_is_for_the_next_sweep() -> None:
+    """The daemon was stopped in between, for as long as that took."""
+    vms = Processes(**{"pid-4242": WEB})
+    maps = Maps()
+    watch = Watch(maps, vms)
+    among = watch.processes()
+    maps.feed(Guest("web01", WEB).life())
+    vms.alive = set()
+    assert created(watch) == {"pid-4242": 1}
+    watch.sweep(among)
+    vms.names[WEB] = "web01"  # the ring is read
+    watch.sweep(watch.processes())
+    assert created(watch) == {"web01": 1}
+
+
 def test_other_probes_take_over_with_nothing_lost(vms: Processes) -> None:
     web, db = Guest("web01", WEB), Guest("db01", DB)
     former = Maps(islice(web.life(size=2), 2), db.life(), [web.failed_create(pmc=1)])
