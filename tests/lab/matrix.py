@@ -78,8 +78,8 @@ def main() -> int:
                 _kept(host, kernel).write_text(json.dumps(asdict(row), indent=1))
         kept = [path for each in _places() if (path := _kept(*each)).exists()]
         rows = [Row(**json.loads(path.read_text())) for path in kept]
-        PAGE.write_text(page(rows))
         missing = [f"{host} {kernel}" for host, kernel in _places() if not _kept(host, kernel).exists()]
+        PAGE.write_text(page(rows, missing))
         red = [f"{row.host} {row.kernel}" for row in rows if not row.is_green]
         print(f"wrote {PAGE.relative_to(places.REPO)}: {len(rows) - len(red)} green", end="")
         print(f", not green: {', '.join(red) or 'none'}; not run: {', '.join(missing) or 'none'}")
@@ -119,9 +119,11 @@ that tracing can work it has attached the real probes.
 """
 
 
-def page(rows: list[Row]) -> str:
+def page(rows: list[Row], missing: list[str]) -> str:
     """docs/kernels.md."""
-    return _HEAD + "".join(f"| {' | '.join(_cells(row))} |\n" for row in rows) + _TAIL
+    table = "".join(f"| {' | '.join(_cells(row))} |\n" for row in rows)
+    not_run = f"\nNot run yet: {', '.join(missing)}.\n" if missing else ""
+    return _HEAD + table + not_run + _TAIL
 
 
 def _cells(row: Row) -> Iterator[str]:
