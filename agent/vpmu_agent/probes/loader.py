@@ -59,8 +59,8 @@ def load(mode: Mode) -> Handover:
 
     Raises KernelError where the kernel lacks something the probes need, and ProbeError where it refuses them.
     """
-    require_host_pids()
     with_what = toolchain()  # raises before any way to attach is tried: each would say it again
+    require_host_pids()
     known = constants(read_layout())
     census, no_census = _census_constants()
     refused: dict[str, KernelError] = {}
@@ -81,8 +81,8 @@ def load(mode: Mode) -> Handover:
 
 def load_census() -> Handover:
     """Compiles the census for the running kernel and attaches it. Raises KernelError as load() does."""
-    require_host_pids()
     toolchain()
+    require_host_pids()
     return Handover("census", census=attach_census(compile_census(read_census_layout().constants)))
 
 
