@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 
 from tests.bpf.twins import task_offsets
-from tests.unit.commands import daemon_of, read_until
-from vpmu_agent.model.automaton import Kind
+from tests.support.commands import daemon_of, read_until
 from vpmu_agent.model.call import Call
+from vpmu_agent.model.rules import Kind
 from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.probes import Probes, adopt, handover
-from vpmu_agent.vms import Vms
+from vpmu_agent.vms.names import Vms
 
 SOURCE = Path(__file__).with_name("lookalike.c")
 ROOT = Path(__file__).parents[2]

@@ -9,9 +9,9 @@ from itertools import groupby
 import pytest
 
 from tests.bpf.conftest import Lookalike
-from vpmu_agent.model.automaton import Kind
+from vpmu_agent.loader.program import MAX_ENTRIES
 from vpmu_agent.model.call import CallName, PmcType
-from vpmu_agent.probes.program import MAX_ENTRIES
+from vpmu_agent.model.rules import Kind
 from vpmu_agent.probes.record import VCPU
 
 

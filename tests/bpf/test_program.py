@@ -15,8 +15,8 @@ import pytest
 from tests.bpf.conftest import Lookalike
 from vpmu_agent.kernel import btf, libbpf
 from vpmu_agent.kernel.errors import KernelError
+from vpmu_agent.loader.program import compile_program
 from vpmu_agent.probes import record
-from vpmu_agent.probes.program import compile_program
 
 HEADER = Path(__file__).parents[2] / "bpf" / "vpmu.h"
 
@@ -38,7 +38,7 @@ def test_every_program_passes_the_verifier(
 # A process of its own, for it hides every header that the machine may have.
 COMPILE = """
 import json, sys
-from vpmu_agent.probes.program import compile_program
+from vpmu_agent.loader.program import compile_program
 compile_program(json.loads(sys.argv[1]))
 print("compiled")
 """

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from vpmu_agent.kernel import btf
+from vpmu_agent.loader.program import compile_program
 from vpmu_agent.model.call import Call, CallName
 from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.probes import record
-from vpmu_agent.probes.program import compile_program
 
 _HANDLER = 0x1000
 _PMC, _VCPU, _EVENT = 16, 8, 64  # bytes of each

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import cached_property, lru_cache
 
-from vpmu_agent.model.automaton import Expected, Kind
 from vpmu_agent.model.call import CallName
+from vpmu_agent.model.rules import Expected, Kind
 
 
 class Verdict:

@@ -1,6 +1,6 @@
 """The BPF side in the kernel, by its descriptors: from here on there are only calls and counts.
 
-Whoever reads the probes never loads bcc, and needs no privileges: a loader (`loader.py`) compiles and
+Whoever reads the probes never loads bcc, and needs no privileges: a loader (loader/main.py) compiles and
 attaches them in a process of its own, hands them over and is gone.
 """
 
@@ -248,7 +248,7 @@ class Unattached:
 def loader_command(mode: Mode | Literal["census"]) -> list[str]:
     """What to run for a loader, less its last argument: the number of the descriptor to hand over on."""
     # -P: a module of our name in the current directory is not ours.
-    return [sys.executable, "-P", "-m", "vpmu_agent.probes.loader", mode]
+    return [sys.executable, "-P", "-m", "vpmu_agent.loader.main", mode]
 
 
 def attach(*, mode: Mode = "auto", vms: VmNames, stream: bool = True) -> Probes:

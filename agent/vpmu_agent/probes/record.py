@@ -7,13 +7,13 @@ import struct
 from collections import namedtuple
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from importlib.resources import files
 from itertools import accumulate
 from typing import Any, Protocol
 
-from vpmu_agent.model.automaton import SLOTS, Expected, Kind, State
 from vpmu_agent.model.call import Attr, Call, CallName, PmcType
+from vpmu_agent.model.rules import SLOTS, Expected, Kind, State
 from vpmu_agent.model.verdict import Verdict, verdict
+from vpmu_agent.probes.sources import bpf_folder
 
 _FORMATS = {"__u8": "B", "__s8": "b", "__u32": "I", "__s32": "i", "__u64": "Q", "__s64": "q"}
 
@@ -69,7 +69,7 @@ def _short(enumerator: str, prefix: str) -> str:
     return enumerator.removeprefix(prefix).lower()
 
 
-_TEXT = (files("vpmu_agent") / "bpf" / "vpmu.h").read_text()
+_TEXT = (bpf_folder() / "vpmu.h").read_text()
 SIZES = {
     **{name: int(value) for name, value in re.findall(r"^#define (VPMU_\w+) (\d+)\b", _TEXT, re.MULTILINE)},
     "VPMU_KINDS": len(Kind),
