@@ -15,7 +15,7 @@ from typing import Any
 from vpmu_agent.kernel import btf
 from vpmu_agent.loader.program import compile_program
 from vpmu_agent.model.call import Call, CallName
-from vpmu_agent.model.verdict import Verdict
+from vpmu_agent.model.verdict import Observation
 from vpmu_agent.probes import record
 
 _HANDLER = 0x1000
@@ -125,7 +125,7 @@ class Twins:
         self._known.clear()
         self._bump()
 
-    def observe(self, call: Call) -> tuple[Call, Verdict]:
+    def observe(self, call: Call) -> Observation:
         """Makes one call; returns it as the monitor saw it, and its verdict."""
         self.make(call)
         (seen,) = self.received()
@@ -155,7 +155,7 @@ class Twins:
         created = self._event(call.event) or call.result & 2**64 - 1
         self._run(call.name, "return", created if call.name is CallName.CREATE else 0)
 
-    def received(self) -> list[tuple[Call, Verdict]]:
+    def received(self) -> list[Observation]:
         """What the monitor sent since the last time."""
         self._bpf.ring_buffer_consume()
         raw, self._seen = self._seen, []

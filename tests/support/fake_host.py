@@ -19,7 +19,7 @@ from vpmu_agent.cli import main as cli
 from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError
 from vpmu_agent.model.call import Call
 from vpmu_agent.model.check import Monitor
-from vpmu_agent.model.verdict import Verdict
+from vpmu_agent.model.verdict import Observation
 from vpmu_agent.probes import FUNCTIONS, Mode
 from vpmu_agent.probes.census import Census
 from vpmu_agent.probes.record import VmNames
@@ -46,7 +46,7 @@ class ScriptedProbes(Maps):
         self._lost = lost
         self._observe = Monitor().observe
 
-    def poll(self, timeout_s: float) -> list[tuple[Call, Verdict]]:
+    def poll(self, timeout_s: float) -> list[Observation]:
         """The next batch; waits if there is none, as the real one does."""
         if self._batches:
             calls = self._batches.pop(0)
@@ -59,7 +59,7 @@ class ScriptedProbes(Maps):
         """All of them for want of room."""
         return {"ring_full": self._lost, "inflight_full": 0, "missed_return": 0}
 
-    def stop(self) -> list[tuple[Call, Verdict]]:
+    def stop(self) -> list[Observation]:
         """One more life of a counter was on its way."""
         rest, self._rest = self._rest, []
         return self._checked(rest)
@@ -67,7 +67,7 @@ class ScriptedProbes(Maps):
     def close(self) -> None:
         self.closed = True
 
-    def _checked(self, calls: list[Call]) -> list[tuple[Call, Verdict]]:
+    def _checked(self, calls: list[Call]) -> list[Observation]:
         return [(call, self._observe(call)) for call in calls]
 
     def __enter__(self) -> Self:

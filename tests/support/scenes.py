@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from vpmu_agent.model.call import Attr, Call, CallName, PmcType
 from vpmu_agent.model.check import Monitor
-from vpmu_agent.model.verdict import Verdict
+from vpmu_agent.model.verdict import Observation
 
 START_NS = 1_766_000_000_123_456_789
 
@@ -103,7 +103,7 @@ class Guest:
         return [self.call(name, event, pmc=pmc) for name in calls]
 
 
-def checked(calls: Iterable[Call]) -> Iterator[tuple[Call, Verdict]]:
+def checked(calls: Iterable[Call]) -> Iterator[Observation]:
     """The calls, each with what the model says of it."""
     monitor = Monitor()
     for call in calls:

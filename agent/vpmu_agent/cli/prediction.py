@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from vpmu_agent.model.call import CallName
 from vpmu_agent.model.predict import Outcome, Prediction
+from vpmu_agent.text import errno_name
 from vpmu_agent.trace.call_json import SCHEMA, dumps
-from vpmu_agent.trace.tally import errno_name
 
 
 def predicted_json(predicted: Iterable[Prediction | Outcome]) -> Iterator[str]:

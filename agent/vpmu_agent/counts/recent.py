@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from vpmu_agent.model.call import Call
-from vpmu_agent.model.verdict import Verdict
+from vpmu_agent.model.verdict import Observation, Verdict
 
 KEPT = 100
 """How many of them are kept; what was before is only counted."""
@@ -17,7 +17,7 @@ class Recent:
     """Filled by the loop that polls the probes, read by threads that answer requests."""
 
     def __init__(self) -> None:
-        self._said: deque[tuple[Call, Verdict]] = deque(maxlen=KEPT)
+        self._said: deque[Observation] = deque(maxlen=KEPT)
         self._lock = threading.Lock()
 
     def add(self, call: Call, verdict: Verdict) -> None:
@@ -26,7 +26,7 @@ class Recent:
             with self._lock:
                 self._said.append((call, verdict))
 
-    def last(self) -> Sequence[tuple[Call, Verdict]]:
+    def last(self) -> Sequence[Observation]:
         """What is kept, the newest first."""
         with self._lock:
             return tuple(reversed(self._said))

@@ -17,7 +17,7 @@ from typing import cast
 
 from vpmu_agent.model.call import Call
 from vpmu_agent.model.verdict import Verdict
-from vpmu_agent.trace.tally import errno_name
+from vpmu_agent.text import errno_name
 from vpmu_agent.vms.modes import Pmu, sentence, untraced
 
 BURST, WINDOW_S = 5, 60.0

@@ -17,8 +17,7 @@ from typing import Literal, Self
 
 from vpmu_agent.kernel.errors import ProbeError
 from vpmu_agent.kernel.libbpf import recursion_misses
-from vpmu_agent.model.call import Call
-from vpmu_agent.model.verdict import Verdict
+from vpmu_agent.model.verdict import Observation
 from vpmu_agent.probes import handover
 from vpmu_agent.probes.census import Census
 from vpmu_agent.probes.handover import Handover
@@ -89,7 +88,7 @@ class Probes:
         self._looked = time.monotonic()
         self._set_epoch(1)
 
-    def poll(self, timeout_s: float) -> list[tuple[Call, Verdict]]:
+    def poll(self, timeout_s: float) -> list[Observation]:
         """The calls that were sent, oldest first; waits up to `timeout_s` for the first one."""
         records = self._ring.poll(timeout_s)
         if time.monotonic() - self._looked >= _LOOK_S:
@@ -153,10 +152,10 @@ class Probes:
         """Of each map: how many entries it has, and has room for."""
         return {name: (m.entries(), m.room) for name, m in self._maps.items() if name not in _SINGLE}
 
-    def stop(self) -> list[tuple[Call, Verdict]]:
+    def stop(self) -> list[Observation]:
         """Lets no new calls in, and returns those that were still on their way. The counts stay."""
         self._set_epoch(0)
-        calls: list[tuple[Call, Verdict]] = []
+        calls: list[Observation] = []
         while batch := self.poll(0):
             calls += batch
         return calls
@@ -209,7 +208,7 @@ class Unattached:
     functions: tuple[str, ...] = ()
     census = Census(None)
 
-    def poll(self, timeout_s: float) -> list[tuple[Call, Verdict]]:
+    def poll(self, timeout_s: float) -> list[Observation]:
         """Waits."""
         time.sleep(timeout_s)
         return []
@@ -237,7 +236,7 @@ class Unattached:
         """No maps."""
         return {}
 
-    def stop(self) -> list[tuple[Call, Verdict]]:
+    def stop(self) -> list[Observation]:
         """Nothing was on its way."""
         return []
 

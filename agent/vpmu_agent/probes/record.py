@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from vpmu_agent.model.call import Attr, Call, CallName, PmcType
 from vpmu_agent.model.rules import SLOTS, Expected, Kind, State
-from vpmu_agent.model.verdict import Verdict, verdict
+from vpmu_agent.model.verdict import Observation, verdict
 from vpmu_agent.probes.sources import bpf_folder
 
 _FORMATS = {"__u8": "B", "__s8": "b", "__u32": "I", "__s32": "i", "__u64": "Q", "__s64": "q"}
@@ -148,7 +148,7 @@ class Decoder:
         self._vms = vms
         self._lost = 0
 
-    def call(self, data: bytes) -> tuple[Call, Verdict] | None:
+    def call(self, data: bytes) -> Observation | None:
         """The call that one record tells of and the monitor's verdict, None for a record of a process.
 
         Raises struct.error if it is neither by its length.

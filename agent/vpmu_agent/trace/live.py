@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import FrameType
 
-    from vpmu_agent.model.call import Call
-    from vpmu_agent.model.verdict import Verdict
+    from vpmu_agent.model.verdict import Observation
     from vpmu_agent.probes import Mode, Probes
     from vpmu_agent.trace.session import Session
     from vpmu_agent.vms.modes import Pmu
@@ -50,7 +49,7 @@ class Source:
         """Why it cannot be known which PMU a VM has; empty if it can, or this was said before."""
         return self._modes.newly_missing(self._probes.census)
 
-    def batches(self, duration_s: float | None) -> Iterator[list[tuple[Call, Verdict]]]:
+    def batches(self, duration_s: float | None) -> Iterator[list[Observation]]:
         """The calls as they come, empty batches too, until it is time to end."""
         end = time.monotonic() + (math.inf if duration_s is None else duration_s)
         swept = time.monotonic()
@@ -77,7 +76,7 @@ class Source:
         self._vms.about(tgid)  # nobody may have looked at it yet
         return not self._vms.is_alive(tgid)
 
-    def rest(self) -> list[tuple[Call, Verdict]]:
+    def rest(self) -> list[Observation]:
         """The calls that were still on their way; there will be no more."""
         return self._probes.stop()
 

@@ -12,13 +12,14 @@ from typing import Protocol, TextIO
 
 import click
 
-from vpmu_agent.model.call import Attr, Call, CallName
+from vpmu_agent.model.call import Call, CallName
 from vpmu_agent.model.rules import Kind
-from vpmu_agent.model.verdict import Verdict
+from vpmu_agent.model.verdict import Observation, Verdict
 from vpmu_agent.system.stdout import OutputError
+from vpmu_agent.text import attr_text, duration_text, errno_name
 from vpmu_agent.trace.call_json import call_json, lost_json, summary_json, vpmu_json
 from vpmu_agent.trace.recording import Recorder
-from vpmu_agent.trace.tally import Tally, errno_name
+from vpmu_agent.trace.tally import Tally
 from vpmu_agent.vms.modes import Pmu, sentence, untraced
 
 
@@ -103,7 +104,7 @@ class Session:
         """The VMs that calls came from, those that the filters left out too."""
         return self._left_out | self.tally.vms.keys()
 
-    def feed(self, observed: Iterable[tuple[Call, Verdict]]) -> None:
+    def feed(self, observed: Iterable[Observation]) -> None:
         """Takes the next calls, and prints and records them before it returns.
 
         The verdicts are those of all calls, before any filter: what a vCPU's other counters do is part of the
@@ -326,47 +327,6 @@ _WIDTH = 100
 _VM_WIDTH = 10
 # With a VM column of 10 this leaves 21 for the verdict, the longest kind.
 _COLUMNS = "{:15} {} {:>4} {:6} {:7} {:>2} {:>6} {:12} {:>8} {}"
-
-_HARDWARE = (  # enum perf_hw_id, by the names that perf list has for them
-    *("cycles", "instructions", "cache-references", "cache-misses", "branches", "branch-misses"),
-    *("bus-cycles", "stalled-cycles-frontend", "stalled-cycles-backend", "ref-cycles"),
-)
-_TYPE_HARDWARE, _TYPE_RAW = 0, 4  # enum perf_type_id
-
-
-def attr_text(attr: Attr) -> str:
-    """An event in perf's notation: `r076:uGD` is raw event 0x76, user mode, guest only, pinned.
-
-    Modifiers are those of perf-list(1). What means nothing on x86 is left out: `h` (unless nothing else is
-    counted) and `I`.
-    """
-    if attr.type == _TYPE_RAW:
-        name = f"r{attr.config:03x}"
-    elif attr.type == _TYPE_HARDWARE and attr.config < len(_HARDWARE):
-        name = _HARDWARE[attr.config]
-    else:
-        name = f"pmu{attr.type}/{attr.config:#x}/"
-    levels = ("" if attr.exclude_user else "u") + ("" if attr.exclude_kernel else "k")
-    modifiers = (
-        ("" if levels == "uk" else levels or "h")
-        + "p" * attr.precise_ip
-        + ("" if attr.exclude_host else "H")
-        + ("" if attr.exclude_guest else "G")
-        + ("D" if attr.pinned else "")
-    )
-    return f"{name}:{modifiers}".rstrip(":")
-
-
-def duration_text(ns: int) -> str:
-    """A duration with three digits and its unit: `870 ns`, `12.3 µs`, `4.56 ms`."""
-    if ns < 1000:
-        return f"{ns} ns"
-    value, unit = next(
-        ((ns / scale, unit) for scale, unit in ((1e3, "µs"), (1e6, "ms")) if ns < 999.5 * scale),
-        (ns / 1e9, "s"),
-    )
-    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:.{digits}f} {unit}"
 
 
 def _event_text(call: Call, verdict: Verdict) -> str:

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 from collections import defaultdict
 from dataclasses import dataclass, field
 
 from vpmu_agent.model.call import Call, CallName
 from vpmu_agent.model.rules import Kind
 from vpmu_agent.model.verdict import Verdict
-
-DURATION_BOUNDS_NS = (
-    *(100, 500, 1_000, 5_000, 10_000, 50_000, 100_000, 500_000),
-    *(1_000_000, 5_000_000, 10_000_000),
-)
-"""Upper bounds, inclusive, of the buckets that a call's duration falls into; one more bucket takes the rest.
-
-From an enable that has nothing to do (hundreds of nanoseconds) to a create that waits for a grace period
-(milliseconds); two bounds a decade, because every bound is a series for each VM and call."""
-
-SIZE_BOUNDS = (1, 2, 4, 8, 16)
-"""The same for the size of a group in events. `max_nr_events` is a u8, hardware fields will not be many."""
 
 
 @dataclass(slots=True)
@@ -70,8 +57,3 @@ class Tally:
 
 # An enum's member is five times as dear as a name of the module.
 _CREATE, _PREDICTED, _UNKNOWN = CallName.CREATE, Kind.PREDICTED, Kind.UNKNOWN
-
-
-def errno_name(number: int) -> str:
-    """`ENOSPC` for 28; the number itself for those that the kernel keeps to itself (524, ENOTSUPP)."""
-    return errno.errorcode.get(number, str(number))

@@ -22,10 +22,11 @@ from prometheus_client.openmetrics import exposition
 from prometheus_client.registry import Collector
 
 from vpmu_agent.counts.watch import Counts, Snapshot, Watch
+from vpmu_agent.model.buckets import DURATION_BOUNDS_NS, SIZE_BOUNDS
 from vpmu_agent.model.call import CallName
 from vpmu_agent.model.rules import Kind, State
 from vpmu_agent.probes.record import VCPU
-from vpmu_agent.trace.tally import DURATION_BOUNDS_NS, SIZE_BOUNDS, errno_name
+from vpmu_agent.text import errno_name
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"

@@ -14,9 +14,8 @@ from importlib.resources import files
 from string import Template
 
 from vpmu_agent.model.call import Call, CallName
-from vpmu_agent.model.verdict import Verdict
-from vpmu_agent.trace.session import attr_text, duration_text
-from vpmu_agent.trace.tally import errno_name
+from vpmu_agent.model.verdict import Observation, Verdict
+from vpmu_agent.text import attr_text, duration_text, errno_name
 from vpmu_agent.vms.modes import Mode, Pmu, Why, sentence, untraced
 from vpmu_agent.web.state import Diverging, State, VmState
 
@@ -177,7 +176,7 @@ def _diverging_row(each: Diverging) -> str:
     )
 
 
-def _last(said: Sequence[tuple[Call, Verdict]]) -> str:
+def _last(said: Sequence[Observation]) -> str:
     if not said:
         return "<p>None since the agent was started.</p>"
     more = f'<p class="quiet">The last {SHOWN} of {len(said)} that are kept.</p>' if len(said) > SHOWN else ""

@@ -12,10 +12,9 @@ from importlib.metadata import version
 
 from vpmu_agent.counts.recent import Recent
 from vpmu_agent.counts.watch import Counts, Snapshot, Watch
-from vpmu_agent.model.call import Call
 from vpmu_agent.model.rules import Kind
 from vpmu_agent.model.rules import State as GroupState
-from vpmu_agent.model.verdict import Verdict
+from vpmu_agent.model.verdict import Observation
 from vpmu_agent.probes.record import VCPU
 from vpmu_agent.trace.call_json import SCHEMA, call_json, dumps
 from vpmu_agent.vms.modes import untraced
@@ -98,7 +97,7 @@ class State:
     untraced: Sequence[Untraced]
     all_diverging: int
     diverging: Sequence[Diverging]
-    last: Sequence[tuple[Call, Verdict]]
+    last: Sequence[Observation]
     """See Recent."""
 
 

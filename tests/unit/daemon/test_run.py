@@ -16,9 +16,8 @@ from vpmu_agent.daemon import run as daemon
 from vpmu_agent.daemon.run import Attachment, Link
 from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError, ProbeError
 from vpmu_agent.kernel.features import Trial
-from vpmu_agent.model.call import Call
 from vpmu_agent.model.rules import Kind
-from vpmu_agent.model.verdict import Verdict
+from vpmu_agent.model.verdict import Observation
 from vpmu_agent.probes import handover
 from vpmu_agent.system import privileges
 from vpmu_agent.vms.names import Vms
@@ -28,13 +27,13 @@ class Loaded(Maps):
     """Probes of one loader."""
 
     is_stopped = False
-    sent: tuple[tuple[Call, Verdict], ...] = ()
+    sent: tuple[Observation, ...] = ()
 
-    def poll(self, _timeout_s: float) -> list[tuple[Call, Verdict]]:
+    def poll(self, _timeout_s: float) -> list[Observation]:
         sent, self.sent = self.sent, ()
         return list(sent)
 
-    def stop(self) -> list[tuple[Call, Verdict]]:
+    def stop(self) -> list[Observation]:
         self.is_stopped = True
         return self.poll(0)
 

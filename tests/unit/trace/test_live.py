@@ -20,8 +20,7 @@ import pytest
 from tests.support.commands import daemon, daemon_of, invoke, lines, read_until, record, started
 from tests.support.counted import Maps
 from tests.support.scenes import Guest
-from vpmu_agent.model.call import Call
-from vpmu_agent.model.verdict import Verdict
+from vpmu_agent.model.verdict import Observation
 from vpmu_agent.trace.live import Source
 from vpmu_agent.vms.names import Vms
 
@@ -157,7 +156,7 @@ class Polled(Maps):
 
     polls = 0
 
-    def poll(self, timeout_s: float) -> list[tuple[Call, Verdict]]:
+    def poll(self, timeout_s: float) -> list[Observation]:
         self.polls += 1
         time.sleep(timeout_s)
         return []

@@ -15,9 +15,9 @@ from prometheus_client.registry import Collector
 from tests.support.counted import Maps, Processes
 from tests.support.scenes import Guest
 from vpmu_agent.counts.watch import Watch
+from vpmu_agent.model.buckets import DURATION_BOUNDS_NS
 from vpmu_agent.model.call import Call, CallName, PmcType
 from vpmu_agent.model.rules import Kind, State
-from vpmu_agent.trace.tally import DURATION_BOUNDS_NS
 from vpmu_agent.vms.modes import Mode, Pmu, Why
 from vpmu_agent.web import metrics
 from vpmu_agent.web.metrics import AGENT_FAMILIES, FAMILIES, PMC_FAMILIES, VM_FAMILIES, Exporter, Family

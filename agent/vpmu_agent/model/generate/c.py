@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from vpmu_agent.model.buckets import DURATION_BOUNDS_NS, SIZE_BOUNDS
 from vpmu_agent.model.call import CallName
 from vpmu_agent.model.generate.language import Language, c, expression, statements
 from vpmu_agent.model.rules import NEXT, RULES, Expected, Kind, Rule, Says, State
-from vpmu_agent.trace.tally import DURATION_BOUNDS_NS, SIZE_BOUNDS
 
 _NEXT = len(Expected)  # stands for "what may come next", until that is worked out
 
