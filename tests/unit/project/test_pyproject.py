@@ -30,3 +30,10 @@ def test_all_that_is_imported_is_a_dependency_and_nothing_else() -> None:
     declared = [*project["dependencies"], *project["optional-dependencies"]["systemd"]]
     names = {re.split("[<>=!~ ]", requirement)[0].replace("-", "_") for requirement in declared}
     assert imported() - NOT_FROM_PYPI == {IMPORTED_AS.get(name, name) for name in names}
+
+
+def test_every_room_is_in_the_package() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folder = ROOT / "agent"
+    rooms = {".".join(path.parent.relative_to(folder).parts) for path in folder.rglob("__init__.py")}
+    assert rooms | {"vpmu_agent.bpf"} == set(setuptools["packages"])
