@@ -15,7 +15,7 @@ import pytest
 from tests.bpf.conftest import ROOT, Lookalike, Start
 from tests.support.commands import read_until
 from vpmu_agent.counts.census import KvmPmu, Modes, kvm_pmu, pmus, pmus_now
-from vpmu_agent.kernel.features import vpmu_enabled
+from vpmu_agent.kernel.kvm import vpmu_enabled
 from vpmu_agent.probes import Probes
 from vpmu_agent.probes.census import Vcpu
 from vpmu_agent.vms.modes import Mode, Pmu, Why

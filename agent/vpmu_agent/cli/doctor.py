@@ -13,14 +13,14 @@ from pathlib import Path
 import click
 
 from vpmu_agent.counts.census import pmus_now
-from vpmu_agent.kernel import btf, container, features
+from vpmu_agent.kernel import btf, container, facts, kvm, trials
 from vpmu_agent.kernel.arch import ARCHES, current_arch
 from vpmu_agent.kernel.config import kernel_config, kernel_release
 from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError, ProbeError, SymbolError
-from vpmu_agent.kernel.features import Trial
 from vpmu_agent.kernel.layout import CREATE, KernelLayout, kvm_types, layout_of, require_kvm
 from vpmu_agent.kernel.libbpf import libbpf
 from vpmu_agent.kernel.symbols import function_addresses
+from vpmu_agent.kernel.trials import Trial
 from vpmu_agent.loader import rehearsal
 from vpmu_agent.loader.rehearsal import Outcome, Step
 from vpmu_agent.probes import FUNCTIONS, WAYS
@@ -74,9 +74,9 @@ class Host:
     """What the checks look at: the files below `root`, and trials in the running kernel."""
 
     root: Path = Path("/")
-    try_bpf: Callable[[], Trial] = features.try_bpf
-    try_fexit: Callable[[Sequence[str]], Trial] = features.try_fexit
-    try_kprobe: Callable[[Sequence[str]], Trial] = features.try_kprobe
+    try_bpf: Callable[[], Trial] = trials.try_bpf
+    try_fexit: Callable[[Sequence[str]], Trial] = trials.try_fexit
+    try_kprobe: Callable[[Sequence[str]], Trial] = trials.try_kprobe
     try_map_access: Callable[[], Trial] = privileges.try_map_access
     rehearse: Callable[[], Sequence[Step]] = rehearsal.rehearse
     pmus: Callable[[], Mapping[str, Sequence[Pmu]]] = lambda: pmus_now(Vms())
@@ -228,7 +228,7 @@ def _kernel(host: Host) -> Iterator[Finding]:
 
 
 def _capabilities(host: Host) -> Iterator[Finding]:
-    held = features.capabilities(root=host.root)
+    held = facts.capabilities(root=host.root)
     if held is None:
         yield Finding("capabilities", Status.WARN, "/proc/self/status cannot be read", "mount /proc")
         return
@@ -247,7 +247,7 @@ def _capabilities(host: Host) -> Iterator[Finding]:
 
 def _missing_capabilities(host: Host) -> list[str]:
     """CAP_SYS_ADMIN stands for the two that were split from it (Linux 5.8), not for CAP_SYSLOG."""
-    held = features.capabilities(root=host.root)
+    held = facts.capabilities(root=host.root)
     if held is None:
         return []
     if container.is_hosts_namespace("user", root=host.root) is False:
@@ -282,7 +282,7 @@ def _hidepid(host: Host) -> Iterator[Finding]:
 
 
 def _lockdown(host: Host) -> Iterator[Finding]:
-    mode = features.lockdown(root=host.root)
+    mode = facts.lockdown(root=host.root)
     if mode == "confidentiality":
         yield Finding(
             "lockdown",
@@ -305,7 +305,7 @@ def _lockdown(host: Host) -> Iterator[Finding]:
 
 
 def _kptr_restrict(host: Host) -> Iterator[Finding]:
-    value = features.kptr_restrict(root=host.root)
+    value = facts.kptr_restrict(root=host.root)
     if value is None:
         yield Finding("kptr_restrict", Status.WARN, "cannot be read", "mount /proc")
     elif value >= 2:
@@ -356,7 +356,7 @@ def _probes(host: Host) -> Iterator[Finding]:
     functions = tuple(FUNCTIONS.values())
     kprobe = host.try_kprobe(functions)
     kprobe_todo = "boot a kernel with CONFIG_KPROBE_EVENTS=y (distributions' kernels have it)"
-    if not features.can_see_pmus(root=host.root):
+    if not facts.can_see_pmus(root=host.root):
         kprobe_todo = MOUNT_SYS
     fexit_todo = "boot a kernel with BPF trampolines and bpf_get_func_arg() (Linux 5.17), or with kprobes"
     try:
@@ -402,8 +402,8 @@ def _btf(host: Host) -> Iterator[Finding]:
 
 def _kvm(host: Host) -> Iterator[Finding]:
     require_kvm(root=host.root)
-    how = "a module" if features.kvm_is_module(root=host.root) else "built in"
-    vendors = features.kvm_vendor_modules(root=host.root)
+    how = "a module" if kvm.kvm_is_module(root=host.root) else "built in"
+    vendors = kvm.kvm_vendor_modules(root=host.root)
     if vendors:
         yield Finding("kvm", Status.OK, f"{how}, with {' and '.join(vendors)}")
     else:
@@ -449,8 +449,8 @@ def _handlers(host: Host) -> Iterator[Finding]:
 
 
 def _pmu(host: Host) -> Iterator[Finding]:
-    devices = features.pmu_devices(root=host.root)
-    if not features.can_see_pmus(root=host.root):
+    devices = facts.pmu_devices(root=host.root)
+    if not facts.can_see_pmus(root=host.root):
         found = f"cannot be seen: there is no {host.root / 'sys/bus/event_source/devices'}"
         yield Finding("pmu", Status.WARN, found, MOUNT_SYS)
     elif devices:
@@ -465,12 +465,12 @@ def _pmu(host: Host) -> Iterator[Finding]:
 
 
 def _vpmu(host: Host) -> Iterator[Finding]:
-    enabled = features.vpmu_enabled(root=host.root)
+    enabled = kvm.vpmu_enabled(root=host.root)
     if enabled:
         yield Finding("vpmu", Status.OK, "enable_pmu=Y")
     elif enabled is None:
         yield Finding("vpmu", Status.WARN, "KVM shows no parameter enable_pmu, so this cannot be seen")
-    elif features.pmu_devices(root=host.root):
+    elif facts.pmu_devices(root=host.root):
         yield Finding(
             "vpmu",
             Status.FAIL,
@@ -483,7 +483,7 @@ def _vpmu(host: Host) -> Iterator[Finding]:
 
 
 def _mediated_vpmu(host: Host) -> Iterator[Finding]:
-    modules = features.mediated_vpmu(root=host.root)
+    modules = kvm.mediated_vpmu(root=host.root)
     on = [name for name, value in modules.items() if value]
     if on:
         yield Finding(
@@ -494,7 +494,7 @@ def _mediated_vpmu(host: Host) -> Iterator[Finding]:
             "has no PMU at all",
             f"nothing, if that is wanted; else stop the guests and load {on[0]} with enable_mediated_pmu=0",
         )
-        if features.nmi_watchdog(root=host.root):
+        if facts.nmi_watchdog(root=host.root):
             # Its event has no exclude_guest: perf_create_mediated_pmu() returns EBUSY (kernel/events/core.c).
             yield Finding(
                 "mediated_vpmu",
@@ -540,7 +540,7 @@ _PMU_TODO = {
 
 
 def _nmi_watchdog(host: Host) -> Iterator[Finding]:
-    on = features.nmi_watchdog(root=host.root)
+    on = facts.nmi_watchdog(root=host.root)
     if on is None and not (host.root / "proc/sys/kernel").is_dir():
         yield Finding("nmi_watchdog", Status.WARN, "cannot be seen", "mount /proc")
     elif on:

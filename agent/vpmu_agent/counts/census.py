@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from vpmu_agent.kernel import features
+from vpmu_agent.kernel import kvm
 from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.probes import attach_census
 from vpmu_agent.probes.census import Census, Vcpu
@@ -34,9 +34,9 @@ class KvmPmu:
 
 def kvm_pmu() -> KvmPmu:
     """Those of the running kernel. KVM turns off by itself what the host has no PMU for."""
-    mediated = features.mediated_vpmu().values()
+    mediated = kvm.mediated_vpmu().values()
     known = None if any(value is None for value in mediated) else False
-    return KvmPmu(features.vpmu_enabled(), True if any(mediated) else known)
+    return KvmPmu(kvm.vpmu_enabled(), True if any(mediated) else known)
 
 
 def pmus(found: Iterable[Vcpu], kvm: KvmPmu) -> dict[int, list[Pmu]]:

@@ -25,7 +25,7 @@ from vpmu_agent.daemon import supervisor as parent
 from vpmu_agent.daemon.config_file import ConfigError
 from vpmu_agent.daemon.report import Level, Report, tell, tell_untraced
 from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError
-from vpmu_agent.kernel.features import kvm_instance
+from vpmu_agent.kernel.kvm import kvm_instance
 from vpmu_agent.model.call import Call
 from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.probes import Probes, Unattached, handover

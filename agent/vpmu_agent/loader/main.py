@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, cast
 from vpmu_agent.kernel.census import read_census_layout
 from vpmu_agent.kernel.container import require_host_pids
 from vpmu_agent.kernel.errors import KernelError, ProbeError
-from vpmu_agent.kernel.features import Trial, try_fexit, try_kprobe
 from vpmu_agent.kernel.layout import KernelLayout, read_layout
 from vpmu_agent.kernel.libbpf import libbpf, quiet, strerror
+from vpmu_agent.kernel.trials import Trial, try_fexit, try_kprobe
 from vpmu_agent.loader.program import captured_stderr, compile_census, compile_program, toolchain
 from vpmu_agent.loader.reason import because
 from vpmu_agent.probes import FUNCTIONS, WAYS, Mode, Way, handover

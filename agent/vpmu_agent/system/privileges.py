@@ -10,8 +10,9 @@ from collections.abc import Set
 from dataclasses import dataclass
 from functools import cache
 
-from vpmu_agent.kernel.features import CAPABILITIES, Trial
+from vpmu_agent.kernel.facts import CAPABILITIES
 from vpmu_agent.kernel.libbpf import libbpf, quiet, strerror
+from vpmu_agent.kernel.trials import Trial
 
 USER = "nobody"
 """Who the daemon becomes when it was started as root."""

@@ -37,7 +37,7 @@ from vpmu_agent.cli.doctor import (
     summary_text,
 )
 from vpmu_agent.kernel.errors import BtfError
-from vpmu_agent.kernel.features import Trial
+from vpmu_agent.kernel.trials import Trial
 from vpmu_agent.loader.program import BCC_TODO
 from vpmu_agent.loader.rehearsal import Outcome, Step
 from vpmu_agent.vms.modes import Mode, Pmu, Why

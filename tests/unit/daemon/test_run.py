@@ -15,7 +15,7 @@ from vpmu_agent.counts.watch import Watch
 from vpmu_agent.daemon import run as daemon
 from vpmu_agent.daemon.run import Attachment, Link
 from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError, ProbeError
-from vpmu_agent.kernel.features import Trial
+from vpmu_agent.kernel.trials import Trial
 from vpmu_agent.model.rules import Kind
 from vpmu_agent.model.verdict import Observation
 from vpmu_agent.probes import handover

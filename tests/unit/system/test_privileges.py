@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vpmu_agent.kernel.features import CAPABILITIES
+from vpmu_agent.kernel.facts import CAPABILITIES
 from vpmu_agent.system import privileges
 from vpmu_agent.system.privileges import USER, User, find_user
 

@@ -1,7 +1,6 @@
-"""Single facts about the running kernel and this process. A fact that cannot be read is None, never a guess.
+"""Whether the running kernel takes a probe, found out by trying one.
 
-Whether the kernel takes a probe is found out by trying one: configuration, version and capabilities each say
-yes on kernels that then refuse.
+Configuration, version and capabilities each say yes on kernels that then refuse.
 """
 
 from __future__ import annotations
@@ -15,20 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpmu_agent.kernel import btf
-from vpmu_agent.kernel.arch import Arch, current_arch
+from vpmu_agent.kernel.arch import current_arch
 from vpmu_agent.kernel.config import kernel_config
-from vpmu_agent.kernel.layout import KVM_MODULE
+from vpmu_agent.kernel.facts import ROOT, can_see_pmus, capabilities, has_seccomp_filter, read
 from vpmu_agent.kernel.libbpf import ProgLoadOpts, libbpf, quiet, strerror
-
-ROOT = Path("/")
-
-# include/uapi/linux/capability.h
-CAPABILITIES = {
-    "CAP_SYS_ADMIN": 21,
-    "CAP_SYSLOG": 34,
-    "CAP_PERFMON": 38,
-    "CAP_BPF": 39,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,94 +33,6 @@ class Trial:
     denied: bool = False
     filtered: bool = False
 
-
-# KVM and the PMU
-
-
-def kvm_is_module(*, root: Path = ROOT) -> bool:
-    """Whether KVM was loaded as a module: only these have an `initstate`."""
-    return (root / KVM_MODULE / "initstate").exists()
-
-
-def kvm_instance(*, root: Path = ROOT) -> int | None:
-    """A number for the KVM that is loaded now, another one after every load; None without KVM, or before it
-    is ready.
-
-    The folder's inode number: sysfs gives a new folder a new one (fs/kernfs/dir.c, __kernfs_new_node()).
-    """
-    try:
-        inode = (root / KVM_MODULE).stat().st_ino
-    except OSError:
-        return None
-    state = _read(root / KVM_MODULE / "initstate")  # not there if KVM is built in
-    return inode if state in (None, "live") else None
-
-
-def kvm_vendor_modules(*, root: Path = ROOT) -> tuple[str, ...]:
-    """What is there of KVM for this host's processor, such as ("kvm_amd",), as a module or built in."""
-    # Not only the names in Arch: some kernels bring others (kvm_pvm).
-    return tuple(sorted(path.name for path in (root / KVM_MODULE.parent).glob("kvm_*")))
-
-
-def vpmu_enabled(*, root: Path = ROOT) -> bool | None:
-    """KVM's `enable_pmu`. KVM itself sets it to N where the host has no PMU that it can use."""
-    return _flag(root / KVM_MODULE / "parameters/enable_pmu")
-
-
-def mediated_vpmu(*, root: Path = ROOT) -> dict[str, bool | None]:
-    """The modules that know a mediated vPMU, and whether it is on. Empty before Linux 7.0."""
-    # By the word, for the parameter was renamed between the versions of its series.
-    found = sorted((root / KVM_MODULE.parent).glob("kvm*/parameters/*mediated*"))
-    return {path.parts[-3]: _flag(path) for path in found}
-
-
-def can_see_pmus(*, root: Path = ROOT) -> bool:
-    """Whether perf's devices can be seen, of which every kernel with perf has some."""
-    return (root / "sys/bus/event_source/devices").is_dir()
-
-
-def pmu_devices(*, root: Path = ROOT, arch: Arch | None = None) -> tuple[str, ...]:
-    """The core PMUs that perf has: none in most VMs, two on hybrid processors."""
-    devices = root / "sys/bus/event_source/devices"
-    return tuple(name for name in (arch or current_arch()).pmu_devices if (devices / name).exists())
-
-
-def nmi_watchdog(*, root: Path = ROOT) -> bool | None:
-    """Whether the NMI watchdog runs: it holds one hardware counter of each CPU, pinned."""
-    return _flag(root / "proc/sys/kernel/nmi_watchdog")
-
-
-# What this process may do
-
-
-def capabilities(*, root: Path = ROOT) -> frozenset[str] | None:
-    """The names in CAPABILITIES that are effective in this process."""
-    for line in (_read(root / "proc/self/status") or "").splitlines():
-        if line.startswith("CapEff:"):
-            mask = int(line.split()[1], 16)
-            return frozenset(name for name, bit in CAPABILITIES.items() if mask >> bit & 1)
-    return None
-
-
-def has_seccomp_filter(*, root: Path = ROOT) -> bool:
-    """Whether a filter of system calls is on this process: a container's profile, or a service's."""
-    lines = (_read(root / "proc/self/status") or "").splitlines()
-    return any(line.split() == ["Seccomp:", "2"] for line in lines)  # SECCOMP_MODE_FILTER
-
-
-def lockdown(*, root: Path = ROOT) -> str | None:
-    """The lockdown mode: "none", "integrity" or "confidentiality"; None without lockdown or securityfs."""
-    modes = _read(root / "sys/kernel/security/lockdown") or ""
-    return next((mode.strip("[]") for mode in modes.split() if mode.startswith("[")), None)
-
-
-def kptr_restrict(*, root: Path = ROOT) -> int | None:
-    """kernel.kptr_restrict: 2 hides addresses from everybody, 1 from all without CAP_SYSLOG."""
-    value = _read(root / "proc/sys/kernel/kptr_restrict")
-    return int(value) if value and value.isdecimal() else None
-
-
-# Trials, on the running kernel only
 
 _BPF_PROG_TYPE_KPROBE = 2
 _BPF_PROG_TYPE_TRACING = 26
@@ -225,7 +126,7 @@ def try_fexit(functions: Sequence[str]) -> Trial:
 
 def try_kprobe(functions: Sequence[str], *, root: Path = ROOT) -> Trial:
     """Opens a kprobe on each function as a perf event, as bcc does, and takes it off again."""
-    kind = _read(root / "sys/bus/event_source/devices/kprobe/type")
+    kind = read(root / "sys/bus/event_source/devices/kprobe/type")
     if kind is None or not kind.isdecimal():
         if not can_see_pmus(root=root):
             return Trial(
@@ -241,8 +142,8 @@ def try_kprobe(functions: Sequence[str], *, root: Path = ROOT) -> Trial:
         for is_return in (False, True):
             fd = _open_kprobe(function, kind=int(kind), is_return=is_return)
             if fd < 0:
-                what = f"a k{'ret' * is_return}probe on {function}()"
-                return _refused(f"the kernel refuses {what}", -fd, call="perf_event_open")
+                probe = "kretprobe" if is_return else "kprobe"
+                return _refused(f"the kernel refuses a {probe} on {function}()", -fd, call="perf_event_open")
             os.close(fd)
     return Trial(True)
 
@@ -298,20 +199,3 @@ def _open_kprobe(function: str, *, kind: int, is_return: bool) -> int:
     number = current_arch().perf_event_open
     fd = libc.syscall(number, attr, pid, cpu, group, close_on_exec)
     return int(fd) if fd >= 0 else -ctypes.get_errno()
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return None
-
-
-def _flag(path: Path) -> bool | None:
-    """A yes-or-no of sysfs or procfs: Y/N, or a number."""
-    value = _read(path)
-    if value in ("Y", "y"):
-        return True
-    if value in ("N", "n"):
-        return False
-    return int(value) > 0 if value and value.lstrip("-").isdecimal() else None
