@@ -14,8 +14,8 @@ from vpmu_agent import probes
 from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.kernel.libbpf import libbpf
 from vpmu_agent.probes import maps
+from vpmu_agent.probes.layout import CONTROL
 from vpmu_agent.probes.maps import Map
-from vpmu_agent.probes.record import CONTROL
 from vpmu_agent.system import privileges
 
 HASH, ARRAY = 1, 2  # BPF_MAP_TYPE_*

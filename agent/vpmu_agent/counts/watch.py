@@ -12,7 +12,7 @@ from operator import add, itemgetter
 from typing import Protocol
 
 from vpmu_agent.model.rules import Kind
-from vpmu_agent.probes.record import PMC_TYPE_LBR, VCPU, pmc_layout, pmc_name
+from vpmu_agent.probes.layout import PMC_TYPE_LBR, VCPU, pmc_layout, pmc_name
 from vpmu_agent.vms.modes import Pmu
 from vpmu_agent.vms.names import VmInfo
 
@@ -45,10 +45,10 @@ class Probes(Protocol):
         """The kernel functions that they watch."""
 
     def vcpus(self) -> Iterator[tuple[int, int, tuple[int, ...]]]:
-        """tgid, vcpu_id, and numbers laid out as `record.VCPU.fields`."""
+        """tgid, vcpu_id, and numbers laid out as `layout.VCPU.fields`."""
 
     def pmcs(self) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """tgid, and numbers laid out as `record.pmc_layout(slots).fields`."""
+        """tgid, and numbers laid out as `layout.pmc_layout(slots).fields`."""
 
     def errors(self) -> Iterator[tuple[int, int, int]]:
         """tgid, errno, and how many creations failed with it."""
@@ -88,7 +88,7 @@ class Counts:
     """
 
     numbers: array[int] = field(default_factory=lambda: array("q", bytes(8 * _NUMBERS)))
-    """As `record.VCPU.fields`, all vCPUs together."""
+    """As `layout.VCPU.fields`, all vCPUs together."""
     errors: Counter[int] = field(default_factory=Counter)
     """Creations that failed, by errno."""
     _calls: array[int] = field(default_factory=_rows)  # rows: vCPU, type and index of the pmc, its calls

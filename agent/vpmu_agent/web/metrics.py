@@ -25,7 +25,7 @@ from vpmu_agent.counts.watch import Counts, Snapshot, Watch
 from vpmu_agent.model.buckets import DURATION_BOUNDS_NS, SIZE_BOUNDS
 from vpmu_agent.model.call import CallName
 from vpmu_agent.model.rules import Kind, State
-from vpmu_agent.probes.record import VCPU
+from vpmu_agent.probes.layout import VCPU
 from vpmu_agent.text import errno_name
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -162,7 +162,7 @@ class _VmFamily:
 
     family: Family
     text: str  # of one VM: _VM where its name stands, and a place for each number
-    numbers: Callable[[Sequence[int]], Iterable[float]]  # from those of `record.VCPU.fields`
+    numbers: Callable[[Sequence[int]], Iterable[float]]  # from those of `layout.VCPU.fields`
 
 
 _VM = "\0"

@@ -15,7 +15,7 @@ from vpmu_agent.counts.watch import Counts, Snapshot, Watch
 from vpmu_agent.model.rules import Kind
 from vpmu_agent.model.rules import State as GroupState
 from vpmu_agent.model.verdict import Observation
-from vpmu_agent.probes.record import VCPU
+from vpmu_agent.probes.layout import VCPU
 from vpmu_agent.trace.call_json import SCHEMA, call_json, dumps
 from vpmu_agent.vms.modes import untraced
 from vpmu_agent.vms.names import VmInfo
