@@ -30,7 +30,8 @@ from vpmu_agent.trace import live
 from vpmu_agent.trace.call_json import PMC_NAMES
 from vpmu_agent.trace.recording import Header, Recorder, Recording, RecordingError
 from vpmu_agent.trace.session import Filters, JsonPrinter, Printer, Session, TextPrinter
-from vpmu_agent.vms.names import Vms, running
+from vpmu_agent.vms.names import Vms
+from vpmu_agent.vms.process import running
 from vpmu_agent.web.server import Address, ListenError, WebConfigError, parse_address
 
 if TYPE_CHECKING:
