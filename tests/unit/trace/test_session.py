@@ -15,8 +15,9 @@ from vpmu_agent.model.call import Call, CallName, PmcType
 from vpmu_agent.model.rules import Kind
 from vpmu_agent.system.stdout import OutputError
 from vpmu_agent.text import attr_text, duration_text
+from vpmu_agent.trace.printers import JsonPrinter, Printer, TextPrinter
 from vpmu_agent.trace.recording import Header, Recorder, Recording
-from vpmu_agent.trace.session import Filters, JsonPrinter, Printer, Session, TextPrinter
+from vpmu_agent.trace.session import Filters, Session
 from vpmu_agent.vms.modes import Mode, Pmu, Why
 
 
