@@ -24,11 +24,14 @@ IMAGE_PACKAGES := mmdebstrap crun podman
 # What the page is opened in.
 PAGE_PACKAGES := chromium
 
+# What draws docs/model.svg.
+GENERATE_PACKAGES := graphviz
+
 # What `make bench` measures the monitor against, and with.
 BENCH_PACKAGES := bpftrace bpftool
 
 .PHONY: demo demo-grouped test check lint format unit slow bpf verifier fuzz lab lab-stock lab-service lab-grouped \
-	lab-debian13 lab-matrix lab-kernel dashboards dashboards-check docs page recordings \
+	lab-debian13 lab-matrix lab-kernel generate dashboards dashboards-check docs page recordings \
 	deb deb-test image image-test image-lab prometheus-rule bench clean
 
 # Where the lab can choose, as in `make demo LAB_HOST=debian13 LAB_KERNEL=backports` (tests/lab/hosts.py).
@@ -105,6 +108,10 @@ fuzz: .venv/ready
 dashboards: .venv/ready
 	$(PYTHON) -m tools.dashboards.build
 
+# Writes what is made from the model's rules: bpf/monitor.h, model/compiled_rules.py, docs/model.*.
+generate: .venv/generate
+	$(PYTHON) -m tools.generate
+
 # Writes docs/metrics.md anew from the code that declares the metrics.
 docs: .venv/ready
 	$(PYTHON) -m tools.docs.metrics
@@ -174,6 +181,10 @@ endef
 .venv/image: .venv/deb
 	$(call install,$(IMAGE_PACKAGES))
 	.venv/bin/pip install -q -e '.[image]'
+	@touch $@
+
+.venv/generate: .venv/ready
+	$(call install,$(GENERATE_PACKAGES))
 	@touch $@
 
 .venv/page: .venv/ready

@@ -134,7 +134,12 @@ static __always_inline u64 slot(u64 index)
 	return opaque(index) & (VPMU_SLOTS - 1);
 }
 
-/* The functions of the automaton's language: bits of a mask, and the events behind them. */
+/* The functions that the model's rules use (monitor.h): bits of a mask, and the events behind them. */
+
+#define BIT(i)		(1U << (i))
+#define BIT_ULL(i)	(1ULL << (i))
+#define BELOW(i)	(BIT_ULL(i) - 1)
+#define LOWEST(mask)	((mask) & -(mask))
 
 static __always_inline u64 mask_count(u64 mask)
 {

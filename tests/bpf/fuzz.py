@@ -1,7 +1,7 @@
 """Random sequences of calls through the BPF monitor and the Python check: same verdicts, same counts.
 
 `python -m tests.bpf.fuzz` makes a million of them, on all processors; it prints how far it is, and ends with
-what it met. A sequence is the life of a random host's counters (tests/unit/world.py), valid or with the
+what it met. A sequence is the life of a random host's counters (tests/support/world.py), valid or with the
 design's hazards, in three of four cases with faults put in. Its seed makes it again: `--seed S
 --sequences 1`.
 """
@@ -11,77 +11,25 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import random
 import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import replace
 
 from tests.bpf.twins import Twins
-from tests.support.mutations import a_leader, drop, duplicate, flip, lead, swap
-from tests.support.world import World
+from tests.support.sequences import sequence, without_groups
 from vpmu_agent.model.call import Call, CallName
-from vpmu_agent.model.check import Monitor
-from vpmu_agent.model.rules import SLOTS, Kind, State
+from vpmu_agent.model.check import Checker
+from vpmu_agent.model.rules import Kind, State
 from vpmu_agent.model.verdict import Verdict
 
 Numbers = dict[str, tuple[int, ...]]
 
 
-def sequence(seed: int, *, grouped: bool) -> list[Call]:
-    """The calls of one sequence."""
-    rng = random.Random(seed)
-    choices = (*(1, 1, 2, 2, 3, 3, 4) * 4, 8, 16, SLOTS, SLOTS + 1) if grouped else (1,)
-    sizes = tuple(rng.choice(choices) for _ in range(rng.randint(1, 3)))
-    world = World(rng, sizes=sizes, vcpus=rng.randint(1, 2), reuses_addresses=rng.random() < 0.5)
-    world.run(rng.randint(2, 12), hazards=rng.random() < 0.6)
-    calls = world.calls
-    if rng.random() < 0.75:
-        for _ in range(rng.randint(1, 5)):
-            if calls:
-                calls = _broken(calls, rng.randrange(len(calls)), rng)
-    if rng.random() < 0.2:
-        calls = calls[rng.randrange(len(calls) + 1) :]
-    return calls
-
-
-def _broken(calls: list[Call], at: int, rng: random.Random) -> list[Call]:
-    call = calls[at]
-    faults = ["drop", "duplicate", "swap", "lost", "count", "size"]
-    if call.name is CallName.CREATE:
-        faults += ["lead", "flip", "fail"]
-    match rng.choice(faults):
-        case "drop":
-            return drop(calls, at)
-        case "duplicate":
-            return duplicate(calls, at)
-        case "swap":
-            return swap(calls, at)
-        case "lead":
-            return lead(calls, at, a_leader(calls, at, rng))
-        case "flip":
-            return flip(calls, at)
-        case "lost":
-            changed = replace(call, lost=1)
-        case "count":
-            changed = replace(call, event_count=rng.randrange(256))
-        case "size":
-            changed = replace(call, max_nr_events=rng.choice((0, 1, 2, 5, SLOTS, SLOTS + 1, 255)))
-        case _:
-            changed = replace(call, result=-rng.choice((1, 12, 28, 4095)), event=0)
-    return [*calls[:at], changed, *calls[at + 1 :]]
-
-
-def without_groups(calls: list[Call]) -> list[Call]:
-    """The same calls on a kernel that has none: no leaders, and one event each."""
-    return [replace(call, leader=0, max_nr_events=1) for call in calls]
-
-
 def differences(calls: list[Call], twins: Twins) -> Iterator[str]:
     """Where the two do not agree, in words; and nothing else is said where they do."""
     twins.begin()
-    monitor = Monitor()
+    monitor = Checker()
     counted: defaultdict[int, Counter[str]] = defaultdict(Counter)
     for i, call in enumerate(calls):
         python = monitor.observe(call)
@@ -137,7 +85,7 @@ def run(seeds: range) -> tuple[int, Counter[Kind], list[str]]:
         calls += len(made)
         twins = grouped if with_groups else stock
         different += [f"seed {seed}: {what}" for what in differences(made, twins)]
-        monitor = Monitor()
+        monitor = Checker()
         kinds.update(monitor.observe(call).kind for call in made)
     lost = sum(grouped.lost().values()) + sum(stock.lost().values())
     return calls, kinds, different + [f"seeds {seeds}: {lost} calls were lost"] * bool(lost)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tests.bpf import fuzz
 from tests.bpf.twins import Twins
+from tests.support.sequences import sequence
 from tests.support.world import World
+from vpmu_agent.loader import program
 from vpmu_agent.model.call import Call
-from vpmu_agent.model.check import Monitor
-from vpmu_agent.model.generate import c as monitor
+from vpmu_agent.model.check import Checker
 from vpmu_agent.model.rules import Kind
+from vpmu_agent.probes.sources import bpf_folder
 
 
 def test_some_thousands_of_random_sequences() -> None:
@@ -26,29 +30,31 @@ def test_some_thousands_of_random_sequences() -> None:
 
 # Each is a fault that a generator, or a person, could make.
 MUTANTS = {
-    "another state": ("p->state = 5;", "p->state = 4;"),
-    "another index": ("c->event_index = index;", "c->event_index = 0;"),
-    "another kind": ("c->kind = VPMU_KIND_RELEASED_TWICE;", "c->kind = VPMU_KIND_UNKNOWN;"),
-    "another expectation": ("c->expected = VPMU_EXPECTED_RELEASES;", "c->expected = VPMU_EXPECTED_RELEASE;"),
-    "a count too few": ("v->predicted[VPMU_RELEASE] += mask_count(ahead);", "v->predicted[VPMU_RELEASE]++;"),
-    "an orphan forgotten": ("p->orphans |= p->members;", ";"),
-    "a repetition reported": ("p->faults |= 1U << c->kind;", ";"),
+    "another state": ("pmc->state = VPMU_STATE_PAUSED;", "pmc->state = VPMU_STATE_RUNNING;"),
+    "another index": ("call->event_index = index;", "call->event_index = 0;"),
+    "another kind": ("say_next(call, RELEASED_TWICE);", "say_next(call, UNKNOWN);"),
+    "another expectation": ("say(call, ORPHANED_MEMBER, RELEASES,", "say(call, ORPHANED_MEMBER, RELEASE,"),
+    "a count too few": (
+        "vcpu->predicted[VPMU_RELEASE] += mask_count(ahead);",
+        "vcpu->predicted[VPMU_RELEASE]++;",
+    ),
+    "an orphan forgotten": ("pmc->orphans |= pmc->members;", ";"),
+    "a repetition reported": ("pmc->faults |= BIT(call->kind);", ";"),
 }
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_a_fault_in_the_generated_monitor_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_in_the_generated_monitor_is_found(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     right, wrong = MUTANTS[name]
-    source = monitor.source
-
-    def broken(slots: int) -> str:
-        text = source(slots)
-        assert right in text
-        return text.replace(right, wrong)
-
-    monkeypatch.setattr(monitor, "source", broken)
+    folder = shutil.copytree(bpf_folder(), tmp_path / "bpf")
+    text = (folder / "monitor.h").read_text()
+    assert right in text
+    (folder / "monitor.h").write_text(text.replace(right, wrong))
+    monkeypatch.setattr(program, "bpf_folder", lambda: folder)
     twins = Twins(grouped=True, vcpus=2, pmcs=3, events=8192)
-    sequences = (fuzz.sequence(seed, grouped=True) for seed in range(2000))
+    sequences = (sequence(seed, grouped=True) for seed in range(2000))
     assert any(list(fuzz.differences(calls, twins)) for calls in sequences)
 
 
@@ -57,7 +63,7 @@ def test_what_is_conforming_sends_nothing_and_is_counted() -> None:
     world.run(200, hazards=False)
     twins = Twins(grouped=True)
     twins.stream(on=False)
-    check = Monitor()
+    check = Checker()
     for call in world.calls:
         twins.make(call)
         check.observe(call)
@@ -71,9 +77,9 @@ def test_what_is_conforming_sends_nothing_and_is_counted() -> None:
 
 
 def test_a_full_ring_loses_no_count() -> None:
-    calls = [call for seed in range(40) for call in fuzz.sequence(seed, grouped=True)]
+    calls = [call for seed in range(40) for call in sequence(seed, grouped=True)]
     twins = Twins(grouped=True, vcpus=2, pmcs=3, events=8192, ring_pages=1)
-    check = Monitor()
+    check = Checker()
     said = [check.observe(call).kind for call in calls]
     for call in calls:
         twins.make(call)

@@ -10,7 +10,7 @@ from itertools import chain
 
 from vpmu_agent.model.buckets import DURATION_BOUNDS_NS, SIZE_BOUNDS
 from vpmu_agent.model.call import Call, CallName, PmcType
-from vpmu_agent.model.check import Monitor
+from vpmu_agent.model.check import Checker
 from vpmu_agent.model.rules import Kind, State
 from vpmu_agent.probes.layout import VCPU, pmc_layout
 from vpmu_agent.vms.command_line import Vmm
@@ -30,7 +30,7 @@ class Maps:
         self.rooms = {"vcpus": 8}
         self.is_closed = False
         self._lock = threading.Lock()
-        self._monitor = Monitor()
+        self._monitor = Checker()
         self._vcpus: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0] * _SIZE[VCPU])
         self._pmcs: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0] * _SIZE[PMC])
         self._errors = Counter[tuple[int, int]]()

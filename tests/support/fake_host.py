@@ -18,7 +18,7 @@ from vpmu_agent import probes
 from vpmu_agent.cli import main as cli
 from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError
 from vpmu_agent.model.call import Call
-from vpmu_agent.model.check import Monitor
+from vpmu_agent.model.check import Checker
 from vpmu_agent.model.verdict import Observation
 from vpmu_agent.probes import FUNCTIONS, Mode
 from vpmu_agent.probes.census import Census
@@ -44,7 +44,7 @@ class ScriptedProbes(Maps):
             self._batches[1][0] = replace(life[0], lost=lost)
         self._rest = list(guest.life(pmc=3))
         self._lost = lost
-        self._observe = Monitor().observe
+        self._observe = Checker().observe
 
     def poll(self, timeout_s: float) -> list[Observation]:
         """The next batch; waits if there is none, as the real one does."""

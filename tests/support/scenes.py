@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from vpmu_agent.model.call import Attr, Call, CallName, PmcType
-from vpmu_agent.model.check import Monitor
+from vpmu_agent.model.check import Checker
 from vpmu_agent.model.verdict import Observation
 
 START_NS = 1_766_000_000_123_456_789
@@ -105,6 +105,6 @@ class Guest:
 
 def checked(calls: Iterable[Call]) -> Iterator[Observation]:
     """The calls, each with what the model says of it."""
-    monitor = Monitor()
+    monitor = Checker()
     for call in calls:
         yield call, monitor.observe(call)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from tests.support.scenes import USER_CYCLES
 from vpmu_agent.model.call import Call, CallName, PmcType
 from vpmu_agent.model.mechanism import Pmc, Pmu, Steps, pmc_stop_counter, reprogram_counter
+from vpmu_agent.model.predict import STEPS
 from vpmu_agent.model.rules import Kind
 
 TGID = 100
@@ -76,6 +77,10 @@ class World:
             size = self._rng.choice(self._sizes) if hazards else self._sizes[counter.idx % len(self._sizes)]
             fail_at = self._rng.randrange(size) if hazards and self._rng.random() < 0.2 else None
             self._drive(counter, reprogram_counter(pmc, config, hardware_nr_events=size), fail_at=fail_at)
+
+    def step(self, counter: VirtualCounter, name: str, *, size: int, fail_at: int | None = None) -> None:
+        """The guest takes one of the steps that predict.STEPS has, with a counter of `size` events."""
+        self._drive(counter, STEPS[name](counter.pmc, size), fail_at=fail_at)
 
     def _drive(self, counter: VirtualCounter, steps: Steps, *, fail_at: int | None = None) -> None:
         answer = None

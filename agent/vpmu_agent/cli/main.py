@@ -20,7 +20,7 @@ from vpmu_agent.daemon import config_file as configuration
 from vpmu_agent.daemon.config_file import ConfigError
 from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.model.call import CallName
-from vpmu_agent.model.check import Monitor
+from vpmu_agent.model.check import Checker
 from vpmu_agent.model.predict import STEPS
 from vpmu_agent.model.predict import predict as predictions
 from vpmu_agent.system.notify import NotifyError
@@ -245,7 +245,7 @@ def replay(
     with _opened(file) as (stream, name):
         recording = Recording(stream, name)
         session = Session(_make_filters(vm, vcpu, pmc, call), _printer(output), sys.stdout, quiet=quiet)
-        observe = Monitor().observe
+        observe = Checker().observe
         for calls in recording.batches():
             session.feed(zip(calls, map(observe, calls), strict=True))
             if session.unread:

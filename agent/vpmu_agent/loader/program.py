@@ -14,7 +14,6 @@ from typing import IO, TYPE_CHECKING
 
 from vpmu_agent.kernel.errors import ProbeError
 from vpmu_agent.loader.reason import because
-from vpmu_agent.model.generate import c as monitor
 from vpmu_agent.model.rules import SLOTS, Kind, State
 from vpmu_agent.probes.sources import bpf_folder
 
@@ -115,7 +114,6 @@ def compile_program(
     """
     import bcc
 
-    slots = SLOTS if "VPMU_PMC_MAX_NR_EVENTS" in constants else 1
     rooms = {**MAX_ENTRIES, **(max_entries or {})}
     defines = {
         **constants,
@@ -123,16 +121,16 @@ def compile_program(
         "VPMU_RING_PAGES": ring_pages,
         "VPMU_KINDS": len(Kind),
         "VPMU_STATES": len(State),
-        "VPMU_SLOTS": slots,
+        "VPMU_SLOTS": SLOTS if "VPMU_PMC_MAX_NR_EVENTS" in constants else 1,
     }
     flags = [
         f"-D{name}={value}ULL" if value > 2**31 else f"-D{name}={value}" for name, value in defines.items()
     ]
-    flags += ["-DVPMU_FEXIT"] * fexit + ["-DVPMU_TWINS"] * twins + ["-DVPMU_USER_MEMORY"] * user_memory
+    forms = {"VPMU_FEXIT": fexit, "VPMU_TWINS": twins, "VPMU_USER_MEMORY": user_memory}
+    flags += [f"-D{name}" for name, is_on in forms.items() if is_on]
     folder = bpf_folder()
     with kernel_source():
         text = (folder / "vpmu.bpf.c").read_bytes()
-        text = text.replace(b'#include "monitor.h"', monitor.source(slots).encode())
         if "VPMU_VCPU_IOCTL" in constants:
             # Compiled alone it would take eight times as long.
             text += (folder / "census.bpf.c").read_bytes()

@@ -1,33 +1,19 @@
-"""The automaton of one pmc, as data: from it come the check in Python and the monitor in BPF.
+"""The rules for the calls of one pmc, as data.
+
+`make generate` writes three files from them: compiled_rules.py (the check in Python), bpf/monitor.h (the same
+check in BPF) and docs/model.md (for people).
 
 Every pmc is followed on its own, in a few registers. A call is either *due* (the model has already said that
 it must come next) or it opens something new (a program, a pause, a resume, a release), which only the guest
 can decide. The rules are those of `mechanism.py`, read the other way round: from a call to what may have made
 it.
 
-After a divergence the automaton goes on from what was really seen, so that what follows is judged as well;
-but a kind is reported once in a program, and what can only be a consequence is called unknown: one fault in
-the kernel gives one or two divergences, not one for every call after it.
+After a divergence the check goes on from what was really seen, so that what follows is judged as well; but a
+kind is reported once in a program, and what can only be a consequence is called unknown: one fault in the
+kernel gives one or two divergences, not one for every call after it.
 
-Guards and effects are written in a subset of Python that means the same in C (`translate.py`). Registers:
-
-    state size    where the group stands, and its N (`max_nr_events` when it was programmed)
-    members       bit i: perf_events[i] is held
-    enabled       bit i: perf_events[i] is enabled
-    orphans       bit i: perf_events[i] is there, but a release passed it by; one with a larger N may find it
-    gone          bit i: perf_events[i] was released in this program
-    walk          while releasing: bit i, perf_events[i] is still to come
-    left          how many events no entry of perf_events holds any more, and nobody will release
-    paused        `is_paused`
-    faults        bit of each Kind that this program has had
-
-What a call brings: `event`, `leader` (addresses), `failed` (result < 0), `disabled` (of its attributes), `n`
-(`max_nr_events` now, at least 1), `index` and `leader_index` (where perf_events has the two, else -1).
-
-Functions: `bit(i)`, `below(i)` (all lower bits), `lowest(mask)` (its lowest bit alone), `low(mask)` (the
-index of that), `width(mask)` (one more than the index of its highest bit), `count(mask)`, `fault(kind)` (its
-bit); of the event: `released()` (in this program), `left_behind()`. Effects: `put(i)` (perf_events[i] is the
-event), `leave(i)` (that entry is overwritten), `leave_all(mask)`, `found()` (the event is not left behind).
+Guards and effects are written in a subset of Python that means the same in C (generate/language.py). They use
+REGISTERS, INPUTS, FUNCTIONS and EFFECTS, all explained below.
 """
 
 from __future__ import annotations
@@ -91,13 +77,44 @@ class State(StrEnum):
     """Where the group of one pmc stands."""
 
     UNKNOWN = "unknown"
-    EMPTY = "empty"  # holds no events
-    CREATING = "creating"  # from the first create to the last
-    ENABLING = "enabling"  # of a group: from the last create to the last enable
+    EMPTY = "empty"
+    CREATING = "creating"
+    ENABLING = "enabling"
     RUNNING = "running"
     PAUSED = "paused"
-    PARTIAL = "partial"  # a create failed; the members before it are held, disabled
-    RELEASING = "releasing"  # from the first release to the last
+    PARTIAL = "partial"
+    RELEASING = "releasing"
+
+    @property
+    def meaning(self) -> str:
+        """The state in a sentence, for people."""
+        return _STATE_MEANINGS[self]
+
+
+_STATE_MEANINGS = {
+    State.UNKNOWN: "the pmc's past is not known: it is older than the agent, or records were lost",
+    State.EMPTY: "the pmc holds no events",
+    State.CREATING: "from the first create of a group to the last",
+    State.ENABLING: "of a group: from the last create to the last enable",
+    State.RUNNING: "every event was created, and of a group every event was enabled",
+    State.PAUSED: "the single event was paused",
+    State.PARTIAL: "a create failed; the members before it are held, disabled",
+    State.RELEASING: "from the first release to the last",
+}
+
+# A create without event 0 would have begun a program, and a release would have led to another state.
+_HAS_EVENT_0 = {"members": True, "(members | orphans) & below(n)": True, "released()": False}
+
+INVARIANTS = {
+    State.EMPTY: {"members": False},
+    State.CREATING: {**_HAS_EVENT_0, "size > 1": True},
+    State.ENABLING: {**_HAS_EVENT_0, "size > 1": True},
+    State.RUNNING: _HAS_EVENT_0,
+    State.PAUSED: _HAS_EVENT_0,
+    State.PARTIAL: _HAS_EVENT_0,
+    State.RELEASING: {"walk": True},
+}
+"""What is so in a state, whatever KVM does; for docs/model.md, whose table would have impossible cases."""
 
 
 class Expected(StrEnum):
@@ -119,7 +136,53 @@ class Expected(StrEnum):
 SLOTS = 32
 """Members of a group that are followed; of a larger group the model says nothing (unknown)."""
 
-REGISTERS = ("state", "size", "members", "enabled", "orphans", "gone", "walk", "left", "paused", "faults")
+REGISTERS = {
+    "state": "where the group stands",
+    "size": "its N: `max_nr_events` when it was programmed",
+    "members": "bit i: `perf_events[i]` is held",
+    "enabled": "bit i: `perf_events[i]` is enabled",
+    "orphans": (
+        "bit i: `perf_events[i]` is there, but a release passed it by; one with a larger N may still find it"
+    ),
+    "gone": "bit i: `perf_events[i]` was released in this program",
+    "walk": "while releasing, bit i: `perf_events[i]` is still to be released",
+    "left": "how many events no entry of `perf_events` holds any more, so that nobody will release them",
+    "paused": "`is_paused`",
+    "faults": "one bit for each kind of divergence that this program has had",
+}
+"""What is kept of one pmc."""
+
+INPUTS = {
+    "event": "address of the event that is created, enabled, paused or released; 0 if its creation failed",
+    "leader": "address that a create was given as `group_leader`, 0 if none",
+    "failed": "whether the call returned an error",
+    "disabled": "of a create: the `disabled` of its attributes",
+    "n": "`max_nr_events` now, at least 1",
+    "index": "which entry of `perf_events` holds `event`, -1 if none does",
+    "leader_index": "the same of `leader`",
+}
+"""What a call brings."""
+
+FUNCTIONS = {
+    "bit(i)": "a mask of bit i",
+    "below(i)": "a mask of all bits below bit i",
+    "lowest(mask)": "the lowest bit of a mask, as a mask",
+    "low(mask)": "the index of its lowest bit, 0 if it has none",
+    "width(mask)": "one more than the index of its highest bit, 0 if it has none",
+    "count(mask)": "how many bits it has",
+    "fault(kind)": "the bit of a kind of divergence in `faults`",
+    "released()": "whether `event` was released in this program",
+    "left_behind()": "whether `event` is one of those that `left` counts",
+}
+"""What guards and effects can ask."""
+
+EFFECTS = {
+    "put(i)": "`perf_events[i]` is `event` from now on",
+    "leave(i)": "`perf_events[i]` is overwritten: what it held is left behind",
+    "leave_all(mask)": "the same for every bit of a mask",
+    "found()": "`event` was not left behind after all",
+}
+"""What effects can do, apart from assignments to registers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +204,7 @@ class Rule:
     The first of `says` that holds is the verdict; it sees the registers as they were before the effects.
     `let` are values worked out before both. `event` and `leader` are indices, -1 where not known. `predicted`
     are the calls that the model predicts on seeing this one, itself included where it opened something new.
+    `note` says in a sentence what the rule is about; it goes into all that is generated.
     """
 
     call: CallName
@@ -152,6 +216,7 @@ class Rule:
     event: str = "-1"
     leader: str = "-1"
     predicted: tuple[tuple[CallName, str], ...] = ()
+    note: str = ""
 
 
 NEXT = (
@@ -165,7 +230,10 @@ NEXT = (
 )
 """What may come next; the kind means nothing here."""
 
-_CREATE, _ENABLE, _PAUSE, _RELEASE = CallName
+_CREATE = CallName.CREATE
+_ENABLE = CallName.ENABLE
+_PAUSE = CallName.PAUSE
+_RELEASE = CallName.RELEASE
 _STATES = tuple(State)
 _KNOWN = tuple(state for state in State if state is not State.UNKNOWN)
 _PREDICTED = Says(Kind.PREDICTED, expected=Expected.NOTHING)
@@ -194,7 +262,7 @@ def _indented(block: str) -> str:
     return "".join(f"    {line}\n" for line in block.strip().splitlines())
 
 
-# The first create of a program; a create without a leader opens one, whatever went before.
+# The first create of a program.
 _PROGRAM = f"""
 if state == UNKNOWN:
     orphans = 0
@@ -211,7 +279,7 @@ else:
 {_indented(_ADD)}"""
 _PROGRAM_PREDICTS = ((_CREATE, "1 if failed or n == 1 else 2"),)
 
-# An event of a pmc whose past is not known.
+# Keep an event that nobody has seen the creation of.
 _ADOPT = """
 if not failed and index < 0 and free < SLOTS:
     members |= bit(free)
@@ -219,7 +287,7 @@ if not failed and index < 0 and free < SLOTS:
     put(free)
 """
 _FREE = ("free", "width(members | orphans)")
-# With a single event, a call tells the state.
+# There is this one event and nothing else.
 _ADOPT_SINGLE = """
 members = 1
 orphans = 0
@@ -228,6 +296,9 @@ faults = 0
 put(0)
 """
 _IS_SINGLE = "size == 1 and n == 1"
+_TELLS_THE_STATE = "Of a single event, this call tells the state."
+_OF_AN_UNKNOWN_GROUP = "A member of a group whose state is not known."
+_NO_MEMBER = "The event is none that the pmc holds."
 
 _STRANGER = (Says(Kind.MISSING_MEMBER, "state == CREATING"), _UNEXPECTED)
 _LEFT_TOO_SOON = (
@@ -238,8 +309,14 @@ _LEFT_TOO_SOON = (
 
 def _beyond(call: CallName) -> Rule:
     """A group of more members than are followed."""
-    effects = "state = UNKNOWN\nmembers = 0\norphans = 0\ngone = 0"
-    return Rule(call, _STATES, (_UNKNOWN,), when="n > SLOTS", effects=effects)
+    return Rule(
+        call,
+        _STATES,
+        (_UNKNOWN,),
+        when="n > SLOTS",
+        effects="state = UNKNOWN\nmembers = 0\norphans = 0\ngone = 0",
+        note="The group has more members than are followed.",
+    )
 
 
 _CREATES = (
@@ -251,6 +328,7 @@ _CREATES = (
         when="index >= 0",
         event="index",
         leader="leader_index",
+        note="The event is a member already.",
     ),
     Rule(
         _CREATE,
@@ -269,9 +347,8 @@ _CREATES = (
             (_CREATE, "1 if not failed and at + 1 < size else 0"),
             (_ENABLE, "size if not failed and at + 1 == size else 0"),
         ),
+        note="The next member of the group.",
     ),
-    # A program. With a leader where there is none, that was never created; what follows shows whether a
-    # member is missing.
     Rule(
         _CREATE,
         _STATES,
@@ -291,9 +368,20 @@ _CREATES = (
         effects=_PROGRAM,
         event="0",
         predicted=_PROGRAM_PREDICTS,
+        note=(
+            "A program begins: a create without a leader opens one, whatever went before. "
+            "If it names a leader and the pmc holds no events, that leader was never created; "
+            "the calls that follow show whether a member is missing."
+        ),
     ),
-    Rule(_CREATE, (State.UNKNOWN,), (_UNKNOWN,), let=(_FREE,), effects=_ADOPT),
-    # Nothing says that it should be enabled, and no release will come to it.
+    Rule(
+        _CREATE,
+        (State.UNKNOWN,),
+        (_UNKNOWN,),
+        let=(_FREE,),
+        effects=_ADOPT,
+        note="A member of a group whose beginning was not seen.",
+    ),
     Rule(
         _CREATE,
         (State.ENABLING, State.RUNNING, State.PAUSED, State.PARTIAL, State.RELEASING),
@@ -301,6 +389,7 @@ _CREATES = (
         let=(_FREE,),
         effects=_ADOPT,
         leader="leader_index",
+        note="One member too many: nothing says that it should be enabled, and no release will come to it.",
     ),
 )
 
@@ -313,9 +402,17 @@ _ENABLES = (
         when=_IS_SINGLE,
         effects=f"{_ADOPT_SINGLE}enabled = 1\nstate = RUNNING\npaused = 0",
         event="0",
+        note=_TELLS_THE_STATE,
     ),
-    Rule(_ENABLE, (State.UNKNOWN,), (_UNKNOWN,), let=(_FREE,), effects=_ADOPT),
-    Rule(_ENABLE, _KNOWN, _STRANGER, when="index < 0"),
+    Rule(
+        _ENABLE,
+        (State.UNKNOWN,),
+        (_UNKNOWN,),
+        let=(_FREE,),
+        effects=_ADOPT,
+        note=_OF_AN_UNKNOWN_GROUP,
+    ),
+    Rule(_ENABLE, _KNOWN, _STRANGER, when="index < 0", note=_NO_MEMBER),
     Rule(
         _ENABLE,
         (State.PAUSED, State.PARTIAL),
@@ -324,6 +421,7 @@ _ENABLES = (
         effects="enabled |= 1\npaused = 0\nif state == PAUSED:\n    state = RUNNING",
         event="0",
         predicted=((_ENABLE, "1"),),
+        note="The guest's counter resumes: pmc_resume_counter().",
     ),
     Rule(
         _ENABLE,
@@ -332,8 +430,8 @@ _ENABLES = (
         when="not enabled & bit(index)",
         effects="enabled |= bit(index)\nif not members & ~enabled:\n    state = RUNNING",
         event="index",
+        note="The members of a group are enabled in order, once the last one was created.",
     ),
-    # The second enable in a row: no create is to come any more.
     Rule(
         _ENABLE,
         (State.CREATING,),
@@ -341,6 +439,7 @@ _ENABLES = (
         when="faults & fault(ENABLED_EARLY)",
         effects="enabled |= bit(index)\nstate = ENABLING if members & ~enabled else RUNNING",
         event="index",
+        note="The second enable that comes too early: no create is to come any more.",
     ),
     Rule(
         _ENABLE,
@@ -348,8 +447,16 @@ _ENABLES = (
         (Says(Kind.ENABLED_EARLY),),
         effects="enabled |= bit(index)",
         event="index",
+        note="Not all members were created.",
     ),
-    Rule(_ENABLE, _KNOWN, (_UNEXPECTED,), effects="enabled |= bit(index)", event="index"),
+    Rule(
+        _ENABLE,
+        _KNOWN,
+        (_UNEXPECTED,),
+        effects="enabled |= bit(index)",
+        event="index",
+        note="Nothing is to be enabled.",
+    ),
 )
 
 _PAUSES = (
@@ -361,9 +468,16 @@ _PAUSES = (
         when=_IS_SINGLE,
         effects=f"{_ADOPT_SINGLE}enabled = 0\nstate = PAUSED\npaused = 1",
         event="0",
+        note=_TELLS_THE_STATE,
     ),
-    Rule(_PAUSE, (State.UNKNOWN,), (_UNKNOWN,), let=(_FREE,), effects=_ADOPT),
-    # A group is stopped, never paused; but what was a group may have become a single event since.
+    Rule(
+        _PAUSE,
+        (State.UNKNOWN,),
+        (_UNKNOWN,),
+        let=(_FREE,),
+        effects=_ADOPT,
+        note=_OF_AN_UNKNOWN_GROUP,
+    ),
     Rule(
         _PAUSE,
         (State.RUNNING, State.PARTIAL),
@@ -372,8 +486,18 @@ _PAUSES = (
         effects="paused = 1\nif state == RUNNING:\n    state = PAUSED",
         event="0",
         predicted=((_PAUSE, "1"),),
+        note=(
+            "pmc_pause_counter() stops a group and pauses only a single event; "
+            "but what was a group may have become a single event since."
+        ),
     ),
-    Rule(_PAUSE, _KNOWN, (*_LEFT_TOO_SOON, _UNEXPECTED), event="index"),
+    Rule(
+        _PAUSE,
+        _KNOWN,
+        (*_LEFT_TOO_SOON, _UNEXPECTED),
+        event="index",
+        note="Nothing is to be paused.",
+    ),
 )
 
 # The event is released, and what the walk has passed by is left behind when it ends.
@@ -410,12 +534,14 @@ _RELEASES = (
         when=_IS_SINGLE,
         effects="members = 0\norphans = 0\ngone = 0\nfaults = 0\npaused = 0\nstate = EMPTY",
         event="0",
+        note=_TELLS_THE_STATE,
     ),
     Rule(
         _RELEASE,
         (State.UNKNOWN,),
         (_UNKNOWN,),
         effects="if index >= 0:\n    members &= ~bit(index)\n    orphans &= ~bit(index)",
+        note=_OF_AN_UNKNOWN_GROUP,
     ),
     Rule(
         _RELEASE,
@@ -423,8 +549,15 @@ _RELEASES = (
         (Says(Kind.RELEASED_OUT_OF_ORDER),),
         when="index < 0 and left_behind()",
         effects="found()",
+        note="The event was left behind, and is released after all.",
     ),
-    Rule(_RELEASE, _KNOWN, (Says(Kind.RELEASED_TWICE, "released()"), *_STRANGER), when="index < 0"),
+    Rule(
+        _RELEASE,
+        _KNOWN,
+        (Says(Kind.RELEASED_TWICE, "released()"), *_STRANGER),
+        when="index < 0",
+        note=_NO_MEMBER,
+    ),
     Rule(
         _RELEASE,
         (State.RELEASING,),
@@ -432,8 +565,8 @@ _RELEASES = (
         let=(("ahead", "walk"),),
         effects=_TAKE,
         event="index",
+        note="The next release of pmc_release_perf_event().",
     ),
-    # pmc_release_perf_event() releases what exists among i < max_nr_events, as that is now.
     Rule(
         _RELEASE,
         _KNOWN,
@@ -442,6 +575,10 @@ _RELEASES = (
         effects=_TAKE,
         event="index",
         predicted=((_RELEASE, "count(ahead)"),),
+        note=(
+            "The first release: pmc_release_perf_event() goes on to release "
+            "what exists among i < max_nr_events, as that is now."
+        ),
     ),
 )
 

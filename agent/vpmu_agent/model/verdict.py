@@ -8,6 +8,8 @@ from typing import TypeAlias
 from vpmu_agent.model.call import Call, CallName
 from vpmu_agent.model.rules import Expected, Kind
 
+NO_CALLS = (0, 0, 0, 0)
+
 
 class Verdict:
     """What the model says of one call.
@@ -25,17 +27,20 @@ class Verdict:
         kind: Kind,
         event: int | None,
         leader: int | None,
+        counts: tuple[int, ...] = NO_CALLS,
         expected: Expected = Expected.NOTHING,
         at: int = 0,
         size: int = 1,
-        counts: tuple[int, ...] = (0, 0, 0, 0),
         event_count: int = -1,
     ) -> None:
         self.kind = kind
         self.event = event
         self.leader = leader
         self.counts = counts
-        self._expected, self._at, self._size, self._event_count = expected, at, size, event_count
+        self._expected = expected
+        self._at = at
+        self._size = size
+        self._event_count = event_count
 
     @cached_property
     def expected(self) -> str:
@@ -43,7 +48,7 @@ class Verdict:
         if not self.kind.is_divergence:
             return ""
         at, size = self._at, self._size
-        releases = " and ".join(f"release(event={i})" for i in range(at.bit_length()) if at >> i & 1)
+        releases = " and ".join(f"release(event={i})" for i in range(at.bit_length()) if (at >> i) & 1)
         return self._expected.format(
             at=at,
             leader=0 if at else None,
@@ -61,29 +66,26 @@ class Verdict:
         return f"Verdict({self.kind}, event={self.event}, leader={self.leader}, {self.expected!r})"
 
 
-_KINDS, _EXPECTED = tuple(Kind), tuple(Expected)
-
-
 @lru_cache(maxsize=4096)
 def verdict(
-    kind: int,
+    kind: Kind,
     event: int,
     leader: int,
-    expected: int,
-    at: int,
-    size: int,
-    counts: tuple[int, ...] = (0, 0, 0, 0),
+    counts: tuple[int, ...] = NO_CALLS,
+    expected: Expected = Expected.NOTHING,
+    at: int = 0,
+    size: int = 1,
     event_count: int = -1,
 ) -> Verdict:
-    """The verdict for numbers as the BPF monitor sends them: places in the enums, indices or -1."""
+    """Return the verdict; `event` and `leader` are indices, or -1."""
     return Verdict(
-        _KINDS[kind],
+        kind,
         None if event < 0 else event,
         None if leader < 0 else leader,
-        _EXPECTED[expected],
+        counts,
+        expected,
         at,
         size,
-        counts,
         event_count,
     )
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from vpmu_agent.model.call import Attr, Call, PmcType
-from vpmu_agent.model.rules import Expected
+from vpmu_agent.model.rules import Expected, Kind
 from vpmu_agent.model.verdict import Observation, verdict
 from vpmu_agent.probes.layout import CALL, CALLS, FIXED_BASE_IDX, PMC_TYPES, PROCESS, SIZES
 
@@ -21,7 +21,7 @@ _EXCLUDE_HOST, _EXCLUDE_GUEST = 1 << 19, 1 << 20
 _named: Any = namedtuple  # mypy wants to know the names, which the header has
 _Record = _named("_Record", list(CALL.fields))
 _PROCESS_SIZE = PROCESS.size + SIZES["VPMU_COMMAND_SIZE"]
-_EVENT_COUNT = list(Expected).index(Expected.EVENT_COUNT)
+_KINDS, _EXPECTED = tuple(Kind), tuple(Expected)
 
 
 @lru_cache(maxsize=4096)
@@ -97,12 +97,13 @@ class Decoder:
             event_count=r.event_count,
             lost=lost,
         )
+        expected = _EXPECTED[r.expected]
         return call, verdict(
-            r.verdict,
+            _KINDS[r.verdict],
             r.event_index,
             r.leader_index,
-            r.expected,
-            r.expected_at,
-            r.expected_size,
-            event_count=r.event_count if r.expected == _EVENT_COUNT else -1,
+            expected=expected,
+            at=r.expected_at,
+            size=r.expected_size,
+            event_count=r.event_count if expected is Expected.EVENT_COUNT else -1,
         )

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.scenes import USER_CYCLES
 from vpmu_agent.model.call import Call, CallName, PmcType
-from vpmu_agent.model.check import Monitor
+from vpmu_agent.model.check import Checker
 from vpmu_agent.model.rules import Kind, State
 from vpmu_agent.model.verdict import Verdict
 
@@ -49,8 +49,8 @@ def release(size: int, *, first: int = 1) -> list[Call]:
     return [call("release", e, size=size) for e in range(first, first + size)]
 
 
-def observe(calls: list[Call], monitor: Monitor | None = None) -> list[Verdict]:
-    monitor = monitor or Monitor()
+def observe(calls: list[Call], monitor: Checker | None = None) -> list[Verdict]:
+    monitor = monitor or Checker()
     return [monitor.observe(one) for one in calls]
 
 
@@ -104,7 +104,7 @@ def test_a_call_that_never_comes_stays_predicted() -> None:
 
 
 def test_groups_tells_what_is_held() -> None:
-    monitor = Monitor()
+    monitor = Checker()
     observe(program(4)[:2], monitor)
     (group,) = monitor.groups()
     assert (group.vm, group.vcpu, group.pmc) == ("web01", 0, "gp0")
@@ -117,7 +117,7 @@ def test_groups_tells_what_is_held() -> None:
 
 
 def test_a_first_create_that_fails_is_as_predicted_and_holds_nothing() -> None:
-    monitor = Monitor()
+    monitor = Checker()
     (verdict,) = observe([call("create", 0, size=4, result=-errno.ENOSPC)], monitor)
     assert verdict.kind is Kind.PREDICTED
     assert list(monitor.groups()) == []
@@ -126,7 +126,7 @@ def test_a_first_create_that_fails_is_as_predicted_and_holds_nothing() -> None:
 def test_a_member_that_fails_leaves_a_partial_group_until_it_is_released() -> None:
     failed = call("create", 0, leader=1, size=4, result=-errno.ENOSPC)
     calls = [*program(4)[:2], failed]
-    monitor = Monitor()
+    monitor = Checker()
     verdicts = observe(calls, monitor)
     assert verdicts[-1].kind is Kind.PARTIAL_GROUP
     assert verdicts[-1].event == 2
@@ -222,7 +222,7 @@ def test_an_address_that_another_vm_got_starts_anew() -> None:
 
 
 def test_a_vm_that_is_gone_is_forgotten() -> None:
-    monitor = Monitor()
+    monitor = Checker()
     observe(program(2), monitor)
     monitor.forget(100)
     assert list(monitor.groups()) == []

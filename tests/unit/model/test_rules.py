@@ -1,4 +1,4 @@
-"""The automaton as data: its language means the same in both, and every rule can be reached."""
+"""The rules as data: their language means the same in Python and C, and every rule can be reached."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 
 from tests.support.places import ROOT
 from vpmu_agent.model.call import CallName
-from vpmu_agent.model.generate.language import LanguageError, c, expression, names_in, python, statements
-from vpmu_agent.model.rules import REGISTERS, RULES, SLOTS, Kind, State
+from vpmu_agent.model.generate import c, python
+from vpmu_agent.model.generate.language import LanguageError, names_in, parse_effects, parse_value
+from vpmu_agent.model.rules import EFFECTS, FUNCTIONS, INPUTS, REGISTERS, RULES, Kind, State
 
 MASK = 0b1011_0100
 
@@ -18,54 +19,58 @@ MASK = 0b1011_0100
 @pytest.mark.parametrize(
     ("source", "in_python", "in_c"),
     [
-        ("members & ~enabled", "(p.members & (~p.enabled))", "(p->members & (~p->enabled))"),
+        ("members & ~enabled", "pmc.members & ~pmc.enabled", "pmc->members & ~pmc->enabled"),
         (
             "not leader or state == EMPTY",
-            "((not (leader)) or (p.state == 1))",
-            "((!(leader)) || (p->state == 1))",
+            "not leader or pmc.state is STATE_EMPTY",
+            "!leader || pmc->state == VPMU_STATE_EMPTY",
         ),
-        ("1 if failed else n", "(1 if failed else n)", "(failed ? 1 : n)"),
-        ("below(n)", "((1 << n) - 1)", "((1ULL << (n)) - 1)"),
-        ("index >= 0 and left_behind()", "((index >= 0) and p.left_behind(event))", None),
-        ("SLOTS", str(SLOTS), "4"),
+        ("1 if failed else n", "1 if failed else n", "failed ? 1 : n"),
+        ("below(n)", "(1 << n) - 1", "BELOW(n)"),
+        ("members | orphans & bit(index)", "pmc.members | (pmc.orphans & (1 << index))", None),
+        ("count(members & 3) + 1", "(pmc.members & 3).bit_count() + 1", "mask_count(pmc->members & 3) + 1"),
+        ("a and (b or not c)", "a and (b or not c)", "a && (b || !c)"),
+        ("not enabled & bit(i)", "not (pmc.enabled & (1 << i))", "!(pmc->enabled & BIT_ULL(i))"),
+        ("index >= 0 and left_behind()", "index >= 0 and pmc.is_left_behind(event)", None),
+        ("a - (b - c)", "a - (b - c)", "a - (b - c)"),
+        ("n > SLOTS", "n > SLOTS", "n > VPMU_SLOTS"),
     ],
 )
-def test_an_expression_in_both_languages(source: str, in_python: str, in_c: str | None) -> None:
-    assert expression(source, python()) == in_python
+def test_a_value_in_both_languages(source: str, in_python: str, in_c: str | None) -> None:
+    assert python.value(parse_value(source)) == in_python
     if in_c is not None:
-        assert expression(source, c(4)) == in_c
+        assert c.value(parse_value(source)) == in_c
 
 
-def test_statements_in_both_languages() -> None:
-    source = "if walk:\n    state = RELEASING\nelse:\n    orphans |= members\n    put(0)"
-    assert statements(source, python()) == [
-        "if p.walk:",
-        "    p.state = 7",
+def test_effects_in_both_languages() -> None:
+    body = parse_effects("if walk:\n    state = RELEASING\nelse:\n    orphans |= members\n    put(0)")
+    assert list(python.effects(body)) == [
+        "if pmc.walk:",
+        "    pmc.state = STATE_RELEASING",
         "else:",
-        "    p.orphans |= p.members",
-        "    p.put(0, event)",
+        "    pmc.orphans |= pmc.members",
+        "    pmc.put(0, event)",
     ]
-    assert statements(source, c(4)) == [
-        "if (p->walk) {",
-        "    p->state = 7;",
+    assert list(c.effects(body)) == [
+        "if (pmc->walk) {",
+        "pmc->state = VPMU_STATE_RELEASING;",
         "} else {",
-        "    p->orphans |= p->members;",
-        "    put_event(p, 0, event);",
+        "pmc->orphans |= pmc->members;",
+        "put_event(pmc, 0, event);",
         "}",
     ]
 
 
 @pytest.mark.parametrize("source", ["a ** b", "a[0]", "print(a)", "lambda: 1", "'x'", "1 < a < 3", "a / b"])
 def test_what_the_language_does_not_have_is_refused(source: str) -> None:
-    for language in (python(), c(4)):
-        with pytest.raises(LanguageError, match="has no"):
-            expression(source, language)
+    with pytest.raises(LanguageError, match="has no"):
+        parse_value(source)
 
 
 @pytest.mark.parametrize("source", ["while a:\n    put(0)", "a, b = b, a", "return a", "a.b = 1"])
 def test_statements_that_it_does_not_have_are_refused(source: str) -> None:
     with pytest.raises(LanguageError, match="has no"):
-        statements(source, python())
+        parse_effects(source)
 
 
 def test_every_call_in_every_state_has_a_rule_that_always_holds() -> None:
@@ -81,19 +86,17 @@ def test_every_kind_is_said_by_some_rule() -> None:
     assert said | {Kind.EVENT_COUNT_MISMATCH} == set(Kind)  # which goes by the vCPU, not by the pmc
 
 
-def test_effects_write_registers_only() -> None:
+def test_rules_use_only_what_is_explained() -> None:
+    functions = {name.split("(")[0] for name in (*FUNCTIONS, *EFFECTS)}
+    constants = {"SLOTS", *(member.name for member in (*Kind, *State))}
     for rule in RULES:
-        known = {*REGISTERS, *(name for name, _ in rule.let), *(kind.name for kind in (*Kind, *State))}
-        known |= {"SLOTS", "event", "leader", "failed", "disabled", "n", "index", "leader_index"}
-        known |= set(python().functions)
-        for source in (
-            rule.when,
-            rule.effects,
-            rule.event,
-            rule.leader,
-            *(value for _, value in rule.predicted),
-        ):
-            assert names_in(source) <= known
+        assert rule.note.endswith(".")
+        values = {name for name, _ in rule.let}
+        known = {*REGISTERS, *INPUTS, *functions, *constants, *values}
+        texts = [rule.when, rule.event, rule.leader, *(count for _, count in rule.predicted)]
+        texts += [text for say in rule.says for text in (say.when, say.at, say.size)]
+        texts += [value for _, value in rule.let]
+        assert names_in([*map(parse_value, texts), *parse_effects(rule.effects)]) <= known
 
 
 C_FUNCTIONS = r"""
@@ -115,7 +118,7 @@ def test_the_functions_on_masks_are_the_same_in_c(tmp_path: Path) -> None:
         C_FUNCTIONS % text[start : text.index("static __always_inline s32 find_event")]
     )
     subprocess.run(["gcc", "-o", tmp_path / "masks", tmp_path / "masks.c"], check=True)
-    masks = [0, 1, 2, 3, MASK, 1 << 63, 2**64 - 1, *(1 << i | 1 for i in range(64))]
+    masks = [0, 1, 2, 3, MASK, 1 << 63, 2**64 - 1, *((1 << i) | 1 for i in range(64))]
     told = subprocess.run(
         [tmp_path / "masks"], input=" ".join(map(str, masks)), capture_output=True, text=True, check=True
     ).stdout.splitlines()

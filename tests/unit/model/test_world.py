@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.support.mutations import a_leader, drop, duplicate, flip, is_valid, lead, swap
 from tests.support.world import TGID, World
 from vpmu_agent.model.call import Call, CallName
-from vpmu_agent.model.check import Monitor
+from vpmu_agent.model.check import Checker
 from vpmu_agent.model.rules import Kind
 
 seeds = st.integers(0, 2**32)
@@ -27,7 +27,7 @@ def pmc_life(rng: random.Random, size: int) -> list[Call]:
 
 
 def observed(world: World) -> Counter[Kind]:
-    monitor = Monitor()
+    monitor = Checker()
     return Counter(monitor.observe(call).kind for call in world.calls)
 
 
@@ -52,7 +52,7 @@ def test_only_the_hazards_diverge_each_where_it_happens(seed: int, sizes: list[i
 def test_what_is_predicted_is_what_happens(seed: int, sizes: list[int]) -> None:
     world = World(random.Random(seed), sizes=tuple(sizes))
     world.run(60, hazards=False)
-    monitor = Monitor()
+    monitor = Checker()
     predicted = Counter(name for call in world.calls for name in monitor.observe(call).predicted)
     assert predicted == Counter(call.name for call in world.calls)
 
@@ -61,7 +61,7 @@ def test_what_is_predicted_is_what_happens(seed: int, sizes: list[int]) -> None:
 def test_groups_are_what_kvm_holds(seed: int, sizes: list[int], hazards: bool) -> None:
     world = World(random.Random(seed), sizes=tuple(sizes))
     world.run(60, hazards=hazards)
-    monitor = Monitor()
+    monitor = Checker()
     for call in world.calls:
         monitor.observe(call)
     held = {(group.vcpu, group.pmc): group for group in monitor.groups()}
@@ -161,7 +161,7 @@ def check_mutations(seed: int, size: int) -> Counter[tuple[str, str, str]]:
     for name, mutated in mutations(calls, at, rng).items():
         if is_valid(mutated):
             continue
-        monitor = Monitor()
+        monitor = Checker()
         kinds = [kind for call in mutated if (kind := monitor.observe(call).kind).is_divergence]
         key = (name, *role(calls, at))
         right = iter(RIGHT[key])
@@ -176,7 +176,7 @@ def test_what_was_lost_or_came_before_is_never_a_divergence(seed: int, sizes: li
     rng = random.Random(seed)
     world = World(rng, sizes=tuple(sizes))
     world.run(60, hazards=False)
-    monitor = Monitor()
+    monitor = Checker()
     lost = 0
     for call in world.calls[start:]:
         if rng.random() < 0.1:
@@ -210,7 +210,7 @@ def test_a_create_or_release_that_kvm_did_not_count_is_told_by_its_event_count(s
     at = rng.choice(places)
     if not any(call.vcpu == world.calls[at].vcpu for call in world.calls[at + 1 :]):
         return
-    monitor = Monitor()
+    monitor = Checker()
     kinds = [monitor.observe(call).kind for call in drop(world.calls, at)]
     earlier = any(call.vcpu == world.calls[at].vcpu for call in world.calls[:at])
     assert any(kind.is_divergence for kind in kinds) or not earlier

@@ -90,7 +90,7 @@ calls = st.builds(
 def test_a_call_is_the_same_after_writing_and_reading(
     call: Call, index: int | None, expected: Expected, at: int
 ) -> None:
-    said = Verdict(Kind.UNEXPECTED_CALL, index, index, expected, at)
+    said = Verdict(Kind.UNEXPECTED_CALL, index, index, expected=expected, at=at)
     line = call_json(call, said)
     value = json.loads(line)
     assert (value["event"], value["leader"], value.get("expected", "")) == (index, index, said.expected)

@@ -14,7 +14,7 @@ from tests.support.counted import Maps, Processes
 from tests.support.places import DATA
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.model.call import Call, CallName
-from vpmu_agent.model.check import Monitor
+from vpmu_agent.model.check import Checker
 from vpmu_agent.model.rules import Kind
 from vpmu_agent.trace.recording import Recording
 from vpmu_agent.web.metrics import Exporter
@@ -60,7 +60,7 @@ def test_a_filter_does_not_take_calls_from_the_model() -> None:
 
 
 def test_kvm_did_as_the_model_predicts(path: Path, calls: list[Call]) -> None:
-    monitor = Monitor()
+    monitor = Checker()
     verdicts = [monitor.observe(call) for call in calls]
     failed = Counter({Kind.PARTIAL_GROUP: sum(call.result < 0 for call in calls)})
     assert Counter(verdict.kind for verdict in verdicts) - failed == {
