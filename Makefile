@@ -48,15 +48,20 @@ test: check bpf dashboards-check page deb-test lab
 
 check: lint unit
 
+# All of our C, but for the edits to the grouped kernel, which is built again when they change.
+C_SOURCES := $(wildcard bpf/*.c bpf/*.h tests/bpf/*.c tests/lab/*.c tests/lab/vpmu_test_pmu/*.c)
+
 lint: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+	.venv/bin/clang-format --dry-run -Werror $(C_SOURCES)
 
 format: .venv/ready
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
+	.venv/bin/clang-format -i $(C_SOURCES)
 
 unit: .venv/ready
 	.venv/bin/pytest -q tests/unit

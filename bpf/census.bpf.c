@@ -40,7 +40,7 @@ int bpf_iter__task_file(struct bpf_iter__task_file *ctx)
 	u64 task = ctx->task, file = ctx->file, vcpu, mm;
 	long failed;
 
-	if (!task || !file)	/* the end */
+	if (!task || !file) /* the end */
 		return 0;
 	if (census_pointer(census_pointer(file + VPMU_FILE_F_OP) + VPMU_F_OP_IOCTL) != VPMU_VCPU_IOCTL)
 		return 0;
@@ -52,7 +52,8 @@ int bpf_iter__task_file(struct bpf_iter__task_file *ctx)
 		return 0;
 
 	failed = census_read(&found.tgid, sizeof(found.tgid), task + VPMU_TASK_TGID);
-	failed |= census_read(&found.irqchip_mode, sizeof(found.irqchip_mode), found.kvm + VPMU_KVM_IRQCHIP_MODE);
+	failed |= census_read(&found.irqchip_mode, sizeof(found.irqchip_mode),
+			      found.kvm + VPMU_KVM_IRQCHIP_MODE);
 	failed |= census_read(&found.enable_pmu, sizeof(found.enable_pmu), found.kvm + VPMU_KVM_ENABLE_PMU);
 #ifdef VPMU_KVM_CREATED_MEDIATED_PMU
 	failed |= census_read(&found.created_mediated_pmu, sizeof(found.created_mediated_pmu),

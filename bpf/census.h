@@ -5,13 +5,13 @@
 
 /* One vCPU, by one of the open files that lead to it. */
 struct vpmu_census_vcpu {
-	__u64 kvm;			/* its VM's struct kvm, to tell two VMs of a process apart; shown to nobody */
+	__u64 kvm; /* its VM's struct kvm, to tell two VMs of a process apart; shown to nobody */
 	__u32 tgid;
-	__u32 irqchip_mode;		/* 0, KVM_IRQCHIP_NONE: its interrupt controller is not in the kernel */
-	__u32 cpuid_nent;		/* 0: nobody has given the vCPU its CPUID yet, and so no PMU either */
-	__u8 enable_pmu;		/* of the VM */
-	__u8 created_mediated_pmu;	/* of the VM */
-	__u8 pmu_version;		/* of the vCPU's PMU; 0 if its CPUID describes none */
+	__u32 irqchip_mode;        /* 0, KVM_IRQCHIP_NONE: its interrupt controller is not in the kernel */
+	__u32 cpuid_nent;          /* 0: nobody has given the vCPU its CPUID yet, and so no PMU either */
+	__u8 enable_pmu;           /* of the VM */
+	__u8 created_mediated_pmu; /* of the VM */
+	__u8 pmu_version;          /* of the vCPU's PMU; 0 if its CPUID describes none */
 	__u8 unused;
 };
 

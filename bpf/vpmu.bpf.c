@@ -18,12 +18,12 @@
 #include <uapi/linux/ptrace.h>
 #include "vpmu.h"
 
-#define PERF_TYPE_RAW		4
-#define INTEL_FIXED_VLBR_EVENT	0x1b00	/* arch/x86/include/asm/perf_event.h */
-#define MAX_ERRNO		4095	/* include/linux/err.h */
-#define ATTR_DISABLED		(1 << 0)
-#define ATTR_PINNED		(1 << 2)
-#define NOT_FOUND		0xff
+#define PERF_TYPE_RAW          4
+#define INTEL_FIXED_VLBR_EVENT 0x1b00 /* arch/x86/include/asm/perf_event.h */
+#define MAX_ERRNO              4095   /* include/linux/err.h */
+#define ATTR_DISABLED          (1 << 0)
+#define ATTR_PINNED            (1 << 2)
+#define NOT_FOUND              0xff
 
 /* The start of struct perf_event_attr, which is ABI (include/uapi/linux/perf_event.h). */
 struct vpmu_attr {
@@ -136,10 +136,10 @@ static __always_inline u64 slot(u64 index)
 
 /* The functions that the model's rules use (monitor.h): bits of a mask, and the events behind them. */
 
-#define BIT(i)		(1U << (i))
-#define BIT_ULL(i)	(1ULL << (i))
-#define BELOW(i)	(BIT_ULL(i) - 1)
-#define LOWEST(mask)	((mask) & -(mask))
+#define BIT(i)       (1U << (i))
+#define BIT_ULL(i)   (1ULL << (i))
+#define BELOW(i)     (BIT_ULL(i) - 1)
+#define LOWEST(mask) ((mask) & -(mask))
 
 static __always_inline u64 mask_count(u64 mask)
 {
@@ -208,7 +208,10 @@ static __always_inline void put_event(struct vpmu_pmc *p, u64 index, u64 event)
 static __always_inline void leave_event(struct vpmu_pmc *p, const struct vpmu_pmc_key *key, u64 index)
 {
 	struct vpmu_left_key k = {
-		.event = p->events[slot(index)], .pmc = key->pmc, .tgid = key->tgid, .epoch = p->epoch,
+		.event = p->events[slot(index)],
+		.pmc = key->pmc,
+		.tgid = key->tgid,
+		.epoch = p->epoch,
 	};
 	u8 there = 1;
 
@@ -249,14 +252,14 @@ static __always_inline void tell_process(u32 tgid)
 
 	bpf_probe_read_kernel(&mm, sizeof(mm), (void *)(task + VPMU_TASK_MM));
 	if (!mm)
-		return;	/* it is on its way out and has no command line any more */
+		return; /* it is on its way out and has no command line any more */
 	told = processes.lookup(&tgid);
 	if (told && *told == mm)
 		return;
 	p = calls.ringbuf_reserve(sizeof(*p));
 	if (!p) {
 		count_lost(VPMU_LOST_RING_FULL);
-		return;	/* at its next vCPU's first call, then */
+		return; /* at its next vCPU's first call, then */
 	}
 	bpf_probe_read_kernel(&start, sizeof(start), (void *)(mm + VPMU_MM_ARG_START));
 	bpf_probe_read_kernel(&end, sizeof(end), (void *)(mm + VPMU_MM_ARG_END));
@@ -312,7 +315,7 @@ static __always_inline struct vpmu_inflight *begin(u32 call, u64 pmc, u64 event,
 		count_lost(VPMU_LOST_MISSED_RETURN);
 		forget(c->pmc ? c->pmc : c->event, c->tgid);
 	}
-	c->tgid = id >> 32;	/* the thread that had this number may have been another process's */
+	c->tgid = id >> 32; /* the thread that had this number may have been another process's */
 	c->call = call;
 	c->pmc = pmc;
 	c->event = event;
@@ -390,7 +393,7 @@ static __always_inline int event_entry(u8 call, u64 event)
 /* Who the pmc is: read anew with each program, for another VM of the same process may have its memory now. */
 static __always_inline void identify(struct vpmu_pmc *p, u64 pmc)
 {
-	u64 type = 0;	/* and what follows it; little endian */
+	u64 type = 0; /* and what follows it; little endian */
 
 	p->vcpu = 0;
 	if (!pmc) {
@@ -460,13 +463,14 @@ static __always_inline void count_held(struct vpmu_vcpu *v, const struct vpmu_pm
  * Holds the vCPU's count of events against KVM's, which counts an event once it was created, and no more after
  * it was released: at the entry and at the return of either call its count is still without it, or with it.
  */
-static __always_inline bool is_miscounted(struct vpmu_vcpu *v, u8 call, bool failed, s32 event_count, s64 *expected)
+static __always_inline bool is_miscounted(struct vpmu_vcpu *v, u8 call, bool failed, s32 event_count,
+					  s64 *expected)
 {
 	*expected = v->event_count;
 	if (event_count < 0)
 		return 0;
 	if (call == VPMU_CREATE)
-		v->event_count = (event_count + !failed) & 0xff;	/* u8 event_count */
+		v->event_count = (event_count + !failed) & 0xff; /* u8 event_count */
 	else if (call == VPMU_RELEASE)
 		v->event_count = (event_count - 1) & 0xff;
 	else
@@ -656,41 +660,41 @@ static __always_inline u64 func_ret(void *ctx)
 	return value;
 }
 
-#define PROBE_ENTRY(function, name)	KFUNC_PROBE(function)
-#define PROBE_RETURN(function, name)	KRETFUNC_PROBE(function)
-#define ARG(n)				func_arg(ctx, n)
-#define RETURNED			func_ret(ctx)
+#define PROBE_ENTRY(function, name)  KFUNC_PROBE(function)
+#define PROBE_RETURN(function, name) KRETFUNC_PROBE(function)
+#define ARG(n)                       func_arg(ctx, n)
+#define RETURNED                     func_ret(ctx)
 
 #elif defined(VPMU_TWINS)
 
-#define PROBE_ENTRY(function, name)	int vpmu_##name##_entry(struct bpf_raw_tracepoint_args *ctx)
-#define PROBE_RETURN(function, name)	int vpmu_##name##_return(struct bpf_raw_tracepoint_args *ctx)
-#define ARG(n)				ctx->args[n]
-#define RETURNED			ctx->args[0]
+#define PROBE_ENTRY(function, name)  int vpmu_##name##_entry(struct bpf_raw_tracepoint_args *ctx)
+#define PROBE_RETURN(function, name) int vpmu_##name##_return(struct bpf_raw_tracepoint_args *ctx)
+#define ARG(n)                       ctx->args[n]
+#define RETURNED                     ctx->args[0]
 
 #else
 
-#define PROBE_ENTRY(function, name)	int vpmu_##name##_entry(struct pt_regs *ctx)
-#define PROBE_RETURN(function, name)	int vpmu_##name##_return(struct pt_regs *ctx)
-#define ARG(n)				ARG_##n
-#define ARG_0				PT_REGS_PARM1(ctx)
-#define ARG_3				PT_REGS_PARM4(ctx)
-#define ARG_4				PT_REGS_PARM5(ctx)
-#define ARG_5				PT_REGS_PARM6(ctx)
-#define RETURNED			PT_REGS_RC(ctx)
+#define PROBE_ENTRY(function, name)  int vpmu_##name##_entry(struct pt_regs *ctx)
+#define PROBE_RETURN(function, name) int vpmu_##name##_return(struct pt_regs *ctx)
+#define ARG(n)                       ARG_##n
+#define ARG_0                        PT_REGS_PARM1(ctx)
+#define ARG_3                        PT_REGS_PARM4(ctx)
+#define ARG_4                        PT_REGS_PARM5(ctx)
+#define ARG_5                        PT_REGS_PARM6(ctx)
+#define RETURNED                     PT_REGS_RC(ctx)
 
 #endif
 
-#define EVENT_PROBES(function, name, call)	\
-PROBE_RETURN(function, name)			\
-{						\
-	return call_return(call, 0);		\
-}						\
-						\
-PROBE_ENTRY(function, name)			\
-{						\
-	return event_entry(call, ARG(0));	\
-}
+#define EVENT_PROBES(function, name, call)        \
+	PROBE_RETURN(function, name)              \
+	{                                         \
+		return call_return(call, 0);      \
+	}                                         \
+                                                  \
+	PROBE_ENTRY(function, name)               \
+	{                                         \
+		return event_entry(call, ARG(0)); \
+	}
 
 EVENT_PROBES(perf_event_enable, enable, VPMU_ENABLE)
 EVENT_PROBES(perf_event_pause, pause, VPMU_PAUSE)

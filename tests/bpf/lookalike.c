@@ -19,8 +19,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#define NOINLINE __attribute__((noinline, noclone))
-#define MAX_EVENTS 8
+#define NOINLINE               __attribute__((noinline, noclone))
+#define MAX_EVENTS             8
 #define INTEL_FIXED_VLBR_EVENT 0x1b00
 
 struct perf_event {
@@ -50,24 +50,24 @@ struct kvm_pmc {
 
 static struct {
 	int threads, rounds, size, fail_at, sleep_us, others, lbr, jump;
-	int reverse;	/* enable and release the members of a group from the last to the first */
-	int rate;	/* calls a second of the whole program, but for others, lbr and jump; 0: no limit */
-	int hold;	/* once all is printed, stay until killed, as a VM that goes on running */
+	int reverse; /* enable and release the members of a group from the last to the first */
+	int rate;    /* calls a second of the whole program, but for others, lbr and jump; 0: no limit */
+	int hold;    /* once all is printed, stay until killed, as a VM that goes on running */
 } plan = { .threads = 1, .rounds = 1, .size = 1, .fail_at = -1 };
 
 static atomic_long creates, enables, pauses, releases, failed;
 static _Thread_local jmp_buf out;
 static _Thread_local int jump_now;
 
-void kvm_perf_overflow(void) { }
-void watchdog_overflow_callback(void) { }
+void kvm_perf_overflow(void) {}
+void watchdog_overflow_callback(void) {}
 
-NOINLINE struct perf_event *
-perf_event_create_kernel_counter(struct perf_event_attr *attr, int cpu, void *task,
+NOINLINE struct perf_event *perf_event_create_kernel_counter(struct perf_event_attr *attr, int cpu,
+							     void *task,
 #ifdef GROUPED
-				 struct perf_event *group_leader,
+							     struct perf_event *group_leader,
 #endif
-				 void (*handler)(void), void *context)
+							     void (*handler)(void), void *context)
 {
 	static _Thread_local int nth;
 	struct perf_event *event;
@@ -93,7 +93,10 @@ perf_event_create_kernel_counter(struct perf_event_attr *attr, int cpu, void *ta
 	return event;
 }
 
-NOINLINE void perf_event_enable(struct perf_event *event) { asm volatile("" : : "r"(event) : "memory"); }
+NOINLINE void perf_event_enable(struct perf_event *event)
+{
+	asm volatile("" : : "r"(event) : "memory");
+}
 NOINLINE unsigned long perf_event_pause(struct perf_event *event, int reset)
 {
 	asm volatile("" : : "r"(event), "r"(reset) : "memory");
@@ -105,8 +108,8 @@ NOINLINE int perf_event_release_kernel(struct perf_event *event)
 	return 0;
 }
 
-static struct perf_event *create(struct perf_event_attr *attr, struct perf_event *leader, void (*handler)(void),
-				 void *context)
+static struct perf_event *create(struct perf_event_attr *attr, struct perf_event *leader,
+				 void (*handler)(void), void *context)
 {
 #ifdef GROUPED
 	return perf_event_create_kernel_counter(attr, -1, NULL, leader, handler, context);
@@ -153,8 +156,15 @@ static int is_err(const struct perf_event *event)
 static void program_and_release(struct kvm_pmc *pmc)
 {
 	struct perf_event_attr attr = {
-		.type = PERF_TYPE_RAW, .size = sizeof(attr), .config = 0x76, .sample_period = 4096, .pinned = 1,
-		.exclude_idle = 1, .exclude_host = 1, .exclude_kernel = 1, .disabled = plan.size > 1,
+		.type = PERF_TYPE_RAW,
+		.size = sizeof(attr),
+		.config = 0x76,
+		.sample_period = 4096,
+		.pinned = 1,
+		.exclude_idle = 1,
+		.exclude_host = 1,
+		.exclude_kernel = 1,
+		.disabled = plan.size > 1,
 		.precise_ip = 2,
 	};
 	int held = 0;
@@ -209,7 +219,10 @@ static void somebody_elses(void)
 static void guest_lbr(void)
 {
 	struct perf_event_attr attr = {
-		.type = PERF_TYPE_RAW, .size = sizeof(attr), .config = INTEL_FIXED_VLBR_EVENT, .pinned = 1,
+		.type = PERF_TYPE_RAW,
+		.size = sizeof(attr),
+		.config = INTEL_FIXED_VLBR_EVENT,
+		.pinned = 1,
 	};
 
 	perf_event_release_kernel(create(&attr, NULL, NULL, NULL));
@@ -246,27 +259,39 @@ static void print_layout(void)
 {
 	printf("{\"VPMU_HANDLER\": %lu, \"VPMU_HANDLER_INTR\": 0, ", (unsigned long)kvm_perf_overflow);
 #ifdef GROUPED
-	printf("\"VPMU_CREATE_ARGS\": 6, \"VPMU_PMC_MAX_NR_EVENTS\": %zu, ", offsetof(struct kvm_pmc, max_nr_events));
+	printf("\"VPMU_CREATE_ARGS\": 6, \"VPMU_PMC_MAX_NR_EVENTS\": %zu, ",
+	       offsetof(struct kvm_pmc, max_nr_events));
 #else
 	printf("\"VPMU_CREATE_ARGS\": 5, ");
 #endif
-	printf("\"VPMU_PMC_TYPE\": %zu, \"VPMU_PMC_IDX\": %zu, \"VPMU_PMC_VCPU\": %zu, ", offsetof(struct kvm_pmc, type),
-	       offsetof(struct kvm_pmc, idx), offsetof(struct kvm_pmc, vcpu));
+	printf("\"VPMU_PMC_TYPE\": %zu, \"VPMU_PMC_IDX\": %zu, \"VPMU_PMC_VCPU\": %zu, ",
+	       offsetof(struct kvm_pmc, type), offsetof(struct kvm_pmc, idx), offsetof(struct kvm_pmc, vcpu));
 	printf("\"VPMU_VCPU_ID\": %zu, \"VPMU_VCPU_EVENT_COUNT\": %zu, \"VPMU_EVENT_ATTR\": %zu, ",
 	       offsetof(struct kvm_vcpu, vcpu_id), offsetof(struct kvm_vcpu, arch.pmu.event_count),
 	       offsetof(struct perf_event, attr));
 	printf("\"VPMU_EVENT_HANDLER\": %zu, \"VPMU_EVENT_CONTEXT\": %zu}\n",
-	       offsetof(struct perf_event, overflow_handler), offsetof(struct perf_event, overflow_handler_context));
+	       offsetof(struct perf_event, overflow_handler),
+	       offsetof(struct perf_event, overflow_handler_context));
 }
 
 static int set(const char *word)
 {
-	const struct { const char *key; int *value; } keys[] = {
-		{ "threads", &plan.threads }, { "rounds", &plan.rounds }, { "size", &plan.size },
-		{ "fail_at", &plan.fail_at }, { "sleep_us", &plan.sleep_us }, { "others", &plan.others },
-		{ "lbr", &plan.lbr }, { "jump", &plan.jump }, { "reverse", &plan.reverse },
-		{ "rate", &plan.rate }, { "hold", &plan.hold },
-		{ "--name", &(int){ 0 } },	/* for whoever reads the command line */
+	const struct {
+		const char *key;
+		int *value;
+	} keys[] = {
+		{ "threads", &plan.threads },
+		{ "rounds", &plan.rounds },
+		{ "size", &plan.size },
+		{ "fail_at", &plan.fail_at },
+		{ "sleep_us", &plan.sleep_us },
+		{ "others", &plan.others },
+		{ "lbr", &plan.lbr },
+		{ "jump", &plan.jump },
+		{ "reverse", &plan.reverse },
+		{ "rate", &plan.rate },
+		{ "hold", &plan.hold },
+		{ "--name", &(int){ 0 } }, /* for whoever reads the command line */
 	};
 	size_t n = strcspn(word, "=");
 
@@ -296,8 +321,8 @@ int main(int argc, char **argv)
 		pthread_create(&threads[i], NULL, vcpu_thread, (void *)i);
 	for (int i = 0; i < plan.threads; i++)
 		pthread_join(threads[i], NULL);
-	printf("{\"create\": %ld, \"enable\": %ld, \"pause\": %ld, \"release\": %ld, \"failed\": %ld}\n", creates, enables,
-	       pauses, releases, failed);
+	printf("{\"create\": %ld, \"enable\": %ld, \"pause\": %ld, \"release\": %ld, \"failed\": %ld}\n",
+	       creates, enables, pauses, releases, failed);
 	fflush(stdout);
 	if (plan.hold)
 		pause();

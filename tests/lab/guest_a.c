@@ -29,23 +29,27 @@
 
 #define PERF_CTL0 0xC0010000u
 #define PERF_CTR0 0xC0010004u
-#define CTL_USR (1u << 16)
-#define CTL_OS (1u << 17)
-#define CTL_EN (1u << 22)
+#define CTL_USR   (1u << 16)
+#define CTL_OS    (1u << 17)
+#define CTL_EN    (1u << 22)
 
 #define MAX_COUNTERS 4
-#define MAX_ROUNDS 64
-#define MAX_VCPUS 8
-#define SPINS 20000
+#define MAX_ROUNDS   64
+#define MAX_VCPUS    8
+#define SPINS        20000
 
 /* AMD's cycles, instructions, branches and branch misses; the round is added as a unit mask to tell rounds apart. */
 static const uint8_t event_select[MAX_COUNTERS] = { 0x76, 0xc0, 0xc2, 0xc3 };
 
-enum { AT_WRMSR = 0x00, AT_RDMSR = 0x10, AT_SPIN = 0x20 };
+enum {
+	AT_WRMSR = 0x00,
+	AT_RDMSR = 0x10,
+	AT_SPIN = 0x20
+};
 
-static const uint8_t code_wrmsr[] = { 0x0f, 0x30, 0xf4 };		/* wrmsr; hlt */
-static const uint8_t code_rdmsr[] = { 0x0f, 0x32, 0xf4 };		/* rdmsr; hlt */
-static const uint8_t code_spin[] = { 0x66, 0x49, 0x75, 0xfc, 0xf4 };	/* 1: dec ecx; jnz 1b; hlt */
+static const uint8_t code_wrmsr[] = { 0x0f, 0x30, 0xf4 };            /* wrmsr; hlt */
+static const uint8_t code_rdmsr[] = { 0x0f, 0x32, 0xf4 };            /* rdmsr; hlt */
+static const uint8_t code_spin[] = { 0x66, 0x49, 0x75, 0xfc, 0xf4 }; /* 1: dec ecx; jnz 1b; hlt */
 
 struct vcpu {
 	pthread_t thread;
@@ -103,7 +107,8 @@ static void guest_spin(struct vcpu *vcpu)
 static void select_events(struct vcpu *vcpu, int round, uint32_t enable)
 {
 	for (int i = 0; i < counters; i++)
-		guest_wrmsr(vcpu, PERF_CTL0 + i, event_select[i] | (round & 0xff) << 8 | CTL_USR | CTL_OS | enable);
+		guest_wrmsr(vcpu, PERF_CTL0 + i,
+			    event_select[i] | (round & 0xff) << 8 | CTL_USR | CTL_OS | enable);
 }
 
 /* With --wait: all vCPUs stand still between two stages until a line comes in. */
@@ -176,7 +181,8 @@ static int make_vm(int kvm)
 	size_t page = 4096;
 	int vm = ioctl(kvm, KVM_CREATE_VM, 0);
 	uint8_t *code = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	struct kvm_userspace_memory_region region = { .memory_size = page, .userspace_addr = (uintptr_t)code };
+	struct kvm_userspace_memory_region region = { .memory_size = page,
+						      .userspace_addr = (uintptr_t)code };
 
 	if (vm < 0)
 		err(1, "KVM_CREATE_VM");
@@ -235,8 +241,10 @@ static void parse(char **argv)
 		else if (!strcmp(*arg, "--linger-ms"))
 			linger_ms = number(*arg, *(arg + 1), 60000), arg++;
 		else
-			errx(2, "usage: %s [-name guest=NAME] [--counters N] [--rounds N] [--vcpus N] "
-			     "[--linger-ms N] [--wait]", *argv);
+			errx(2,
+			     "usage: %s [-name guest=NAME] [--counters N] [--rounds N] [--vcpus N] "
+			     "[--linger-ms N] [--wait]",
+			     *argv);
 	}
 }
 

@@ -62,7 +62,7 @@ def _short(enumerator: str, prefix: str) -> str:
 
 _TEXT = (bpf_folder() / "vpmu.h").read_text()
 SIZES = {
-    **{name: int(value) for name, value in re.findall(r"^#define (VPMU_\w+) (\d+)\b", _TEXT, re.MULTILINE)},
+    **{name: int(value) for name, value in re.findall(r"^#define (VPMU_\w+) +(\d+)\b", _TEXT, re.MULTILINE)},
     "VPMU_KINDS": len(Kind),
     "VPMU_STATES": len(State),
     "VPMU_SLOTS": SLOTS,

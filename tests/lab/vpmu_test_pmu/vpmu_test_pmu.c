@@ -89,12 +89,12 @@ struct owner {
 	bool kvm;
 	pid_t tgid;
 	char comm[TASK_COMM_LEN];
-	atomic_t initialised;	/* event_init() succeeded */
-	atomic_t destroyed;	/* event->destroy() called */
-	atomic_t failed;	/* event_init() refused, as fail_errno asks */
-	atomic_t added;		/* add() succeeded: on a CPU */
-	atomic_t removed;	/* del() */
-	atomic_t refused;	/* add() refused for lack of room */
+	atomic_t initialised; /* event_init() succeeded */
+	atomic_t destroyed;   /* event->destroy() called */
+	atomic_t failed;      /* event_init() refused, as fail_errno asks */
+	atomic_t added;       /* add() succeeded: on a CPU */
+	atomic_t removed;     /* del() */
+	atomic_t refused;     /* add() refused for lack of room */
 };
 
 static LIST_HEAD(owners);
@@ -216,27 +216,27 @@ static void test_pmu_del(struct perf_event *event, int flags)
 }
 
 static struct pmu test_pmu = {
-	.module		= THIS_MODULE,
-	.task_ctx_nr	= perf_hw_context,
-	.event_init	= test_pmu_event_init,
-	.add		= test_pmu_add,
-	.del		= test_pmu_del,
-	.start		= test_pmu_start,
-	.stop		= test_pmu_stop,
-	.read		= test_pmu_read,
+	.module = THIS_MODULE,
+	.task_ctx_nr = perf_hw_context,
+	.event_init = test_pmu_event_init,
+	.add = test_pmu_add,
+	.del = test_pmu_del,
+	.start = test_pmu_start,
+	.stop = test_pmu_stop,
+	.read = test_pmu_read,
 };
 
 static void test_capability(struct x86_pmu_capability *cap)
 {
-	*cap = (struct x86_pmu_capability) {
-		.version		= version,
-		.num_counters_gp	= gp,
-		.num_counters_fixed	= fixed,
-		.bit_width_gp		= width,
-		.bit_width_fixed	= width,
-		.events_mask_len	= events_mask_len,
+	*cap = (struct x86_pmu_capability){
+		.version = version,
+		.num_counters_gp = gp,
+		.num_counters_fixed = fixed,
+		.bit_width_gp = width,
+		.bit_width_fixed = width,
+		.events_mask_len = events_mask_len,
 #ifdef PERF_PMU_CAP_MEDIATED_VPMU
-		.mediated		= mediated,
+		.mediated = mediated,
 #endif
 	};
 }
@@ -249,21 +249,17 @@ static int capability_entry(struct kprobe *p, struct pt_regs *regs)
 }
 
 /* Without a post_handler kprobes may optimize the probe into a jump, and then a changed ip is ignored. */
-static void capability_done(struct kprobe *p, struct pt_regs *regs, unsigned long flags)
-{
-}
+static void capability_done(struct kprobe *p, struct pt_regs *regs, unsigned long flags) {}
 
 static struct kprobe capability_probe = {
-	.symbol_name	= "perf_get_x86_pmu_capability",
-	.pre_handler	= capability_entry,
-	.post_handler	= capability_done,
+	.symbol_name = "perf_get_x86_pmu_capability",
+	.pre_handler = capability_entry,
+	.post_handler = capability_done,
 };
 
 #ifdef PERF_PMU_CAP_MEDIATED_VPMU
 /* In place of what switches the registers: RDPMC alone would be the end of a host that has no counters. */
-static void no_switch(void)
-{
-}
+static void no_switch(void) {}
 NOKPROBE_SYMBOL(no_switch);
 
 static int switch_entry(struct kprobe *p, struct pt_regs *regs)
@@ -273,8 +269,12 @@ static int switch_entry(struct kprobe *p, struct pt_regs *regs)
 }
 
 static struct kprobe switch_probes[] = {
-	{ .symbol_name = "kvm_mediated_pmu_load", .pre_handler = switch_entry, .post_handler = capability_done },
-	{ .symbol_name = "kvm_mediated_pmu_put", .pre_handler = switch_entry, .post_handler = capability_done },
+	{ .symbol_name = "kvm_mediated_pmu_load",
+	  .pre_handler = switch_entry,
+	  .post_handler = capability_done },
+	{ .symbol_name = "kvm_mediated_pmu_put",
+	  .pre_handler = switch_entry,
+	  .post_handler = capability_done },
 };
 static bool switch_probed;
 
@@ -335,8 +335,11 @@ static void be_no_more_mediated(void)
 	unprobe_switch();
 }
 #else
-static int be_mediated(void) { return 0; }
-static void be_no_more_mediated(void) { }
+static int be_mediated(void)
+{
+	return 0;
+}
+static void be_no_more_mediated(void) {}
 #endif
 
 static int owners_show(struct seq_file *m, void *v)
@@ -348,7 +351,8 @@ static int owners_show(struct seq_file *m, void *v)
 	list_for_each_entry(o, &owners, node)
 		seq_printf(m, "%s %d %d %d %d %d %d %d %s\n", o->kvm ? "kvm" : "perf", o->tgid,
 			   atomic_read(&o->initialised), atomic_read(&o->destroyed), atomic_read(&o->failed),
-			   atomic_read(&o->added), atomic_read(&o->removed), atomic_read(&o->refused), o->comm);
+			   atomic_read(&o->added), atomic_read(&o->removed), atomic_read(&o->refused),
+			   o->comm);
 	mutex_unlock(&owners_lock);
 	return 0;
 }
