@@ -2,15 +2,15 @@
 /*
  * The census: every vCPU of the host, and what KVM says of its VM's PMU.
  *
- * A BPF iterator over the open files of all processes (kernel/bpf/task_iter.c), which makes no event and changes
- * nothing. Every read of it, to its end, is one pull. Compiled behind vpmu.bpf.c, with the same constants, or
- * alone. Pointers are numbers here, but for the one that bpf_seq_write() wants: what lies where comes in as
- * VPMU_* constants, from agent/vpmu_agent/kernel/census.py.
+ * A BPF iterator over the open files of all processes (kernel/bpf/task_iter.c). It creates no events and
+ * changes nothing. Reading it once to its end is one pull. It is compiled together with vpmu.bpf.c, with
+ * the same constants, or alone. Pointers are numbers here, except for the one that bpf_seq_write() takes:
+ * offsets are passed in as VPMU_* constants by agent/vpmu_agent/kernel/census.py.
  */
 #include <linux/types.h>
 #include "census.h"
 
-/* The kernel's own, of which only the first member of `meta` is used. */
+/* The kernel's context, of whose `meta` only the first member is used. */
 struct bpf_iter__task_file {
 	struct {
 		void *seq;
@@ -20,7 +20,7 @@ struct bpf_iter__task_file {
 	u64 file;
 };
 
-/* 0 if it was read: what was not must not look like a zero in the kernel. */
+/* Returns 0 if it was read: what could not be read must not be taken for a zero in the kernel. */
 static __always_inline long census_read(void *to, u32 size, u64 from)
 {
 	return bpf_probe_read_kernel(to, size, (void *)from);
@@ -46,7 +46,7 @@ int bpf_iter__task_file(struct bpf_iter__task_file *ctx)
 		return 0;
 	vcpu = census_pointer(file + VPMU_FILE_PRIVATE_DATA);
 	found.kvm = census_pointer(vcpu + VPMU_VCPU_KVM);
-	/* A child that inherited the file, or whoever was sent it, cannot run the vCPU: kvm_vcpu_ioctl(). */
+	/* Not a child that inherited the file, nor a process that was sent it: kvm_vcpu_ioctl(). */
 	mm = census_pointer(found.kvm + VPMU_KVM_MM);
 	if (!mm || mm != census_pointer(task + VPMU_TASK_MM))
 		return 0;

@@ -2,18 +2,17 @@
 /*
  * Probes on the calls that KVM makes to perf for its guests' counters, and the monitor that checks them.
  *
- * The same bodies stand behind fentry/fexit (VPMU_FEXIT) and behind kprobe/kretprobe entry points; the latter
- * also serve as uprobes (VPMU_USER_MEMORY) where a kernel offers nothing else to attach to, and behind
- * raw-tracepoint entry points (VPMU_TWINS), which BPF_PROG_TEST_RUN can run. Everything that depends on the
- * kernel comes in as VPMU_* constants, read from its BTF and kallsyms by agent/vpmu_agent/kernel/. The check
- * itself, vpmu_check_*(), is made from the model by agent/vpmu_agent/model/generate/c.py, and stands in the place
- * of the line that includes "monitor.h".
+ * The same functions are attached as fentry/fexit programs (VPMU_FEXIT) or as kprobes and kretprobes. The
+ * latter also serve as uprobes (VPMU_USER_MEMORY) where a kernel offers nothing else to attach to, and as
+ * raw-tracepoint programs (VPMU_TWINS), which BPF_PROG_TEST_RUN can run. Everything that depends on the
+ * kernel is passed in as VPMU_* constants, which agent/vpmu_agent/kernel/ reads from BTF and kallsyms. The
+ * check itself is in monitor.h, which is generated from the model (docs/model.md).
  *
- * Whose event is it? KVM's events carry KVM's overflow handler and the pmc as its context, so an event says
- * for itself that it is KVM's, also when it was created before these probes came. An event of anybody else
- * costs a read or two.
+ * Whose event is it? KVM's events have KVM's overflow handler, and the pmc as its context. So an event
+ * shows that it is KVM's, even if it was created before the probes were attached. An event of anybody else
+ * costs one or two reads.
  *
- * A call that is as predicted costs look-ups and counters and sends nothing.
+ * A call that is as predicted costs a few look-ups and counters, and sends nothing.
  */
 #include <uapi/linux/ptrace.h>
 #include "vpmu.h"
@@ -44,18 +43,18 @@ struct vpmu_left_key {
 	u32 epoch;
 };
 
-_Static_assert((VPMU_STATES & (VPMU_STATES - 1)) == 0, "State is used as a mask");
-_Static_assert((VPMU_SLOTS & (VPMU_SLOTS - 1)) == 0, "so is SLOTS");
+_Static_assert((VPMU_STATES & (VPMU_STATES - 1)) == 0, "a state is masked to stay within bounds");
+_Static_assert((VPMU_SLOTS & (VPMU_SLOTS - 1)) == 0, "and so is an index into events[]");
 
-/* Creation sleeps, so a CPU is no key. */
+/* By thread and not by CPU, because a creation can sleep. */
 BPF_HASH(inflight, u32, struct vpmu_inflight, VPMU_MAX_INFLIGHT);
 BPF_HASH(pmcs, struct vpmu_pmc_key, struct vpmu_pmc, VPMU_MAX_PMCS);
 BPF_HASH(vcpus, struct vpmu_vcpu_key, struct vpmu_vcpu, VPMU_MAX_VCPUS);
 BPF_HASH(errors, struct vpmu_error_key, u64, VPMU_MAX_ERRORS);
-BPF_TABLE("lru_hash", struct vpmu_left_key, u8, left, VPMU_MAX_LEFT);
-/* Processes that user space was told of, by tgid: their struct mm_struct, for a tgid comes back. */
+BPF_TABLE("lru_hash", struct vpmu_left_key, u8, left_behind, VPMU_MAX_LEFT_BEHIND);
+/* Processes that user space was told of: their struct mm_struct by tgid, because a tgid is used again. */
 BPF_TABLE("lru_hash", u32, u64, processes, VPMU_MAX_PROCESSES);
-/* What new entries begin as: too large for the stack. */
+/* The initial value of new entries, which is too large for the stack. */
 BPF_ARRAY(no_pmc, struct vpmu_pmc, 1);
 BPF_ARRAY(no_vcpu, struct vpmu_vcpu, 1);
 BPF_ARRAY(lost, u64, VPMU_LOST_REASONS);
@@ -97,12 +96,12 @@ static __always_inline u64 all_lost(void)
 static __always_inline u32 epoch_now(u32 *stream)
 {
 	int first = 0;
-	struct vpmu_control *c = control.lookup(&first);
+	struct vpmu_control *now = control.lookup(&first);
 
-	if (!c)
+	if (!now)
 		return 0;
-	*stream = c->stream;
-	return c->epoch;
+	*stream = now->stream;
+	return now->epoch;
 }
 
 static __always_inline bool is_kvm_handler(u64 handler)
@@ -118,9 +117,10 @@ static __always_inline bool is_guest_lbr(const struct vpmu_attr *attr)
 }
 
 /*
- * A value that the compiler knows nothing of, so that what is written is what the verifier sees. Without it:
- * LLVM 16 and later make a table in .rodata, which bcc does not relocate, of popcount((x & -x) - 1), and LLVM 19
- * drops a mask behind a comparison that bounds its operand, which the verifier has forgotten by then.
+ * Hides a value from the compiler's optimiser, so that the verifier sees what is written here. Otherwise
+ * LLVM 16 and later turn popcount((x & -x) - 1) into a table in .rodata, which bcc does not relocate, and
+ * LLVM 19 drops a mask after a comparison that bounds its operand, which the verifier has forgotten by
+ * then.
  */
 static __always_inline u64 opaque(u64 value)
 {
@@ -143,10 +143,10 @@ static __always_inline u64 slot(u64 index)
 
 static __always_inline u64 mask_count(u64 mask)
 {
-	mask -= mask >> 1 & 0x5555555555555555ULL;
-	mask = (mask & 0x3333333333333333ULL) + (mask >> 2 & 0x3333333333333333ULL);
+	mask -= (mask >> 1) & 0x5555555555555555ULL;
+	mask = (mask & 0x3333333333333333ULL) + ((mask >> 2) & 0x3333333333333333ULL);
 	mask = (mask + (mask >> 4)) & 0x0f0f0f0f0f0f0f0fULL;
-	return mask * 0x0101010101010101ULL >> 56;
+	return (mask * 0x0101010101010101ULL) >> 56;
 }
 
 static __always_inline u64 mask_low(u64 mask)
@@ -165,17 +165,17 @@ static __always_inline u64 mask_width(u64 mask)
 	return mask_count(mask);
 }
 
-static __always_inline s32 find_event(struct vpmu_pmc *p, u64 event, u64 mask)
+static __always_inline s32 find_event(struct vpmu_pmc *pmc, u64 event, u64 mask)
 {
-	/* Through memory, so that the verifier does not look at all that follows once for each index. */
-	volatile u8 *found = &p->found;
+	/* Through memory: otherwise the verifier explores all that follows once for each index. */
+	volatile u8 *found = &pmc->found;
 	s32 index;
 
 	*found = NOT_FOUND;
 	if (!event)
 		return -1;
 	for (int i = 0; i < VPMU_SLOTS && mask >> i; i++)
-		if (mask >> i & 1 && p->events[i] == event) {
+		if (((mask >> i) & 1) && pmc->events[i] == event) {
 			*found = i;
 			break;
 		}
@@ -183,57 +183,61 @@ static __always_inline s32 find_event(struct vpmu_pmc *p, u64 event, u64 mask)
 	return index == NOT_FOUND ? -1 : index;
 }
 
-static __always_inline s32 index_of(struct vpmu_pmc *p, u64 event)
+static __always_inline s32 index_of(struct vpmu_pmc *pmc, u64 event)
 {
-	return find_event(p, event, p->members | p->orphans);
+	return find_event(pmc, event, pmc->members | pmc->orphans);
 }
 
-static __always_inline bool was_released(struct vpmu_pmc *p, u64 event)
+static __always_inline bool was_released(struct vpmu_pmc *pmc, u64 event)
 {
-	return find_event(p, event, p->gone & ~(p->members | p->orphans)) >= 0;
+	return find_event(pmc, event, pmc->gone & ~(pmc->members | pmc->orphans)) >= 0;
 }
 
-static __always_inline bool is_left_behind(struct vpmu_pmc *p, const struct vpmu_pmc_key *key, u64 event)
+static __always_inline bool is_left_behind(struct vpmu_pmc *pmc, const struct vpmu_pmc_key *key, u64 event)
 {
-	struct vpmu_left_key k = { .event = event, .pmc = key->pmc, .tgid = key->tgid, .epoch = p->epoch };
+	struct vpmu_left_key left_key = {
+		.event = event, .pmc = key->pmc, .tgid = key->tgid, .epoch = pmc->epoch
+	};
 
-	return p->left && left.lookup(&k);
+	return pmc->left && left_behind.lookup(&left_key);
 }
 
-static __always_inline void put_event(struct vpmu_pmc *p, u64 index, u64 event)
+static __always_inline void put_event(struct vpmu_pmc *pmc, u64 index, u64 event)
 {
-	p->events[slot(index)] = event;
+	pmc->events[slot(index)] = event;
 }
 
-static __always_inline void leave_event(struct vpmu_pmc *p, const struct vpmu_pmc_key *key, u64 index)
+static __always_inline void leave_event(struct vpmu_pmc *pmc, const struct vpmu_pmc_key *key, u64 index)
 {
-	struct vpmu_left_key k = {
-		.event = p->events[slot(index)],
+	struct vpmu_left_key left_key = {
+		.event = pmc->events[slot(index)],
 		.pmc = key->pmc,
 		.tgid = key->tgid,
-		.epoch = p->epoch,
+		.epoch = pmc->epoch,
 	};
 	u8 there = 1;
 
-	/* Fails where the event was left behind before; the map evicts its oldest rather than being full. */
-	if (!left.insert(&k, &there))
-		p->left++;
+	/* Fails if the event is there already. The map is never full: it evicts its oldest entry. */
+	if (!left_behind.insert(&left_key, &there))
+		pmc->left++;
 }
 
-static __always_inline void leave_events(struct vpmu_pmc *p, const struct vpmu_pmc_key *key, u64 mask)
+static __always_inline void leave_events(struct vpmu_pmc *pmc, const struct vpmu_pmc_key *key, u64 mask)
 {
 	for (int i = 0; i < VPMU_SLOTS && mask >> i; i++)
-		if (mask >> i & 1)
-			leave_event(p, key, i);
+		if ((mask >> i) & 1)
+			leave_event(pmc, key, i);
 }
 
-static __always_inline void find_again(struct vpmu_pmc *p, const struct vpmu_pmc_key *key, u64 event)
+static __always_inline void find_again(struct vpmu_pmc *pmc, const struct vpmu_pmc_key *key, u64 event)
 {
-	struct vpmu_left_key k = { .event = event, .pmc = key->pmc, .tgid = key->tgid, .epoch = p->epoch };
+	struct vpmu_left_key left_key = {
+		.event = event, .pmc = key->pmc, .tgid = key->tgid, .epoch = pmc->epoch
+	};
 
-	if (p->left && left.lookup(&k)) {
-		left.delete(&k);
-		p->left--;
+	if (pmc->left && left_behind.lookup(&left_key)) {
+		left_behind.delete(&left_key);
+		pmc->left--;
 	}
 }
 
@@ -247,96 +251,96 @@ struct vpmu_process_command {
 static __always_inline void tell_process(u32 tgid)
 {
 	u64 task = bpf_get_current_task(), mm = 0, start = 0, end = 0, *told;
-	struct vpmu_process_command *p;
+	struct vpmu_process_command *record;
 	u32 size;
 
 	bpf_probe_read_kernel(&mm, sizeof(mm), (void *)(task + VPMU_TASK_MM));
 	if (!mm)
-		return; /* it is on its way out and has no command line any more */
+		return; /* it is exiting and has no command line any more */
 	told = processes.lookup(&tgid);
 	if (told && *told == mm)
 		return;
-	p = calls.ringbuf_reserve(sizeof(*p));
-	if (!p) {
+	record = calls.ringbuf_reserve(sizeof(*record));
+	if (!record) {
 		count_lost(VPMU_LOST_RING_FULL);
-		return; /* at its next vCPU's first call, then */
+		return; /* the first call of its next vCPU tries again */
 	}
 	bpf_probe_read_kernel(&start, sizeof(start), (void *)(mm + VPMU_MM_ARG_START));
 	bpf_probe_read_kernel(&end, sizeof(end), (void *)(mm + VPMU_MM_ARG_END));
 	size = end - start < VPMU_COMMAND_SIZE ? end - start : VPMU_COMMAND_SIZE - 1;
-	p->process.tgid = tgid;
-	p->process.size = size & (VPMU_COMMAND_SIZE - 1);
-	if (bpf_probe_read_user(p->command, p->process.size, (void *)start))
-		p->process.size = 0;
-	calls.ringbuf_submit(p, 0);
+	record->process.tgid = tgid;
+	record->process.size = size & (VPMU_COMMAND_SIZE - 1);
+	if (bpf_probe_read_user(record->command, record->process.size, (void *)start))
+		record->process.size = 0;
+	calls.ringbuf_submit(record, 0);
 	processes.update(&tgid, &mm);
 }
 
-/* A call of this pmc was lost: nothing is known of it any more, nor of its vCPU's count of events. */
-static __always_inline void forget(u64 pmc, u32 tgid)
+/* A call of this pmc was lost: its state and its vCPU's count of events are unknown from now on. */
+static __always_inline void forget_pmc(u64 kvm_pmc, u32 tgid)
 {
-	struct vpmu_pmc_key key = { .pmc = pmc, .tgid = tgid };
-	struct vpmu_pmc *p = pmcs.lookup(&key);
+	struct vpmu_pmc_key key = { .pmc = kvm_pmc, .tgid = tgid };
+	struct vpmu_pmc *pmc = pmcs.lookup(&key);
 	struct vpmu_vcpu_key vcpu_key = { .tgid = tgid };
-	struct vpmu_vcpu *v;
+	struct vpmu_vcpu *vcpu;
 
-	if (!p)
+	if (!pmc)
 		return;
-	p->epoch = 0;
-	vcpu_key.vcpu_id = p->vcpu_id;
-	v = vcpus.lookup(&vcpu_key);
-	if (v)
-		v->epoch = 0;
+	pmc->epoch = 0;
+	vcpu_key.vcpu_id = pmc->vcpu_id;
+	vcpu = vcpus.lookup(&vcpu_key);
+	if (vcpu)
+		vcpu->epoch = 0;
 }
 
-/* The thread's entry, for a call that begins; NULL if it cannot be followed. */
-static __always_inline struct vpmu_inflight *begin(u32 call, u64 pmc, u64 event, u32 *stream)
+/* Returns the thread's entry for a call that begins, NULL if the call cannot be followed. */
+static __always_inline struct vpmu_inflight *begin_call(u32 name, u64 kvm_pmc, u64 event, u32 *stream)
 {
 	u64 id = bpf_get_current_pid_tgid();
 	u32 tid = id;
-	struct vpmu_inflight *c;
+	struct vpmu_inflight *call;
 
 	if (!epoch_now(stream))
 		return 0;
-	c = inflight.lookup(&tid);
-	if (!c) {
-		struct vpmu_inflight idle = { .tgid = id >> 32, .call = VPMU_CALLS };
+	call = inflight.lookup(&tid);
+	if (!call) {
+		struct vpmu_inflight idle = { .tgid = id >> 32, .name = VPMU_CALLS };
 
 		inflight.update(&tid, &idle);
-		c = inflight.lookup(&tid);
-		if (!c) {
+		call = inflight.lookup(&tid);
+		if (!call) {
 			count_lost(VPMU_LOST_INFLIGHT_FULL);
-			forget(pmc ? pmc : event, id >> 32);
+			forget_pmc(kvm_pmc ? kvm_pmc : event, id >> 32);
 			return 0;
 		}
 	}
-	/* KVM makes no call within a call: the former one's return was missed. */
-	if (c->call != VPMU_CALLS) {
+	/* KVM's calls are not nested: the return of the previous one was missed. */
+	if (call->name != VPMU_CALLS) {
 		count_lost(VPMU_LOST_MISSED_RETURN);
-		forget(c->pmc ? c->pmc : c->event, c->tgid);
+		forget_pmc(call->pmc ? call->pmc : call->event, call->tgid);
 	}
-	c->tgid = id >> 32; /* the thread that had this number may have been another process's */
-	c->call = call;
-	c->pmc = pmc;
-	c->event = event;
-	c->leader = 0;
-	c->has_attr = 0;
-	return c;
+	call->tgid = id >> 32; /* a thread of another process may have had this number */
+	call->name = name;
+	call->pmc = kvm_pmc;
+	call->event = event;
+	call->leader = 0;
+	call->has_attr = 0;
+	return call;
 }
 
-static __always_inline void keep_attr(struct vpmu_inflight *c, const struct vpmu_attr *attr)
+static __always_inline void keep_attr(struct vpmu_inflight *call, const struct vpmu_attr *attr)
 {
-	c->has_attr = 1;
-	c->attr_type = attr->type;
-	c->attr_config = attr->config;
-	c->attr_sample_period = attr->sample_period;
-	c->attr_flags = attr->flags;
+	call->has_attr = 1;
+	call->attr_type = attr->type;
+	call->attr_config = attr->config;
+	call->attr_sample_period = attr->sample_period;
+	call->attr_flags = attr->flags;
 }
 
 static __always_inline int create_entry(u64 attr_addr, u64 leader, u64 handler, u64 context)
 {
 	struct vpmu_attr attr = {};
-	struct vpmu_inflight *c;
+	struct vpmu_inflight *call;
 	u32 stream;
 
 	if (!is_kvm_handler(handler)) {
@@ -348,19 +352,19 @@ static __always_inline int create_entry(u64 attr_addr, u64 leader, u64 handler, 
 	} else {
 		vpmu_read(&attr, sizeof(attr), attr_addr);
 	}
-	c = begin(VPMU_CREATE, context, 0, &stream);
-	if (!c)
+	call = begin_call(VPMU_CREATE, context, 0, &stream);
+	if (!call)
 		return 0;
-	keep_attr(c, &attr);
-	c->leader = leader;
-	c->time_ns = bpf_ktime_get_ns();
+	keep_attr(call, &attr);
+	call->leader = leader;
+	call->time_ns = bpf_ktime_get_ns();
 	return 0;
 }
 
-static __always_inline int event_entry(u8 call, u64 event)
+static __always_inline int event_entry(u8 name, u64 event)
 {
 	struct vpmu_attr attr = {};
-	struct vpmu_inflight *c;
+	struct vpmu_inflight *call;
 	u64 handler[2] = {};
 	bool is_kvms;
 	u32 stream;
@@ -379,68 +383,68 @@ static __always_inline int event_entry(u8 call, u64 event)
 		if (!is_guest_lbr(&attr))
 			return 0;
 	}
-	c = begin(call, is_kvms ? handler[1] : 0, event, &stream);
-	if (!c)
+	call = begin_call(name, is_kvms ? handler[1] : 0, event, &stream);
+	if (!call)
 		return 0;
 	if (stream) {
 		vpmu_read(&attr, sizeof(attr), event + VPMU_EVENT_ATTR);
-		keep_attr(c, &attr);
+		keep_attr(call, &attr);
 	}
-	c->time_ns = bpf_ktime_get_ns();
+	call->time_ns = bpf_ktime_get_ns();
 	return 0;
 }
 
-/* Who the pmc is: read anew with each program, for another VM of the same process may have its memory now. */
-static __always_inline void identify(struct vpmu_pmc *p, u64 pmc)
+/* Which pmc it is. Read again for each program: its memory may belong to another VM of the process by now. */
+static __always_inline void identify(struct vpmu_pmc *pmc, u64 kvm_pmc)
 {
-	u64 type = 0; /* and what follows it; little endian */
+	u64 type = 0; /* and the field after it; little-endian */
 
-	p->vcpu = 0;
-	if (!pmc) {
-		p->pmc_type = VPMU_LBR;
-		p->vcpu_id = -1;
+	pmc->vcpu = 0;
+	if (!kvm_pmc) {
+		pmc->pmc_type = VPMU_LBR;
+		pmc->vcpu_id = -1;
 		return;
 	}
 #if VPMU_PMC_IDX == VPMU_PMC_TYPE + 4
-	vpmu_read(&type, 5, pmc + VPMU_PMC_TYPE);
-	p->pmc_idx = type >> 32;
+	vpmu_read(&type, 5, kvm_pmc + VPMU_PMC_TYPE);
+	pmc->pmc_idx = type >> 32;
 #else
-	vpmu_read(&type, 4, pmc + VPMU_PMC_TYPE);
-	vpmu_read(&p->pmc_idx, sizeof(p->pmc_idx), pmc + VPMU_PMC_IDX);
+	vpmu_read(&type, 4, kvm_pmc + VPMU_PMC_TYPE);
+	vpmu_read(&pmc->pmc_idx, sizeof(pmc->pmc_idx), kvm_pmc + VPMU_PMC_IDX);
 #endif
-	p->pmc_type = type;
-	vpmu_read(&p->vcpu, sizeof(p->vcpu), pmc + VPMU_PMC_VCPU);
-	vpmu_read(&p->vcpu_id, sizeof(p->vcpu_id), p->vcpu + VPMU_VCPU_ID);
+	pmc->pmc_type = type;
+	vpmu_read(&pmc->vcpu, sizeof(pmc->vcpu), kvm_pmc + VPMU_PMC_VCPU);
+	vpmu_read(&pmc->vcpu_id, sizeof(pmc->vcpu_id), pmc->vcpu + VPMU_VCPU_ID);
 }
 
-static __always_inline struct vpmu_pmc *pmc_of(const struct vpmu_pmc_key *key, u64 pmc, bool is_program)
+static __always_inline struct vpmu_pmc *pmc_of(const struct vpmu_pmc_key *key, u64 kvm_pmc, bool is_program)
 {
-	struct vpmu_pmc *p = pmcs.lookup((struct vpmu_pmc_key *)key), *blank;
+	struct vpmu_pmc *pmc = pmcs.lookup((struct vpmu_pmc_key *)key), *blank;
 	int first = 0;
 
-	if (!p) {
+	if (!pmc) {
 		blank = no_pmc.lookup(&first);
 		if (blank)
 			pmcs.insert((struct vpmu_pmc_key *)key, blank);
-		p = pmcs.lookup((struct vpmu_pmc_key *)key);
-		if (!p)
+		pmc = pmcs.lookup((struct vpmu_pmc_key *)key);
+		if (!pmc)
 			return 0;
-		p->size = 1;
+		pmc->size = 1;
 		is_program = 1;
 	}
 	if (is_program)
-		identify(p, pmc);
-	return p;
+		identify(pmc, kvm_pmc);
+	return pmc;
 }
 
 static __always_inline struct vpmu_vcpu *vcpu_of(u32 tgid, s32 vcpu_id)
 {
 	struct vpmu_vcpu_key key = { .tgid = tgid, .vcpu_id = vcpu_id };
-	struct vpmu_vcpu *v = vcpus.lookup(&key), *blank;
+	struct vpmu_vcpu *vcpu = vcpus.lookup(&key), *blank;
 	int first = 0;
 
-	if (v)
-		return v;
+	if (vcpu)
+		return vcpu;
 	blank = no_vcpu.lookup(&first);
 	if (blank)
 		vcpus.insert(&key, blank);
@@ -448,33 +452,34 @@ static __always_inline struct vpmu_vcpu *vcpu_of(u32 tgid, s32 vcpu_id)
 	return vcpus.lookup(&key);
 }
 
-/* What the pmc holds, taken out of its vCPU's gauges (sign -1) or put in. */
-static __always_inline void count_held(struct vpmu_vcpu *v, const struct vpmu_pmc *p, s64 sign)
+/* Adds what the pmc holds to its vCPU's gauges, or subtracts it (sign -1). */
+static __always_inline void count_held(struct vpmu_vcpu *vcpu, const struct vpmu_pmc *pmc, s64 sign)
 {
-	if (p->members) {
-		v->groups[p->state & (VPMU_STATES - 1)] += sign;
-		v->events += sign * (s64)mask_count(p->members);
+	if (pmc->members) {
+		vcpu->groups[pmc->state & (VPMU_STATES - 1)] += sign;
+		vcpu->events += sign * (s64)mask_count(pmc->members);
 	}
-	if (p->orphans | p->left)
-		v->orphans += sign * (s64)(mask_count(p->orphans) + p->left);
+	if (pmc->orphans | pmc->left)
+		vcpu->orphans += sign * (s64)(mask_count(pmc->orphans) + pmc->left);
 }
 
 /*
- * Holds the vCPU's count of events against KVM's, which counts an event once it was created, and no more after
- * it was released: at the entry and at the return of either call its count is still without it, or with it.
+ * Compares the vCPU's count of events with KVM's. KVM counts an event after it was created, and stops
+ * counting it after it was released: during a create the event is not in its count yet, during a release
+ * it still is.
  */
-static __always_inline bool is_miscounted(struct vpmu_vcpu *v, u8 call, bool failed, s32 event_count,
+static __always_inline bool is_miscounted(struct vpmu_vcpu *vcpu, u8 name, bool failed, s32 event_count,
 					  s64 *expected)
 {
-	*expected = v->event_count;
+	*expected = vcpu->event_count;
 	if (event_count < 0)
 		return 0;
-	if (call == VPMU_CREATE)
-		v->event_count = (event_count + !failed) & 0xff; /* u8 event_count */
-	else if (call == VPMU_RELEASE)
-		v->event_count = (event_count - 1) & 0xff;
+	if (name == VPMU_CREATE)
+		vcpu->event_count = (event_count + !failed) & 0xff; /* u8 event_count */
+	else if (name == VPMU_RELEASE)
+		vcpu->event_count = (event_count - 1) & 0xff;
 	else
-		v->event_count = event_count;
+		vcpu->event_count = event_count;
 	return *expected >= 0 && *expected != event_count;
 }
 
@@ -489,105 +494,105 @@ static __always_inline void count_error(u32 tgid, s64 result)
 		count_lost(VPMU_LOST_ERRORS_FULL);
 }
 
-static __always_inline int call_return(u32 call, u64 returned)
+static __always_inline int call_return(u32 name, u64 returned)
 {
 	u64 now = bpf_ktime_get_ns(), id = bpf_get_current_pid_tgid(), duration;
 	struct vpmu_pmc_key key = { .tgid = id >> 32 };
 	u32 tid = id, stream = 0, epoch = epoch_now(&stream);
-	struct vpmu_inflight *c = inflight.lookup(&tid);
+	struct vpmu_inflight *call = inflight.lookup(&tid);
 	s64 result = 0, expected;
 	struct vpmu_call *record;
-	struct vpmu_pmc *p;
-	struct vpmu_vcpu *v;
+	struct vpmu_pmc *pmc;
+	struct vpmu_vcpu *vcpu;
 	bool is_program;
 	u8 byte = 0;
 	u32 kind;
 
-	if (!c || c->call != call)
+	if (!call || call->name != name)
 		return 0;
-	duration = now - c->time_ns;
-	c->failed = 0;
-	c->disabled = 0;
-	c->n = 1;
-	c->event_count = -1;
-	if (call == VPMU_CREATE) {
-		c->disabled = c->attr_flags & ATTR_DISABLED;
+	duration = now - call->time_ns;
+	call->failed = 0;
+	call->disabled = 0;
+	call->n = 1;
+	call->event_count = -1;
+	if (name == VPMU_CREATE) {
+		call->disabled = call->attr_flags & ATTR_DISABLED;
 		if (returned >= (u64)-MAX_ERRNO) {
 			result = (s64)returned;
-			c->failed = 1;
+			call->failed = 1;
 		} else {
-			c->event = returned;
+			call->event = returned;
 		}
 	}
-	key.pmc = c->pmc ? c->pmc : c->event;
-	is_program = call == VPMU_CREATE && !c->leader;
-	p = pmc_of(&key, c->pmc, is_program);
-	if (!p) {
+	key.pmc = call->pmc ? call->pmc : call->event;
+	is_program = name == VPMU_CREATE && !call->leader;
+	pmc = pmc_of(&key, call->pmc, is_program);
+	if (!pmc) {
 		count_lost(VPMU_LOST_PMCS_FULL);
 		goto out;
 	}
-	v = vcpu_of(key.tgid, c->pmc ? p->vcpu_id : -1 - (s32)tid);
-	if (!v) {
+	vcpu = vcpu_of(key.tgid, call->pmc ? pmc->vcpu_id : -1 - (s32)tid);
+	if (!vcpu) {
 		count_lost(VPMU_LOST_VCPUS_FULL);
-		p->epoch = 0;
+		pmc->epoch = 0;
 		goto out;
 	}
-	count_held(v, p, -1);
-	/* A call that was let in is judged as ever if the end (epoch 0) has come before its return. */
-	if (epoch && p->epoch != epoch) {
-		p->epoch = epoch;
-		p->state = VPMU_STATE_UNKNOWN;
-		p->left = 0;
+	count_held(vcpu, pmc, -1);
+	/* A call that began before the end (epoch 0) is still judged at its return. */
+	if (epoch && pmc->epoch != epoch) {
+		pmc->epoch = epoch;
+		pmc->state = VPMU_STATE_UNKNOWN;
+		pmc->left = 0;
 	}
-	if (epoch && v->epoch != epoch) {
-		v->epoch = epoch;
-		v->event_count = -1;
+	if (epoch && vcpu->epoch != epoch) {
+		vcpu->epoch = epoch;
+		vcpu->event_count = -1;
 	}
 #ifdef VPMU_PMC_MAX_NR_EVENTS
-	if (c->pmc) {
-		vpmu_read(&byte, sizeof(byte), c->pmc + VPMU_PMC_MAX_NR_EVENTS);
-		c->n = byte ? byte : 1;
+	if (call->pmc) {
+		vpmu_read(&byte, sizeof(byte), call->pmc + VPMU_PMC_MAX_NR_EVENTS);
+		call->n = byte ? byte : 1;
 	}
 #endif
 #ifdef VPMU_VCPU_EVENT_COUNT
-	if (p->vcpu) {
+	if (pmc->vcpu) {
 		byte = 0;
-		vpmu_read(&byte, sizeof(byte), p->vcpu + VPMU_VCPU_EVENT_COUNT);
-		c->event_count = byte;
+		vpmu_read(&byte, sizeof(byte), pmc->vcpu + VPMU_VCPU_EVENT_COUNT);
+		call->event_count = byte;
 	}
 #endif
 
-	/* The verifier forgets which way each of these came: what follows is then looked at once. */
+	/* Makes the verifier forget these values, so that it explores what follows only once. */
 	asm volatile("" : : : "memory");
-	VPMU_CHECK(call, p, &key, c, v);
-	if (is_miscounted(v, call, c->failed, c->event_count, &expected) &&
-	    (c->kind == VPMU_KIND_PREDICTED || c->kind == VPMU_KIND_UNKNOWN)) {
-		c->kind = VPMU_KIND_EVENT_COUNT_MISMATCH;
-		c->expected = VPMU_EXPECTED_EVENT_COUNT;
-		c->at = expected;
-		c->size = 1;
+	VPMU_CHECK(name, pmc, &key, call, vcpu);
+	if (is_miscounted(vcpu, name, call->failed, call->event_count, &expected) &&
+	    (call->kind == VPMU_KIND_PREDICTED || call->kind == VPMU_KIND_UNKNOWN)) {
+		call->kind = VPMU_KIND_EVENT_COUNT_MISMATCH;
+		call->expected = VPMU_EXPECTED_EVENT_COUNT;
+		call->at = expected;
+		call->size = 1;
 	}
-	count_held(v, p, 1);
+	count_held(vcpu, pmc, 1);
 	asm volatile("" : : : "memory");
-	kind = c->kind;
+	kind = call->kind;
 
-	v->calls[call]++;
-	p->calls[call]++;
-	v->duration_ns[call] += duration;
-	v->create_buckets[call * VPMU_BUCKETS + duration_bucket(duration)]++;
-	v->verdicts[kind & VPMU_KINDS_MASK]++;
+	vcpu->calls[name]++;
+	pmc->calls[name]++;
+	vcpu->duration_ns[name] += duration;
+	vcpu->create_buckets[name * VPMU_BUCKETS + duration_bucket(duration)]++;
+	vcpu->verdicts[kind & VPMU_KINDS_MASK]++;
 	if (kind != VPMU_KIND_PREDICTED)
-		p->verdicts[kind & VPMU_KINDS_MASK]++;
-	if (call == VPMU_CREATE) {
-		p->attr_type = c->attr_type;
-		p->attr_config = c->attr_config;
-		p->attr_sample_period = c->attr_sample_period;
-		p->attr_flags = c->attr_flags;
-		if (c->leader) {
-			v->pinned_siblings += !!(c->attr_flags & ATTR_PINNED);
+		pmc->verdicts[kind & VPMU_KINDS_MASK]++;
+	if (name == VPMU_CREATE) {
+		pmc->attr_type = call->attr_type;
+		pmc->attr_config = call->attr_config;
+		pmc->attr_sample_period = call->attr_sample_period;
+		pmc->attr_flags = call->attr_flags;
+		if (call->leader) {
+			vcpu->pinned_siblings += !!(call->attr_flags & ATTR_PINNED);
 		} else {
-			v->sizes[size_bucket(c->n)]++;
-			v->sizes_sum += c->n;
+			vcpu->sizes[size_bucket(call->n)]++;
+			vcpu->sizes_sum += call->n;
 		}
 		if (result)
 			count_error(key.tgid, result);
@@ -600,37 +605,37 @@ static __always_inline int call_return(u32 call, u64 returned)
 		count_lost(VPMU_LOST_RING_FULL);
 		goto out;
 	}
-	record->time_ns = c->time_ns;
+	record->time_ns = call->time_ns;
 	record->duration_ns = duration;
-	record->pmc = c->pmc;
-	record->event = c->event;
-	record->leader = c->leader;
+	record->pmc = call->pmc;
+	record->event = call->event;
+	record->leader = call->leader;
 	record->result = result;
 	record->lost = all_lost();
-	record->attr_config = c->has_attr ? c->attr_config : p->attr_config;
-	record->attr_sample_period = c->has_attr ? c->attr_sample_period : p->attr_sample_period;
-	record->attr_flags = c->has_attr ? c->attr_flags : p->attr_flags;
-	record->attr_type = c->has_attr ? c->attr_type : p->attr_type;
-	record->expected_at = c->at;
+	record->attr_config = call->has_attr ? call->attr_config : pmc->attr_config;
+	record->attr_sample_period = call->has_attr ? call->attr_sample_period : pmc->attr_sample_period;
+	record->attr_flags = call->has_attr ? call->attr_flags : pmc->attr_flags;
+	record->attr_type = call->has_attr ? call->attr_type : pmc->attr_type;
+	record->expected_at = call->at;
 	record->tgid = key.tgid;
 	record->tid = tid;
-	record->vcpu_id = p->vcpu_id;
-	record->event_count = c->event_count;
-	record->call = call;
-	record->pmc_type = p->pmc_type;
-	record->pmc_idx = p->pmc_idx;
-	record->max_nr_events = c->n;
+	record->vcpu_id = pmc->vcpu_id;
+	record->event_count = call->event_count;
+	record->name = name;
+	record->pmc_type = pmc->pmc_type;
+	record->pmc_idx = pmc->pmc_idx;
+	record->max_nr_events = call->n;
 	record->verdict = kind;
-	record->expected = c->expected;
-	record->event_index = c->event_index;
-	record->leader_index = c->leader_index;
-	record->expected_size = c->size;
+	record->expected = call->expected;
+	record->event_index = call->event_index;
+	record->leader_index = call->leader_index;
+	record->expected_size = call->size;
 	calls.ringbuf_submit(record, 0);
 out:
-	/* The guest-LBR event belongs to no pmc: it is one of its own, and gone with it. */
-	if (!c->pmc && p && p->state == VPMU_STATE_EMPTY)
+	/* The guest-LBR event belongs to no pmc: it has an entry of its own, which ends with it. */
+	if (!call->pmc && pmc && pmc->state == VPMU_STATE_EMPTY)
 		pmcs.delete(&key);
-	c->call = VPMU_CALLS;
+	call->name = VPMU_CALLS;
 	return 0;
 }
 
@@ -640,10 +645,7 @@ out:
  */
 #ifdef VPMU_FEXIT
 
-/*
- * Arguments through bpf_get_func_arg() (5.17), for 6.1 refuses to let a program read the function pointer
- * directly.
- */
+/* bpf_get_func_arg() (5.17), because 6.1 lets no program read an argument that is a function pointer. */
 static __always_inline u64 func_arg(void *ctx, u32 n)
 {
 	u64 value = 0;
@@ -660,40 +662,40 @@ static __always_inline u64 func_ret(void *ctx)
 	return value;
 }
 
-#define PROBE_ENTRY(function, name)  KFUNC_PROBE(function)
-#define PROBE_RETURN(function, name) KRETFUNC_PROBE(function)
-#define ARG(n)                       func_arg(ctx, n)
-#define RETURNED                     func_ret(ctx)
+#define PROBE_ENTRY(function, probe)  KFUNC_PROBE(function)
+#define PROBE_RETURN(function, probe) KRETFUNC_PROBE(function)
+#define ARG(n)                        func_arg(ctx, n)
+#define RETURNED                      func_ret(ctx)
 
 #elif defined(VPMU_TWINS)
 
-#define PROBE_ENTRY(function, name)  int vpmu_##name##_entry(struct bpf_raw_tracepoint_args *ctx)
-#define PROBE_RETURN(function, name) int vpmu_##name##_return(struct bpf_raw_tracepoint_args *ctx)
-#define ARG(n)                       ctx->args[n]
-#define RETURNED                     ctx->args[0]
+#define PROBE_ENTRY(function, probe)  int vpmu_##probe##_entry(struct bpf_raw_tracepoint_args *ctx)
+#define PROBE_RETURN(function, probe) int vpmu_##probe##_return(struct bpf_raw_tracepoint_args *ctx)
+#define ARG(n)                        ctx->args[n]
+#define RETURNED                      ctx->args[0]
 
 #else
 
-#define PROBE_ENTRY(function, name)  int vpmu_##name##_entry(struct pt_regs *ctx)
-#define PROBE_RETURN(function, name) int vpmu_##name##_return(struct pt_regs *ctx)
-#define ARG(n)                       ARG_##n
-#define ARG_0                        PT_REGS_PARM1(ctx)
-#define ARG_3                        PT_REGS_PARM4(ctx)
-#define ARG_4                        PT_REGS_PARM5(ctx)
-#define ARG_5                        PT_REGS_PARM6(ctx)
-#define RETURNED                     PT_REGS_RC(ctx)
+#define PROBE_ENTRY(function, probe)  int vpmu_##probe##_entry(struct pt_regs *ctx)
+#define PROBE_RETURN(function, probe) int vpmu_##probe##_return(struct pt_regs *ctx)
+#define ARG(n)                        ARG_##n
+#define ARG_0                         PT_REGS_PARM1(ctx)
+#define ARG_3                         PT_REGS_PARM4(ctx)
+#define ARG_4                         PT_REGS_PARM5(ctx)
+#define ARG_5                         PT_REGS_PARM6(ctx)
+#define RETURNED                      PT_REGS_RC(ctx)
 
 #endif
 
-#define EVENT_PROBES(function, name, call)        \
-	PROBE_RETURN(function, name)              \
+#define EVENT_PROBES(function, probe, name)       \
+	PROBE_RETURN(function, probe)             \
 	{                                         \
-		return call_return(call, 0);      \
+		return call_return(name, 0);      \
 	}                                         \
                                                   \
-	PROBE_ENTRY(function, name)               \
+	PROBE_ENTRY(function, probe)              \
 	{                                         \
-		return event_entry(call, ARG(0)); \
+		return event_entry(name, ARG(0)); \
 	}
 
 EVENT_PROBES(perf_event_enable, enable, VPMU_ENABLE)

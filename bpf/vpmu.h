@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What the probes share with user space: the maps' keys and values, and the records in the ring.
+ * What the probes share with user space: the keys and values of the maps, and the records in the ring.
  *
- * agent/vpmu_agent/probes/layout.py reads this very text, so that the layout is written once: inside a struct
- * only `__uN name;`, `__sN name;` and arrays of them, each naturally aligned and without padding; in the enums
- * only NAME, counted from 0. VPMU_* sizes that are no numbers here come from the model (model/rules.py).
+ * agent/vpmu_agent/probes/layout.py reads this text, so that the layout is written in one place. A struct may
+ * have `__uN name;`, `__sN name;` and arrays of these only, naturally aligned and without padding; an enum
+ * only names, counted from 0. VPMU_KINDS, VPMU_STATES and VPMU_SLOTS come from the model (model/rules.py).
  */
 #ifndef VPMU_H
 #define VPMU_H
@@ -25,34 +25,34 @@ enum vpmu_pmc_type {
 
 /* Index into the map `lost`, a count for each reason. */
 enum vpmu_lost {
-	VPMU_LOST_RING_FULL,     /* a record: user space did not keep up. Every count still has the call. */
+	VPMU_LOST_RING_FULL,     /* a record: user space did not keep up. The counts include the call. */
 	VPMU_LOST_INFLIGHT_FULL, /* more threads in a call than there is room for */
 	VPMU_LOST_MISSED_RETURN, /* an entry whose return was never seen (kretprobe: nmissed) */
 	VPMU_LOST_PMCS_FULL,     /* a call of a pmc for which there is no room */
 	VPMU_LOST_VCPUS_FULL,    /* a call of a vCPU for which there is no room */
-	VPMU_LOST_ERRORS_FULL,   /* the errno of a creation that failed. Every other count has it. */
+	VPMU_LOST_ERRORS_FULL,   /* the errno of a failed creation. The other counts include it. */
 	VPMU_LOST_REASONS,
 };
 
 #define VPMU_CALLS   4  /* enum vpmu_call_name */
-#define VPMU_BUCKETS 12 /* of durations: tally.DURATION_BOUNDS_NS, and one for the rest */
-#define VPMU_SIZES   6  /* of group sizes: tally.SIZE_BOUNDS, and one for the rest */
+#define VPMU_BUCKETS 12 /* of durations: model/buckets.py, and one for the rest */
+#define VPMU_SIZES   6  /* of group sizes: model/buckets.py, and one for the rest */
 
 /* The one entry of the map `control`, which user space writes. */
 struct vpmu_control {
-	__u32 epoch;  /* 0: no call is let in; another than before: calls were lost, nobody knows whose */
-	__u32 stream; /* send every call, not only what user space must see */
+	__u32 epoch;  /* 0: ignore new calls; changed: calls were lost, of any pmc */
+	__u32 stream; /* send every call, not only those that user space must see */
 };
 
 /* Key of the map `vcpus`. */
 struct vpmu_vcpu_key {
 	__u32 tgid;
-	__s32 vcpu_id; /* of guest LBR, which does not say whose it is: -1 less the thread */
+	__s32 vcpu_id; /* of guest LBR, whose vCPU is not known: -1 minus the thread's number */
 };
 
 /*
- * Value of the map `vcpus`: what was counted of one vCPU, and what its pmcs hold now. KVM makes one call at a
- * time for a vCPU (vcpu->mutex), so no CPU writes here beside another one.
+ * Value of the map `vcpus`: what was counted for one vCPU, and what its pmcs hold now. KVM makes one call
+ * at a time for a vCPU (vcpu->mutex), so that no two CPUs write here at once.
  */
 struct vpmu_vcpu {
 	__u64 calls[VPMU_CALLS];
@@ -62,14 +62,14 @@ struct vpmu_vcpu {
 	__u64 enable_buckets[VPMU_BUCKETS];
 	__u64 pause_buckets[VPMU_BUCKETS];
 	__u64 release_buckets[VPMU_BUCKETS];
-	__u64 verdicts[VPMU_KINDS]; /* by model.automaton.Kind */
+	__u64 verdicts[VPMU_KINDS]; /* by enum vpmu_kind */
 	__u64 pinned_siblings;
 	__u64 sizes[VPMU_SIZES];
 	__u64 sizes_sum;
-	__s64 groups[VPMU_STATES]; /* pmcs that hold events now, by model.automaton.State */
+	__s64 groups[VPMU_STATES]; /* pmcs that hold events now, by enum vpmu_state */
 	__s64 events;
 	__s64 orphans;
-	__s64 event_count; /* kvm_pmu.event_count as it should be at the next call, -1 if not known */
+	__s64 event_count; /* what kvm_pmu.event_count should be at the next call, -1 if not known */
 	__u64 epoch;
 };
 
@@ -80,7 +80,7 @@ struct vpmu_pmc_key {
 	__u32 unused;
 };
 
-/* Value of the map `pmcs`: the registers of the automaton, and who the pmc is. */
+/* Value of the map `pmcs`: the registers of the model's rules (docs/model.md), and which pmc it is. */
 struct vpmu_pmc {
 	__u64 calls[VPMU_CALLS];
 	__u64 members; /* bit i: perf_events[i] is held */
@@ -93,15 +93,15 @@ struct vpmu_pmc {
 	__u32 faults;  /* bit of each Kind that this program has had */
 	__u32 epoch;
 	__s32 vcpu_id;
-	__u8 state; /* model.automaton.State */
+	__u8 state; /* enum vpmu_state */
 	__u8 size;
 	__u8 paused;
 	__u8 found; /* scratch */
 	__u8 pmc_type;
 	__u8 pmc_idx;
 	__u8 unused[2];
-	__u32 verdicts[VPMU_KINDS]; /* by model.automaton.Kind; what was predicted is not counted */
-	__u32 attr_type;            /* of the last create, as the next three */
+	__u32 verdicts[VPMU_KINDS]; /* by enum vpmu_kind; what was predicted is not counted */
+	__u32 attr_type;            /* of the last create, like the next three */
 	__u64 attr_config;
 	__u64 attr_sample_period;
 	__u64 attr_flags;
@@ -120,8 +120,8 @@ struct vpmu_inflight {
 	__u32 attr_type;
 	__u32 has_attr;
 	__u32 tgid;
-	__u32 call;   /* enum vpmu_call_name, VPMU_CALLS if in none */
-	__u32 failed; /* from here on known at the return */
+	__u32 name;   /* enum vpmu_call_name, VPMU_CALLS if in none */
+	__u32 failed; /* this and what follows is known at the return */
 	__u32 disabled;
 	__u32 n; /* max_nr_events */
 	__s32 event_count;
@@ -141,8 +141,8 @@ struct vpmu_error_key {
 };
 
 /*
- * In the ring, before the first call of a vCPU of a process. The process may be gone before user space has
- * looked at it: a guest can be as short-lived as a tenth of a second, and its name stands only here.
+ * In the ring, before the first call of a vCPU of a process. A guest can be gone after a tenth of a
+ * second, before user space has looked at its process: then its name is only here.
  */
 struct vpmu_process {
 	__u32 tgid;
@@ -163,21 +163,21 @@ struct vpmu_call {
 	__u64 attr_config;
 	__u64 attr_sample_period;
 	__u64 attr_flags;  /* the bit field of struct perf_event_attr that starts with `disabled` */
-	__u64 expected_at; /* what `expected` speaks of: an index, a size, a count or a mask */
+	__u64 expected_at; /* the number that goes with `expected`: an index, a size, a count or a mask */
 	__u32 attr_type;
 	__u32 tgid;
 	__u32 tid;
 	__s32 vcpu_id;       /* -1 for guest LBR */
 	__s32 event_count;   /* kvm_pmu.event_count of the vCPU at entry, -1 if not known */
-	__u8 call;           /* enum vpmu_call_name */
+	__u8 name;           /* enum vpmu_call_name */
 	__u8 pmc_type;       /* enum vpmu_pmc_type */
 	__u8 pmc_idx;        /* kvm_pmc.idx: fixed counters start at 32 */
 	__u8 max_nr_events;  /* at entry; 1 where struct kvm_pmc has no such field */
-	__u8 verdict;        /* model.automaton.Kind */
-	__u8 expected;       /* model.automaton.Expected */
+	__u8 verdict;        /* enum vpmu_kind */
+	__u8 expected;       /* enum vpmu_expected */
 	__s8 event_index;    /* -1: not known */
 	__s8 leader_index;   /* -1: none, or not known */
-	__u32 expected_size; /* N of the group that `expected` speaks of */
+	__u32 expected_size; /* N of the group that `expected` is about */
 };
 
 #endif

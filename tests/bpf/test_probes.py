@@ -137,6 +137,8 @@ def test_the_maps_have_the_counts_when_nothing_is_sent(grouped: Lookalike) -> No
         assert (error, count) == (errno.ENOSPC, run.told["failed"])
         assert {of for of, _ in probes.pmcs()} == {of for of, _, _ in probes.vcpus()} == {tgid}
         assert probes.occupancy()["vcpus"] == (4, MAX_ENTRIES["vcpus"])
+        # The labels of vpmu_agent_map_entries.
+        assert set(probes.occupancy()) == {"errors", "inflight", "left", "pmcs", "processes", "vcpus"}
         probes.forget({tgid + 1})
         assert probes.occupancy()["vcpus"][0] == 4
         probes.forget({tgid})

@@ -117,7 +117,7 @@ class Twins:
 
     def begin(self) -> None:
         """Forgets all calls so far."""
-        for name in (b"pmcs", b"vcpus", b"left", b"errors"):
+        for name in (b"pmcs", b"vcpus", b"left_behind", b"errors"):
             table = self._bpf[name]
             for key in list(table.keys()):
                 del table[key]
@@ -176,7 +176,7 @@ class Twins:
     def begun_before(self, tgid: int) -> None:
         """Leaves this thread's number with a process that had it before, in no call."""
         table = self._bpf[b"inflight"]
-        table[ctypes.c_uint32(os.getpid())] = table.Leaf(tgid=tgid, call=layout.SIZES["VPMU_CALLS"])
+        table[ctypes.c_uint32(os.getpid())] = table.Leaf(tgid=tgid, name=layout.SIZES["VPMU_CALLS"])
 
     def whose_thread(self) -> int:
         """The process that this thread is kept as one of."""

@@ -29,7 +29,7 @@ from vpmu_agent.probes.handover import Handover
 if TYPE_CHECKING:
     import bcc
 
-MAPS = ("calls", "control", "lost", "vcpus", "pmcs", "errors", "inflight", "left", "processes")
+MAPS = ("calls", "control", "lost", "vcpus", "pmcs", "errors", "inflight", "left_behind", "processes")
 """The maps of bpf/vpmu.bpf.c that are handed over."""
 
 CENSUS = "bpf_iter__task_file"

@@ -25,7 +25,7 @@ MAX_ENTRIES = {
     "pmcs": 65536,
     "vcpus": 16384,
     "errors": 4096,  # of creations, by VM and errno
-    "left": 4096,  # events that KVM forgot
+    "left_behind": 4096,  # events that KVM forgot
     "processes": 4096,  # whose command line user space need not be told again
 }
 """What the maps have room for. A host is full when a map is: that is counted, not hidden."""

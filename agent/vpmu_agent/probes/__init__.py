@@ -53,6 +53,7 @@ FUNCTIONS = {
 """The kernel functions that are followed, by the short names of their probes."""
 
 _SINGLE = ("calls", "control", "lost")  # a ring and arrays: how full these are says nothing
+_LABELS = {"left_behind": "left"}  # of metrics, where they are not the map's name
 _TGID_AT = {"pmcs": PMC_KEY.fields["tgid"].start, "vcpus": 0, "errors": 0}  # among the numbers of a key
 # In this order forget() deletes: what a pmc holds would be taken out of a vCPU's entry that is a new one.
 _KEYS = {"pmcs": PMC_KEY, "vcpus": VCPU_KEY, "errors": ERROR_KEY}
@@ -149,7 +150,11 @@ class Probes:
 
     def occupancy(self) -> dict[str, tuple[int, int]]:
         """Of each map: how many entries it has, and has room for."""
-        return {name: (m.entries(), m.room) for name, m in self._maps.items() if name not in _SINGLE}
+        return {
+            _LABELS.get(name, name): (m.entries(), m.room)
+            for name, m in self._maps.items()
+            if name not in _SINGLE
+        }
 
     def stop(self) -> list[Observation]:
         """Lets no new calls in, and returns those that were still on their way. The counts stay."""

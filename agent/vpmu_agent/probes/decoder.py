@@ -81,7 +81,7 @@ class Decoder:
         call = Call(
             time_ns=r.time_ns + self._epoch_ns,
             duration_ns=r.duration_ns,
-            name=CALLS[r.call],
+            name=CALLS[r.name],
             pmc=r.pmc,
             event=r.event,
             leader=r.leader,
