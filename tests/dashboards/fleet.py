@@ -18,18 +18,19 @@ from pathlib import Path
 
 from tests.support.counted import Maps, Processes
 from tests.support.scenes import Guest
+from tests.support.web import LOOPBACK
 from vpmu_agent.counts.recent import Recent
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.model.call import Call, CallName
 from vpmu_agent.trace.recording import Recording
 from vpmu_agent.vms.modes import Mode, Pmu
+from vpmu_agent.web.app import application
 from vpmu_agent.web.metrics import Exporter
-from vpmu_agent.web.server import Address, Server
+from vpmu_agent.web.server import Server
 from vpmu_agent.web.state import Overview
 
 _DATA = Path(__file__).parents[1] / "data"
 _STEP_S = 0.1
-LOCAL = Address("127.0.0.1", 0)
 
 
 def recorded(name: str) -> list[Call]:
@@ -109,8 +110,8 @@ def serve() -> None:
         found = hosts()
         addresses = {}
         for name, host in found.items():
-            server = stack.enter_context(closing(Server(LOCAL)))
-            server.start(Exporter(host.watch), host.overview)
+            server = stack.enter_context(closing(Server(LOOPBACK)))
+            server.start(application(Exporter(host.watch), host.overview))
             addresses[name] = str(server.address)
         # Bound, so that nobody else gets it, and not listening.
         down = stack.enter_context(socket.socket())

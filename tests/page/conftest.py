@@ -9,17 +9,19 @@ from itertools import cycle, islice
 
 import pytest
 
-from tests.dashboards.fleet import LOCAL, Host, orphans, recorded
+from tests.dashboards.fleet import Host, orphans, recorded
 from tests.page.browser import Browser, running
 from tests.support.counted import Maps
 from tests.support.scenes import Guest, checked
+from tests.support.web import LOOPBACK
 from vpmu_agent.counts.recent import Recent
 from vpmu_agent.probes import FUNCTIONS
 from vpmu_agent.web import state as overview
-from vpmu_agent.web.config import WebFile
+from vpmu_agent.web.app import application
 from vpmu_agent.web.metrics import Exporter
 from vpmu_agent.web.server import Server
 from vpmu_agent.web.state import Overview
+from vpmu_agent.web.web_file import WebFile
 
 HOSTILE = "<img src=x onerror=document.title='mine'>"
 
@@ -46,7 +48,7 @@ class Shown:
                     self.recent.add(*said)
             for _ in range(30):
                 self.host.step()
-        self.server = Server(LOCAL, web)
+        self.server = Server(LOOPBACK, web)
         self.url = f"{self.server.url}/"
         self._stop = threading.Event()
         self._load = threading.Thread(target=self._move)
@@ -54,7 +56,7 @@ class Shown:
     def start(self) -> None:
         """Answers, and moves, from now on."""
         shown = Overview(self.host.watch, self.recent, lambda: self.missing)
-        self.server.start(Exporter(self.host.watch), shown)
+        self.server.start(application(Exporter(self.host.watch), shown))
         self._load.start()
 
     def close(self) -> None:

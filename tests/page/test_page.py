@@ -9,8 +9,8 @@ import pytest
 
 from tests.page.browser import Browser
 from tests.page.conftest import HOSTILE, Shown
-from tests.unit.web.test_config import ALICE
-from vpmu_agent.web.config import WebFile
+from tests.support.web import ALICE, written
+from vpmu_agent.web.web_file import WebFile
 
 BUILD = Path(__file__).parents[2] / "build" / "page"
 
@@ -93,8 +93,7 @@ def test_a_vm_named_to_do_harm_is_a_text(browser: Browser, shown: Shown) -> None
 
 
 def test_it_is_live_behind_a_password(browser: Browser, tmp_path: Path) -> None:
-    users = tmp_path / "web.yml"
-    users.write_text(f"basic_auth_users: {{alice: {ALICE}}}")
+    users = written(tmp_path, f"basic_auth_users: {{alice: {ALICE}}}")
     with closing(Shown("db01", web=WebFile(users, pytest.fail))) as shown:
         shown.start()
         browser.show(shown.url.replace("//", "//alice:secret@"))

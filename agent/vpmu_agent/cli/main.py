@@ -31,7 +31,8 @@ from vpmu_agent.trace.call_json import PMC_NAMES
 from vpmu_agent.trace.recording import Header, Recorder, Recording, RecordingError
 from vpmu_agent.trace.session import Filters, JsonPrinter, Printer, Session, TextPrinter
 from vpmu_agent.vms.names import Vms, running
-from vpmu_agent.web.server import Address, ListenError, WebConfigError, parse_address
+from vpmu_agent.web.address import Address, ListenError, parse_address
+from vpmu_agent.web.errors import WebConfigError
 
 if TYPE_CHECKING:
     from vpmu_agent.probes import Mode

@@ -1,4 +1,4 @@
-"""TLS and basic authentication, by a file in the format of Prometheus's exporter-toolkit.
+"""Reading the file of --web.config.file, in the format of Prometheus's exporter-toolkit.
 
 https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md. What Python's ssl cannot
 do is refused: a file that an operator also gives to other exporters must not protect less here.
@@ -8,33 +8,20 @@ Only who has such a file imports this, and with it bcrypt and yaml.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hmac
-import ipaddress
 import os
 import pwd
 import re
-import secrets
-import socket
 import ssl
-import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from errno import EACCES
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
-import bcrypt
 import yaml
 
-from vpmu_agent.web.server import WebConfigError, time_left
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
-PASSWORD_S = 5.0
-"""How long a client may wait until its password is looked at: one at a time is."""
+from vpmu_agent.web.errors import WebConfigError
+from vpmu_agent.web.users import Users
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,166 +37,15 @@ class WebConfig:
     """None: there is no authentication."""
 
 
-class WebFile:
-    """The file, read anew whenever it or one that it names has changed.
-
-    Raises WebConfigError when it is made. Later a file that cannot be used is told to `report`, once, and
-    what was read before stays.
-    """
-
-    def __init__(self, path: Path, report: Callable[[str], None]) -> None:
-        self.path = path
-        self._report = report
-        self._lock = threading.Lock()
-        self._seen: dict[Path, _Stamp] = {}
-        self._config = self._read()
-
-    def current(self) -> WebConfig:
-        """What holds now."""
-        if self._has_changed():
-            with self._lock:
-                if self._has_changed():
-                    try:
-                        self._config = self._read()
-                    except WebConfigError as error:
-                        self._report(f"{error}; what was read before stays")
-        return self._config
-
-    def reload(self) -> None:
-        """Reads it anew. Raises WebConfigError if it cannot be used; what was read before stays then."""
-        with self._lock:
-            self._config = self._read()
-
-    def secured(self, client: socket.socket, end: float) -> socket.socket | None:
-        """The client behind TLS, if that is wanted; None if it speaks something else.
-
-        OSError if the handshake fails, or is not over at `end` (time.monotonic()); `client` is closed then.
-        """
-        config = self.current()
-        if config.tls is None:
-            return client
-        client.settimeout(time_left(end))
-        if client.recv(1, socket.MSG_PEEK) != _HANDSHAKE:
-            return None
-        connection = config.tls.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
-        try:
-            connection.settimeout(time_left(end))
-            connection.do_handshake()
-            if config.allowed_sans and config.allowed_sans.isdisjoint(_sans(connection.getpeercert())):
-                raise ConnectionAbortedError("client_allowed_sans has none of the certificate's names")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def guarded(self, application: WSGIApplication) -> WSGIApplication:
-        """The same for users that are known, and with the headers that the file has."""
-
-        def guard(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-            config = self.current()
-            theirs = {name.lower() for name in config.headers}
-
-            def start(
-                status: str, headers: list[tuple[str, str]], *failure: Any
-            ) -> Callable[[bytes], object]:
-                ours = [header for header in headers if header[0].lower() not in theirs]
-                return start_response(status, [*ours, *config.headers.items()], *failure)
-
-            try:
-                if config.users is None or config.users.admits(environ.get("HTTP_AUTHORIZATION", "")):
-                    return application(environ, start)
-                start("401 Unauthorized", [_TEXT, ("WWW-Authenticate", _CHALLENGE)])
-                body = b"a user and a password are needed\n"
-            except BusyError:
-                start("503 Service Unavailable", [_TEXT])
-                body = b"too many passwords at once; try again\n"
-            return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
-
-        return guard
-
-    def _has_changed(self) -> bool:
-        return any(_stamp(path) != stamp for path, stamp in self._seen.items())
-
-    def _read(self) -> WebConfig:
-        seen: dict[Path, _Stamp] = {}
-        try:
-            return _read(self.path, seen)
-        finally:
-            self._seen = seen  # of a failure, too: it may be mended in any of them
-
-
 def check(path: Path) -> None:
     """Raises WebConfigError if such a file, or one that it names, cannot be used."""
-    _read(path, {})
+    read(path, {})
 
 
-class BusyError(Exception):
-    """More clients than can be served want their passwords looked at."""
+Stamp = tuple[int, ...]
 
 
-class Users:
-    """Who may ask.
-
-    bcrypt takes its time for each look at a password, on purpose. So what proved to be right is remembered,
-    as a keyed digest, and one that is not is looked at only when it is its turn. For a user that is not known
-    somebody else's hash is taken, so that nobody learns by the time it takes who is.
-    """
-
-    def __init__(self, hashes: Mapping[str, bytes]) -> None:
-        self._hashes = hashes
-        self._strangers = max(hashes.values(), key=lambda each: each.split(b"$")[2])  # by its cost
-        self._key = secrets.token_bytes(32)
-        self._proved: dict[str, bytes] = {}
-        self._turn = threading.Lock()
-
-    def admits(self, authorization: str) -> bool:
-        """Whether the value of an Authorization header is of one of them. Raises BusyError."""
-        user, password = _credentials(authorization)
-        digest = hmac.digest(self._key, b"\0".join((user.encode(), password)), "sha256")
-        if hmac.compare_digest(self._proved.get(user, b""), digest):
-            return True
-        if not user or b"\0" in password:  # which bcrypt does not take
-            return False
-        if not self._turn.acquire(timeout=PASSWORD_S):
-            raise BusyError
-        try:
-            # bcrypt itself looks no further than 72 bytes; its newer versions refuse more.
-            is_right = bcrypt.checkpw(password[:72], self._hashes.get(user, self._strangers))
-        finally:
-            self._turn.release()
-        if is_right and user in self._hashes:
-            self._proved[user] = digest
-            return True
-        return False
-
-
-_HANDSHAKE = b"\x16"  # the first byte of TLS: the type of a record
-_TEXT = ("Content-Type", "text/plain; charset=utf-8")
-_CHALLENGE = 'Basic realm="vpmu-agent", charset="UTF-8"'
-
-
-def _credentials(authorization: str) -> tuple[str, bytes]:
-    """User and password; no user if it has none."""
-    scheme, _, encoded = authorization.partition(" ")
-    if scheme.lower() != "basic":
-        return "", b""
-    try:
-        user, _, password = base64.b64decode(encoded.strip(), validate=True).partition(b":")
-        return user.decode(), password
-    except (binascii.Error, ValueError):
-        return "", b""
-
-
-def _sans(certificate: Mapping[str, Any] | None) -> set[str]:
-    """The names that a client's certificate has beside its subject: DNS, IP, e-mail, URI."""
-    names = (certificate or {}).get("subjectAltName", ())
-    return {str(ipaddress.ip_address(name)) if kind == "IP Address" else name for kind, name in names}
-
-
-_Stamp = tuple[int, ...]
-
-
-def _stamp(path: Path) -> _Stamp:
+def stamp(path: Path) -> Stamp:
     """What differs when a file was written anew, replaced, or may be read all of a sudden."""
     try:
         found = path.stat()
@@ -288,9 +124,9 @@ class _Value:
         return self.file.parent / self.text()
 
 
-def _read(path: Path, seen: dict[Path, _Stamp]) -> WebConfig:
+def read(path: Path, seen: dict[Path, Stamp]) -> WebConfig:
     """What the file says, or WebConfigError. `seen` gets all that was read, as it was just before."""
-    seen[path] = _stamp(path)
+    seen[path] = stamp(path)
     try:
         root = yaml.compose(path.read_bytes(), yaml.SafeLoader)
     except OSError as error:
@@ -316,7 +152,7 @@ def _read(path: Path, seen: dict[Path, _Stamp]) -> WebConfig:
     )
 
 
-def _tls(section: _Value, seen: dict[Path, _Stamp]) -> tuple[ssl.SSLContext, frozenset[str]]:
+def _tls(section: _Value, seen: dict[Path, Stamp]) -> tuple[ssl.SSLContext, frozenset[str]]:
     fields = section.fields(_TLS, _UNSUPPORTED_TLS)
     for name in ("cert_file", "key_file"):
         if name not in fields:
@@ -350,7 +186,7 @@ def _set_versions(context: ssl.SSLContext, fields: _Fields) -> None:
             raise fields["max_version"].refused("is lower than min_version")
 
 
-def _load_certificate(context: ssl.SSLContext, cert: _Value, key: _Value, seen: dict[Path, _Stamp]) -> None:
+def _load_certificate(context: ssl.SSLContext, cert: _Value, key: _Value, seen: dict[Path, Stamp]) -> None:
     def no_passphrase() -> str:
         raise key.refused(f"{key.path()} has a passphrase, and nobody is there to be asked: take it off")
 
@@ -366,7 +202,7 @@ def _load_certificate(context: ssl.SSLContext, cert: _Value, key: _Value, seen: 
         raise cert.refused(f"{cert.path()} and {key.path()} cannot be used: {reason or error}") from error
 
 
-def _set_clients(context: ssl.SSLContext, fields: _Fields, seen: dict[Path, _Stamp]) -> frozenset[str]:
+def _set_clients(context: ssl.SSLContext, fields: _Fields, seen: dict[Path, Stamp]) -> frozenset[str]:
     """Which clients are let in by their certificates; returns the names of which one must be in those."""
     context.verify_mode = (
         fields["client_auth_type"].choice(_CLIENT_AUTH, _UNSUPPORTED_CLIENT_AUTH)
@@ -394,9 +230,9 @@ def _set_clients(context: ssl.SSLContext, fields: _Fields, seen: dict[Path, _Sta
     return frozenset(each.text() for each in sans.items())
 
 
-def _contents(value: _Value, seen: dict[Path, _Stamp]) -> str:
+def _contents(value: _Value, seen: dict[Path, Stamp]) -> str:
     path = value.path()
-    seen[path] = _stamp(path)
+    seen[path] = stamp(path)
     try:
         return path.read_text("ascii", "replace")
     except OSError as error:

@@ -23,7 +23,7 @@ SHOWN = 20
 """How many of the last divergences and failures the page has; the JSON has all that are kept."""
 
 
-def page(state: State) -> str:
+def html(state: State) -> str:
     """The whole page, in HTML."""
     return _PAGE.substitute(
         css=_CSS,

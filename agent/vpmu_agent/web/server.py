@@ -8,22 +8,16 @@ import ssl
 import sys
 import threading
 import time
-import zlib
-from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from socketserver import TCPServer, ThreadingMixIn
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from vpmu_agent.web import page as landing
-from vpmu_agent.web.metrics import OPENMETRICS, TEXT, Exporter
-from vpmu_agent.web.state import Overview, state_json
+from vpmu_agent.web.address import Address, ListenError
+from vpmu_agent.web.errors import time_left
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
-    from vpmu_agent.web.config import WebFile
+    from _typeshed.wsgi import WSGIApplication
 
 REQUEST_S = 5.0
 """How long a client may take for its request, from the connection to the last header."""
@@ -41,54 +35,35 @@ _SHUTDOWN_S = 0.1  # how often the server looks whether it shall end
 _LINGER_S = 1.0  # how long a client may take to hang up once it has its answer
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where to listen. An empty host stands for every address of this machine."""
+class Security(Protocol):
+    """What a server needs to speak TLS and to know its users; it may change between two clients."""
 
-    host: str
-    port: int
+    @property
+    def has_tls(self) -> bool:
+        """Whether clients must speak TLS now."""
 
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+    def secured(self, client: socket.socket, end: float) -> socket.socket | None:
+        """Return the client behind TLS, if that is wanted; None if it speaks something else.
 
+        Raise OSError if the handshake fails, or is not over at `end` (time.monotonic()); `client` is closed
+        then.
+        """
 
-def parse_address(text: str) -> Address:
-    """Reads `HOST:PORT`, `[IPV6]:PORT` or `:PORT`. Raises ValueError that names what is wrong."""
-    host, colon, port = text.rpartition(":")
-    if not colon:
-        raise ValueError(f"{text!r} has no port: write HOST:PORT")
-    if not (port.isascii() and port.isdigit() and int(port[:6]) <= 65535):
-        raise ValueError(f"{port!r} in {text!r} is not a port number from 0 to 65535")
-    if host.startswith("[") and host.endswith("]"):
-        return Address(host[1:-1], int(port))
-    if ":" in host or "[" in host or "]" in host:
-        raise ValueError(f"the host in {text!r} is not clear: write an IPv6 address as [::1]:{port}")
-    return Address(host, int(port))
-
-
-class ListenError(Exception):
-    """The address cannot be listened on; the message says which and why."""
-
-
-class WebConfigError(Exception):
-    """The file of --web.config.file, or one that it names, cannot be used; the message says where and why."""
-
-
-def time_left(end: float) -> float:
-    """Seconds until `end` (time.monotonic()), for a socket: never 0, which would mean not to wait."""
-    return max(end - time.monotonic(), 0.001)
+    def guarded(self, application: WSGIApplication) -> WSGIApplication:
+        """Return an application that answers known users as `application` does, and refuses others."""
 
 
 class Server:
-    """Listens from the moment it is made; answers between `start()` and `close()`.
+    """An HTTP server that listens from the moment it is made, and answers between `start()` and `close()`.
 
-    With `web` it speaks TLS and knows its users, as that file says.
+    Raise ListenError if it cannot listen on the address. Without `security` it answers everybody, in plain
+    HTTP.
     """
 
-    def __init__(self, address: Address, web: WebFile | None = None) -> None:
-        self._web = web
+    def __init__(self, address: Address, security: Security | None = None) -> None:
+        self._security = security
         try:
-            self._http = _HttpServer(address, web)
+            self._http = _HttpServer(address, security)
         except OSError as error:
             raise ListenError(f"cannot listen on {address}: {error.strerror or error}") from error
         self._thread = threading.Thread(target=self._http.serve_forever, args=(_SHUTDOWN_S,), daemon=True)
@@ -102,12 +77,12 @@ class Server:
     @property
     def url(self) -> str:
         """The same as a person would write it into a browser, without a path."""
-        return f"{'https' if self._web and self._web.current().tls else 'http'}://{self.address}"
+        scheme = "https" if self._security and self._security.has_tls else "http"
+        return f"{scheme}://{self.address}"
 
-    def start(self, exporter: Exporter, overview: Overview) -> None:
-        """Answers with the metrics of `exporter` and the page of `overview` from now on."""
-        application = _application(exporter, overview)
-        self._http.set_app(self._web.guarded(application) if self._web else application)
+    def start(self, application: WSGIApplication) -> None:
+        """Answer with `application`, in a thread, from now on."""
+        self._http.set_app(self._security.guarded(application) if self._security else application)
         self._thread.start()
 
     def close(self) -> None:
@@ -116,89 +91,6 @@ class Server:
             self._http.shutdown()
             self._thread.join()
         self._http.server_close()
-
-
-def _application(exporter: Exporter, overview: Overview) -> WSGIApplication:
-    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        path, method = environ.get("PATH_INFO") or "/", environ["REQUEST_METHOD"]
-        if method not in ("GET", "HEAD"):
-            allow = [("Allow", "GET, HEAD")]
-            return _text(start_response, "405 Method Not Allowed", b"GET or HEAD only\n", allow)
-        if path == "/metrics":
-            return _metrics(exporter, environ, start_response)
-        if path == "/":
-            body = [landing.page(overview.state()).encode()]
-            start_response("200 OK", [*landing.HEADERS, _NO_SNIFFING])
-        elif path == "/api/v1/state":
-            body = [f"{state_json(overview.state())}\n".encode()]
-            start_response("200 OK", [("Content-Type", "application/json"), _NO_STORE, _NO_SNIFFING])
-        elif path == "/-/healthy":
-            body = _text(start_response, "200 OK", b"healthy\n")
-        elif path == "/-/ready":
-            body = _ready(start_response, overview.missing())
-        else:
-            body = _text(start_response, "404 Not Found", b"not here; the metrics are at /metrics\n")
-        return [] if method == "HEAD" else body
-
-    return application
-
-
-_NO_STORE = ("Cache-Control", "no-store")
-_NO_SNIFFING = ("X-Content-Type-Options", "nosniff")
-
-
-def _ready(start_response: StartResponse, missing: str) -> list[bytes]:
-    if missing:
-        return _text(start_response, "503 Service Unavailable", f"not ready: {missing}\n".encode())
-    return _text(start_response, "200 OK", b"ready\n")
-
-
-def _metrics(exporter: Exporter, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """The metrics in chunks; in one piece they would be 13 MB for 1,000 VMs.
-
-    So nobody knows their length beforehand, and they end with the connection. Who must know that nothing is
-    missing asks, as Prometheus does, for OpenMetrics, which has an end mark, or gzip, which has a checksum.
-    """
-    openmetrics = accepts_openmetrics(environ.get("HTTP_ACCEPT", ""))
-    gzip = accepts_gzip(environ.get("HTTP_ACCEPT_ENCODING", ""))
-    # A HEAD is no scrape: it must not take the last counts of a VM that is gone.
-    is_scrape = environ["REQUEST_METHOD"] == "GET"
-    chunks = exporter.scrape(openmetrics=openmetrics) if is_scrape else iter(())
-    headers = [("Content-Type", OPENMETRICS if openmetrics else TEXT), _NO_SNIFFING]
-    headers.append(("Vary", "Accept, Accept-Encoding"))
-    start_response("200 OK", [*headers, ("Content-Encoding", "gzip")] if gzip else headers)
-    return _gzipped(chunks) if gzip and is_scrape else chunks
-
-
-def accepts_openmetrics(accept: str) -> bool:
-    """Whether an Accept header names OpenMetrics, in a version that is ours or in none."""
-    for media in accept.lower().split(","):
-        kind, *parameters = (part.strip() for part in media.split(";"))
-        versions = [value for value in parameters if value.startswith("version=")]
-        if kind == "application/openmetrics-text" and versions in ([], ["version=1.0.0"]):
-            return True
-    return False
-
-
-def accepts_gzip(accept_encoding: str) -> bool:
-    """Whether an Accept-Encoding header names gzip."""
-    return any(coding.split(";")[0].strip() == "gzip" for coding in accept_encoding.lower().split(","))
-
-
-def _gzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    # Level 1: the text is so uniform that the next ones take twice the time to save a tenth.
-    compressor = zlib.compressobj(level=1, wbits=16 + zlib.MAX_WBITS)
-    for chunk in chunks:
-        if compressed := compressor.compress(chunk):
-            yield compressed
-    yield compressor.flush()
-
-
-def _text(
-    start_response: StartResponse, status: str, body: bytes, headers: Iterable[tuple[str, str]] = ()
-) -> list[bytes]:
-    start_response(status, [("Content-Type", "text/plain; charset=utf-8"), _NO_SNIFFING, *headers])
-    return [body]
 
 
 class _TooLargeError(Exception):
@@ -253,7 +145,8 @@ class _Request(WSGIRequestHandler):
 
     def setup(self) -> None:
         end = time.monotonic() + REQUEST_S
-        secured = self.server.web.secured(self.request, end) if self.server.web else self.request
+        security = self.server.security
+        secured = security.secured(self.request, end) if security else self.request
         self._speaks_plainly = secured is None
         self.connection = secured or self.request
         self._stream = _Stream(self.connection, end)
@@ -308,8 +201,8 @@ class _HttpServer(ThreadingMixIn, WSGIServer):
     # The standard library's 5 is fewer than the clients that are served at once: a burst would wait a second.
     request_queue_size = 4 * MAX_CLIENTS
 
-    def __init__(self, address: Address, web: WebFile | None) -> None:
-        self.web = web
+    def __init__(self, address: Address, security: Security | None) -> None:
+        self.security = security
         self._room = threading.BoundedSemaphore(MAX_CLIENTS)
         host = address.host
         if not host and socket.has_dualstack_ipv6():
