@@ -104,7 +104,9 @@ def running(folder: Path, targets: Mapping[str, str], **how: Any) -> Iterator[Pr
     (folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
     address = f"127.0.0.1:{_free_port()}"
     command = [
-        *("prometheus", "--config.file=prometheus.yml", "--storage.tsdb.path=data"),
+        "prometheus",
+        "--config.file=prometheus.yml",
+        "--storage.tsdb.path=data",
         f"--web.listen-address={address}",
     ]
     log = folder / "prometheus.log"

@@ -16,7 +16,7 @@ from tests.support.scenes import Guest, checked
 from tests.support.web import LOOPBACK
 from vpmu_agent.counts.recent import Recent
 from vpmu_agent.probes import FUNCTIONS
-from vpmu_agent.web import state as overview
+from vpmu_agent.web import state
 from vpmu_agent.web.app import application
 from vpmu_agent.web.metrics import Exporter
 from vpmu_agent.web.server import Server
@@ -86,7 +86,7 @@ def browser(chromium: Browser) -> Browser:
 @pytest.fixture
 def shown(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shown]:
     """Where nothing else is wanted (with `parametrize`), a host on which a VM goes wrong."""
-    monkeypatch.setattr(overview, "READ_S", 0.5)
+    monkeypatch.setattr(state, "MAX_AGE_S", 0.5)
     with closing(Shown(*getattr(request, "param", ["db01"]))) as made:
         made.start()
         yield made

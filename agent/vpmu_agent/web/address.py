@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen. An empty host stands for every address of this machine."""
+    """Where to listen. An empty host stands for all addresses of this machine."""
 
     host: str
     port: int
@@ -17,7 +17,10 @@ class Address:
 
 
 def parse_address(text: str) -> Address:
-    """Reads `HOST:PORT`, `[IPV6]:PORT` or `:PORT`. Raises ValueError that names what is wrong."""
+    """Return the address in `HOST:PORT`, `[IPV6]:PORT` or `:PORT`.
+
+    Raise ValueError, whose message says what is wrong with it.
+    """
     host, colon, port = text.rpartition(":")
     if not colon:
         raise ValueError(f"{text!r} has no port: write HOST:PORT")
@@ -31,4 +34,4 @@ def parse_address(text: str) -> Address:
 
 
 class ListenError(Exception):
-    """The address cannot be listened on; the message says which and why."""
+    """The server cannot listen on the address; the message says on which, and why."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def application(exporter: Exporter, overview: Overview) -> WSGIApplication:
-    """Return what answers with the metrics of `exporter` and the page of `overview`."""
+    """Return the application that serves the metrics of `exporter` and the page of `overview`."""
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path, method = environ.get("PATH_INFO") or "/", environ["REQUEST_METHOD"]
@@ -52,24 +52,30 @@ def _ready(start_response: StartResponse, missing: str) -> list[bytes]:
 
 
 def _metrics(exporter: Exporter, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """The metrics in chunks; in one piece they would be 13 MB for 1,000 VMs.
+    """Answer with the metrics in chunks; in one piece they would be 13 MB for 1,000 VMs.
 
-    So nobody knows their length beforehand, and they end with the connection. Who must know that nothing is
-    missing asks, as Prometheus does, for OpenMetrics, which has an end mark, or gzip, which has a checksum.
+    So their length is not known beforehand, and they end with the connection. Clients that must detect
+    truncation should request OpenMetrics, which has an end mark, or gzip, which has a checksum; Prometheus
+    requests both.
     """
     openmetrics = accepts_openmetrics(environ.get("HTTP_ACCEPT", ""))
     gzip = accepts_gzip(environ.get("HTTP_ACCEPT_ENCODING", ""))
-    # A HEAD is no scrape: it must not take the last counts of a VM that is gone.
+    # A HEAD request is not a scrape: it must not count as having shown the last counts of a VM that is gone.
     is_scrape = environ["REQUEST_METHOD"] == "GET"
     chunks = exporter.scrape(openmetrics=openmetrics) if is_scrape else iter(())
-    headers = [("Content-Type", OPENMETRICS if openmetrics else TEXT), _NO_SNIFFING]
-    headers.append(("Vary", "Accept, Accept-Encoding"))
-    start_response("200 OK", [*headers, ("Content-Encoding", "gzip")] if gzip else headers)
+    headers = [
+        ("Content-Type", OPENMETRICS if openmetrics else TEXT),
+        _NO_SNIFFING,
+        ("Vary", "Accept, Accept-Encoding"),
+    ]
+    if gzip:
+        headers.append(("Content-Encoding", "gzip"))
+    start_response("200 OK", headers)
     return _gzipped(chunks) if gzip and is_scrape else chunks
 
 
 def accepts_openmetrics(accept: str) -> bool:
-    """Whether an Accept header names OpenMetrics, in a version that is ours or in none."""
+    """Return whether an Accept header names OpenMetrics, in our version or without one."""
     for media in accept.lower().split(","):
         kind, *parameters = (part.strip() for part in media.split(";"))
         versions = [value for value in parameters if value.startswith("version=")]
@@ -79,12 +85,12 @@ def accepts_openmetrics(accept: str) -> bool:
 
 
 def accepts_gzip(accept_encoding: str) -> bool:
-    """Whether an Accept-Encoding header names gzip."""
+    """Return whether an Accept-Encoding header names gzip."""
     return any(coding.split(";")[0].strip() == "gzip" for coding in accept_encoding.lower().split(","))
 
 
 def _gzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    # Level 1: the text is so uniform that the next ones take twice the time to save a tenth.
+    # Level 1: on text this uniform the next levels take twice the time to save another tenth.
     compressor = zlib.compressobj(level=1, wbits=16 + zlib.MAX_WBITS)
     for chunk in chunks:
         if compressed := compressor.compress(chunk):

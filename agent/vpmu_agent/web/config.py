@@ -1,9 +1,9 @@
-"""Reading the file of --web.config.file, in the format of Prometheus's exporter-toolkit.
+"""Reads and checks the file of --web.config.file, in the format of Prometheus's exporter-toolkit.
 
-https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md. What Python's ssl cannot
-do is refused: a file that an operator also gives to other exporters must not protect less here.
+https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md. Settings that Python's
+ssl cannot honour are refused: a file that is shared with other exporters must not protect less here.
 
-Only who has such a file imports this, and with it bcrypt and yaml.
+Imported only where there is such a file, for it needs bcrypt and yaml.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from vpmu_agent.web.users import Users
 
 @dataclass(frozen=True, slots=True)
 class WebConfig:
-    """What the file says."""
+    """The contents of the file."""
 
     tls: ssl.SSLContext | None = None
     allowed_sans: frozenset[str] = frozenset()
-    """One of these must be in a client's certificate; none: it need not have any."""
+    """A client's certificate must have one of these names; empty: it may have any."""
     headers: Mapping[str, str] = field(default_factory=dict)
-    """What every answer has, in place of our own of the same name."""
+    """Headers of every answer; they replace our own of the same name."""
     users: Users | None = None
-    """None: there is no authentication."""
+    """None: no authentication."""
 
 
 def check(path: Path) -> None:
-    """Raises WebConfigError if such a file, or one that it names, cannot be used."""
+    """Raise WebConfigError if the file, or one that it names, cannot be used."""
     read(path, {})
 
 
@@ -46,7 +46,7 @@ Stamp = tuple[int, ...]
 
 
 def stamp(path: Path) -> Stamp:
-    """What differs when a file was written anew, replaced, or may be read all of a sudden."""
+    """Return what differs once a file was written, replaced, or made readable; empty if it is not there."""
     try:
         found = path.stat()
     except OSError:
@@ -59,19 +59,22 @@ def stamp(path: Path) -> Stamp:
 
 @dataclass(frozen=True, slots=True)
 class _Value:
-    """A value in the file, and where it is."""
+    """A value in the file, and its place there."""
 
     file: Path
     key: str
     node: yaml.Node
 
     def refused(self, found: str) -> WebConfigError:
-        """The sentence for the user."""
+        """Return the error for this value: its place, its key, and what was found."""
         place = f"{self.file}:{self.node.start_mark.line + 1}"
         return WebConfigError(f"{place}: {self.key}: {found}" if self.key else f"{place}: {found}")
 
     def fields(self, known: Collection[str] = (), unsupported: Mapping[str, str] | None = None) -> _Fields:
-        """The values of a mapping, by their keys; any key is fine if none is `known`."""
+        """Return the values of a mapping by their keys, which must be `known` ones unless that is empty.
+
+        `unsupported` says of keys that exporter-toolkit has why they are not supported here.
+        """
         if not isinstance(self.node, yaml.MappingNode):
             raise self.refused("must have keys of its own, each on a line and further to the right")
         fields: dict[str, _Value] = {}
@@ -89,19 +92,19 @@ class _Value:
         return fields
 
     def text(self) -> str:
-        """A string that is not empty."""
+        """Return a string that is not empty."""
         if not (isinstance(self.node, yaml.ScalarNode) and self.node.tag == _STRING and self.node.value):
             raise self.refused("must be a string, and not empty")
         return str(self.node.value)
 
     def items(self) -> list[_Value]:
-        """The values of a list, one or more."""
+        """Return the values of a list, one or more."""
         if not (isinstance(self.node, yaml.SequenceNode) and self.node.value):
             raise self.refused("must be a list, and not empty")
         return [_Value(self.file, self.key, node) for node in self.node.value]
 
     def choice(self, choices: Mapping[str, _T], unsupported: Mapping[str, str] | None = None) -> _T:
-        """What one of the names stands for."""
+        """Return what one of the names stands for."""
         name = self.text()
         if why := (unsupported or {}).get(name):
             raise self.refused(f"{name} {why}")
@@ -110,22 +113,25 @@ class _Value:
         return choices[name]
 
     def choices(self, choices: Mapping[str, _T], unsupported: Mapping[str, str] | None = None) -> list[_T]:
-        """What the names in a list stand for."""
+        """Return what the names in a list stand for."""
         return [each.choice(choices, unsupported) for each in self.items()]
 
     def boolean(self) -> bool:
-        """True or false."""
+        """Return true or false."""
         if not (isinstance(self.node, yaml.ScalarNode) and self.node.tag == _BOOLEAN):
             raise self.refused("must be true or false")
         return bool(yaml.SafeLoader.bool_values[self.node.value.lower()])
 
     def path(self) -> Path:
-        """A file; a relative name is one beside the file that this stands in."""
+        """Return the path of a file; a relative one starts at the folder of the web file."""
         return self.file.parent / self.text()
 
 
 def read(path: Path, seen: dict[Path, Stamp]) -> WebConfig:
-    """What the file says, or WebConfigError. `seen` gets all that was read, as it was just before."""
+    """Return the contents of the file. Raise WebConfigError if it cannot be used.
+
+    `seen` gets the stamp of every file that was read, taken just before.
+    """
     seen[path] = stamp(path)
     try:
         root = yaml.compose(path.read_bytes(), yaml.SafeLoader)
@@ -135,12 +141,12 @@ def read(path: Path, seen: dict[Path, Stamp]) -> WebConfig:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else f"{path}"
         raise WebConfigError(f"{place}: is no YAML: {getattr(error, 'problem', None) or error}") from error
-    if root is None:  # also for the moment in which somebody writes it: that must not open all doors
+    if root is None:  # also while it is being written, and that must not let everybody in
         raise WebConfigError(f"{path}: is empty; to serve everybody, leave --web.config.file out")
     fields = _Value(path, "", root).fields(_SECTIONS, _UNSUPPORTED)
     http = fields["http_server_config"].fields(_HTTP) if "http_server_config" in fields else {}
     if "http2" in http:
-        http["http2"].boolean()  # either is kept to: it allows HTTP/2, and nobody must offer it
+        http["http2"].boolean()  # both are fine: true allows HTTP/2, it does not require it
     tls, allowed_sans = None, frozenset[str]()
     if "tls_server_config" in fields:
         tls, allowed_sans = _tls(fields["tls_server_config"], seen)
@@ -203,7 +209,7 @@ def _load_certificate(context: ssl.SSLContext, cert: _Value, key: _Value, seen: 
 
 
 def _set_clients(context: ssl.SSLContext, fields: _Fields, seen: dict[Path, Stamp]) -> frozenset[str]:
-    """Which clients are let in by their certificates; returns the names of which one must be in those."""
+    """Set which certificates clients need; return the names of which a certificate must have one."""
     context.verify_mode = (
         fields["client_auth_type"].choice(_CLIENT_AUTH, _UNSUPPORTED_CLIENT_AUTH)
         if "client_auth_type" in fields
@@ -252,7 +258,7 @@ def _headers(section: _Value) -> dict[str, str]:
     headers = {}
     for name, value in section.fields(_HEADERS).items():
         if isinstance(value.node, yaml.ScalarNode) and not value.node.value:
-            continue  # as if it were not there
+            continue  # as if it were left out
         text, allowed = value.text(), _HEADERS[name]
         if allowed and text.lower() not in allowed:
             raise value.refused(f"must be {' or '.join(allowed)}")
@@ -283,7 +289,7 @@ _UNSUPPORTED = {
     "rate_limit": "is not supported: the agent serves a fixed number of clients at once; leave it out"
 }
 _HTTP = ("http2", "headers")
-_HEADERS = {  # and what their values may be, if that is laid down
+_HEADERS = {  # with their allowed values, if only some are allowed
     "Content-Security-Policy": (),
     "X-Frame-Options": ("deny", "sameorigin"),
     "X-Content-Type-Options": ("nosniff",),
@@ -291,8 +297,16 @@ _HEADERS = {  # and what their values may be, if that is laid down
     "Strict-Transport-Security": (),
 }
 _TLS = (
-    *("cert_file", "key_file", "client_auth_type", "client_ca_file", "client_allowed_sans"),
-    *("min_version", "max_version", "cipher_suites", "prefer_server_cipher_suites", "curve_preferences"),
+    "cert_file",
+    "key_file",
+    "client_auth_type",
+    "client_ca_file",
+    "client_allowed_sans",
+    "min_version",
+    "max_version",
+    "cipher_suites",
+    "prefer_server_cipher_suites",
+    "curve_preferences",
 )
 _UNSUPPORTED_TLS = {
     inline: f"is not supported: Python's ssl reads files; write it to one and name it in {inline}_file"

@@ -1,4 +1,4 @@
-"""What the rooms of the web share: how a web file fails, and how long a socket may still wait."""
+"""What server and web file share: how a web file fails, and how long a socket may still wait."""
 
 from __future__ import annotations
 
@@ -10,5 +10,8 @@ class WebConfigError(Exception):
 
 
 def time_left(end: float) -> float:
-    """Seconds until `end` (time.monotonic()), for a socket: never 0, which would mean not to wait."""
+    """Return the seconds until `end` (time.monotonic()), as a socket's timeout.
+
+    Never 0, which would make the socket non-blocking.
+    """
     return max(end - time.monotonic(), 0.001)

@@ -1,4 +1,4 @@
-"""HTTP: the standard library's WSGI server, a thread for each client; bounded in number, time and size."""
+"""HTTP: the standard library's WSGI server, one thread per client, with limits on clients, time and size."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ REQUEST_S = 5.0
 """How long a client may take for its request, from the connection to the last header."""
 
 ANSWER_S = 60.0
-"""How long it may take to read the answer: 13 MB for 1,000 VMs, and a slow link."""
+"""How long a client may take to read the answer: 13 MB for 1,000 VMs, over a slow link."""
 
 MAX_REQUEST = 32 * 1024
-"""Bytes of a request line and its headers; who sends more is told so."""
+"""Bytes of a request line and its headers; longer requests are answered with 431."""
 
 MAX_CLIENTS = 16
-"""Clients at once; who comes when so many are there is turned away."""
+"""Clients at once; further connections are closed without an answer."""
 
-_SHUTDOWN_S = 0.1  # how often the server looks whether it shall end
-_LINGER_S = 1.0  # how long a client may take to hang up once it has its answer
+_SHUTDOWN_S = 0.1  # how often the server checks whether it was told to stop
+_LINGER_S = 1.0  # how long a client may take to hang up after its answer
 
 
 class Security(Protocol):
-    """What a server needs to speak TLS and to know its users; it may change between two clients."""
+    """What the server needs for TLS and authentication; its answers may change from client to client."""
 
     @property
     def has_tls(self) -> bool:
-        """Whether clients must speak TLS now."""
+        """Whether clients have to use TLS."""
 
     def secured(self, client: socket.socket, end: float) -> socket.socket | None:
-        """Return the client behind TLS, if that is wanted; None if it speaks something else.
+        """Return the client's connection after a TLS handshake, or `client` itself where TLS is off.
 
-        Raise OSError if the handshake fails, or is not over at `end` (time.monotonic()); `client` is closed
-        then.
+        Return None if the client has to use TLS and does not. Raise OSError, with `client` closed, if the
+        handshake fails or is not complete at `end` (time.monotonic()).
         """
 
     def guarded(self, application: WSGIApplication) -> WSGIApplication:
-        """Return an application that answers known users as `application` does, and refuses others."""
+        """Return `application` behind authentication."""
 
 
 class Server:
-    """An HTTP server that listens from the moment it is made, and answers between `start()` and `close()`.
+    """An HTTP server that listens once it is made, and answers between `start()` and `close()`.
 
-    Raise ListenError if it cannot listen on the address. Without `security` it answers everybody, in plain
-    HTTP.
+    Raises ListenError when it is made, if it cannot listen on the address. Without `security` it speaks plain
+    HTTP and answers everybody.
     """
 
     def __init__(self, address: Address, security: Security | None = None) -> None:
@@ -70,23 +70,23 @@ class Server:
 
     @property
     def address(self) -> Address:
-        """Where it listens, with the port that the kernel chose if it was left to it."""
+        """Where it listens, with the port that the kernel chose for port 0."""
         host, port = self._http.server_address[:2]
         return Address(str(host), int(port))
 
     @property
     def url(self) -> str:
-        """The same as a person would write it into a browser, without a path."""
+        """The same as a URL without a path."""
         scheme = "https" if self._security and self._security.has_tls else "http"
         return f"{scheme}://{self.address}"
 
     def start(self, application: WSGIApplication) -> None:
-        """Answer with `application`, in a thread, from now on."""
+        """Start to answer requests with `application`, in a thread."""
         self._http.set_app(self._security.guarded(application) if self._security else application)
         self._thread.start()
 
     def close(self) -> None:
-        """Stops listening. A request that is being answered may still end."""
+        """Stop listening. Requests that are being answered may still complete."""
         if self._thread.is_alive():
             self._http.shutdown()
             self._thread.join()
@@ -94,11 +94,11 @@ class Server:
 
 
 class _TooLargeError(Exception):
-    """A request has more bytes than anyone needs."""
+    """A request is larger than MAX_REQUEST."""
 
 
 class _Stream(io.RawIOBase):
-    """What a client sends and gets, in bounded time, and of bounded size until `answer()`."""
+    """A client's connection with a deadline and, until `answer()`, with a limit on what is read."""
 
     def __init__(self, client: socket.socket, end: float) -> None:
         self._client = client
@@ -124,20 +124,20 @@ class _Stream(io.RawIOBase):
         try:
             self._client.sendall(data)
         except OSError as error:
-            # The one kind that wsgiref takes for what it is: a client that left, or might as well have.
+            # The one error that wsgiref takes for a client that left.
             raise ConnectionAbortedError from error
         return len(data)
 
     def answer(self) -> None:
-        """The request is there; from now on the time is that of the answer."""
+        """Set the deadline for the answer: the request has been read."""
         self._end = time.monotonic() + ANSWER_S
 
     def _limit_time(self) -> None:
-        self._client.settimeout(time_left(self._end))  # sendall() takes it for all that it sends
+        self._client.settimeout(time_left(self._end))  # for sendall() a limit on the whole of it
 
 
 class _Request(WSGIRequestHandler):
-    default_request_version = "HTTP/1.0"  # 0.9 has no status to say that something is wrong
+    default_request_version = "HTTP/1.0"  # HTTP/0.9 has no status to report an error with
     error_content_type = "text/plain; charset=utf-8"
     error_message_format = "%(code)d %(message)s\n"
     connection: socket.socket
@@ -147,17 +147,17 @@ class _Request(WSGIRequestHandler):
         end = time.monotonic() + REQUEST_S
         security = self.server.security
         secured = security.secured(self.request, end) if security else self.request
-        self._speaks_plainly = secured is None
+        self._lacks_tls = secured is None
         self.connection = secured or self.request
         self._stream = _Stream(self.connection, end)
         self.rfile = io.BufferedReader(self._stream)
         self.wfile = self._stream  # type: ignore[assignment]  # not buffered, as that of the base class
 
     def handle(self) -> None:
-        # What send_error() needs if there is no request line to take it from.
+        # send_error() needs these, and there may be no request line to take them from.
         self.requestline = self.request_version = self.command = ""
         try:
-            if self._speaks_plainly:
+            if self._lacks_tls:
                 self.send_error(400, "this port speaks TLS: ask for https://")
             else:
                 super().handle()
@@ -171,10 +171,10 @@ class _Request(WSGIRequestHandler):
             self._stream.answer()
 
     def finish(self) -> None:
-        """Ends the connection in such a way that the client gets all of the answer.
+        """End the connection so that the client gets the whole answer.
 
-        In TLS its end must be said, or it could be anybody's. And closing a connection with something unread
-        would reset it, and the client might never see what it was told.
+        In TLS the end has to be announced, or an attacker could have cut the answer short. And to close a
+        socket with unread data resets the connection, which can discard what the client has not read yet.
         """
         with closing(self.connection) as client, suppress(OSError):
             client.settimeout(_LINGER_S)
@@ -182,7 +182,7 @@ class _Request(WSGIRequestHandler):
                 with suppress(OSError):
                     client.unwrap()
             end = time.monotonic() + _LINGER_S
-            # Whatever comes now: it need not be TLS any more.
+            # On the socket itself: what still comes need not be TLS.
             socket.socket.shutdown(client, socket.SHUT_WR)
             while (left := end - time.monotonic()) > 0:
                 client.settimeout(left)
@@ -190,15 +190,15 @@ class _Request(WSGIRequestHandler):
                     break
 
     def address_string(self) -> str:
-        return str(self.client_address[0])  # not the name server's answer
+        return str(self.client_address[0])  # without asking a name server
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Scrapes are not news."""
+        """Log nothing: scrapes are not news."""
 
 
 class _HttpServer(ThreadingMixIn, WSGIServer):
     daemon_threads = True
-    # The standard library's 5 is fewer than the clients that are served at once: a burst would wait a second.
+    # The default of 5 is less than MAX_CLIENTS: in a burst, clients would wait a second to retry.
     request_queue_size = 4 * MAX_CLIENTS
 
     def __init__(self, address: Address, security: Security | None) -> None:
@@ -213,9 +213,9 @@ class _HttpServer(ThreadingMixIn, WSGIServer):
 
     def server_bind(self) -> None:
         if self.address_family == socket.AF_INET6:
-            # "::" and no host at all mean IPv4 as well, whatever the system's default is.
+            # "::" and an empty host include IPv4, whatever net.ipv6.bindv6only says.
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        # Not HTTPServer's: it asks the name server who we are, which may take its time.
+        # Not HTTPServer's, which looks up our own name, and that can take long.
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()
@@ -233,6 +233,6 @@ class _HttpServer(ThreadingMixIn, WSGIServer):
             self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        # A client that was slow, or left, is its own affair; anything else is a bug and shows.
+        # Clients that are slow or leave are not reported; anything else is a bug, and is.
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)

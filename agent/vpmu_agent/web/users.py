@@ -1,4 +1,4 @@
-"""Basic authentication: who is let in, and what a look at a password costs."""
+"""Basic authentication: checks passwords against bcrypt hashes, at a bounded cost."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from collections.abc import Mapping
 import bcrypt
 
 PASSWORD_S = 5.0
-"""How long a client may wait until its password is looked at: one at a time is."""
+"""How long a client may wait for its password to be checked: one is checked at a time."""
 
 
 class BusyError(Exception):
-    """More clients than can be served want their passwords looked at."""
+    """Too many clients are waiting for their passwords to be checked."""
 
 
 class Users:
-    """Who may ask.
+    """The users and their passwords.
 
-    bcrypt takes its time for each look at a password, on purpose. So what proved to be right is remembered,
-    as a keyed digest, and one that is not is looked at only when it is its turn. For a user that is not known
-    somebody else's hash is taken, so that nobody learns by the time it takes who is.
+    bcrypt is slow on purpose. So a password that was right is remembered, as a keyed digest, and any other is
+    checked one at a time. For an unknown user another user's hash is checked, so that the time of an answer
+    does not reveal which users exist.
     """
 
     def __init__(self, hashes: Mapping[str, bytes]) -> None:
         self._hashes = hashes
-        self._strangers = max(hashes.values(), key=lambda each: each.split(b"$")[2])  # by its cost
+        self._strangers = max(hashes.values(), key=lambda each: each.split(b"$")[2])  # with the highest cost
         self._key = secrets.token_bytes(32)
         self._proved: dict[str, bytes] = {}
         self._turn = threading.Lock()
 
     def admits(self, authorization: str) -> bool:
-        """Whether the value of an Authorization header is of one of them. Raises BusyError."""
+        """Return whether an Authorization header has a user's name and password. Raise BusyError."""
         user, password = _credentials(authorization)
         digest = hmac.digest(self._key, b"\0".join((user.encode(), password)), "sha256")
         if hmac.compare_digest(self._proved.get(user, b""), digest):
             return True
-        if not user or b"\0" in password:  # which bcrypt does not take
+        if not user or b"\0" in password:  # bcrypt refuses NUL
             return False
         if not self._turn.acquire(timeout=PASSWORD_S):
             raise BusyError
         try:
-            # bcrypt itself looks no further than 72 bytes; its newer versions refuse more.
+            # bcrypt uses the first 72 bytes only, and newer versions refuse longer passwords.
             is_right = bcrypt.checkpw(password[:72], self._hashes.get(user, self._strangers))
         finally:
             self._turn.release()
@@ -56,7 +56,7 @@ class Users:
 
 
 def _credentials(authorization: str) -> tuple[str, bytes]:
-    """User and password; no user if it has none."""
+    """Return user and password; an empty user if there is none."""
     scheme, _, encoded = authorization.partition(" ")
     if scheme.lower() != "basic":
         return "", b""

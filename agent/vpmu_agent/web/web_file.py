@@ -1,6 +1,6 @@
-"""The file of --web.config.file as it is in force: TLS and users for the server.
+"""The file of --web.config.file as it is in force: TLS and authentication for the server.
 
-Only who has such a file imports this, and with it bcrypt and yaml.
+Imported only where there is such a file, for it needs bcrypt and yaml.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class WebFile:
-    """The file, read anew whenever it or one that it names has changed.
+    """The file, reloaded whenever it or one that it names has changed.
 
-    Raises WebConfigError when it is made. Later a file that cannot be used is told to `report`, once, and
-    what was read before stays.
+    Raises WebConfigError when it is made, if the file cannot be used. Later such an error is passed to
+    `report`, once, and the previous configuration stays in effect.
     """
 
     def __init__(self, path: Path, report: Callable[[str], None]) -> None:
@@ -35,7 +35,7 @@ class WebFile:
         self._config = self._read()
 
     def current(self) -> WebConfig:
-        """What holds now."""
+        """Return the configuration in effect, after a reload if anything has changed."""
         if self._has_changed():
             with self._lock:
                 if self._has_changed():
@@ -47,18 +47,19 @@ class WebFile:
 
     @property
     def has_tls(self) -> bool:
-        """Whether clients must speak TLS now."""
+        """Whether clients have to use TLS."""
         return self.current().tls is not None
 
     def reload(self) -> None:
-        """Reads it anew. Raises WebConfigError if it cannot be used; what was read before stays then."""
+        """Reload the file. Raise WebConfigError if it cannot be used; the previous configuration stays."""
         with self._lock:
             self._config = self._read()
 
     def secured(self, client: socket.socket, end: float) -> socket.socket | None:
-        """The client behind TLS, if that is wanted; None if it speaks something else.
+        """Return the client's connection after a TLS handshake, or `client` itself where TLS is off.
 
-        OSError if the handshake fails, or is not over at `end` (time.monotonic()); `client` is closed then.
+        Return None if the client has to use TLS and does not. Raise OSError, with `client` closed, if the
+        handshake fails or is not complete at `end` (time.monotonic()).
         """
         config = self.current()
         if config.tls is None:
@@ -78,17 +79,17 @@ class WebFile:
         return connection
 
     def guarded(self, application: WSGIApplication) -> WSGIApplication:
-        """The same for users that are known, and with the headers that the file has."""
+        """Return `application` behind authentication, with the file's headers on every answer."""
 
         def guard(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
             config = self.current()
-            theirs = {name.lower() for name in config.headers}
+            replaced = {name.lower() for name in config.headers}
 
             def start(
                 status: str, headers: list[tuple[str, str]], *failure: Any
             ) -> Callable[[bytes], object]:
-                ours = [header for header in headers if header[0].lower() not in theirs]
-                return start_response(status, [*ours, *config.headers.items()], *failure)
+                kept = [(name, value) for name, value in headers if name.lower() not in replaced]
+                return start_response(status, [*kept, *config.headers.items()], *failure)
 
             try:
                 if config.users is None or config.users.admits(environ.get("HTTP_AUTHORIZATION", "")):
@@ -110,15 +111,15 @@ class WebFile:
         try:
             return read(self.path, seen)
         finally:
-            self._seen = seen  # of a failure, too: it may be mended in any of them
+            self._seen = seen  # after a failure, too: any of these files may be the one that gets fixed
 
 
-_HANDSHAKE = b"\x16"  # the first byte of TLS: the type of a record
+_HANDSHAKE = b"\x16"  # the first byte of TLS: the type of its first record
 _TEXT = ("Content-Type", "text/plain; charset=utf-8")
 _CHALLENGE = 'Basic realm="vpmu-agent", charset="UTF-8"'
 
 
 def _sans(certificate: Mapping[str, Any] | None) -> set[str]:
-    """The names that a client's certificate has beside its subject: DNS, IP, e-mail, URI."""
+    """Return the subject alternative names of a client's certificate: DNS, IP, e-mail, URI."""
     names = (certificate or {}).get("subjectAltName", ())
     return {str(ipaddress.ip_address(name)) if kind == "IP Address" else name for kind, name in names}

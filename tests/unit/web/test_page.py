@@ -14,19 +14,19 @@ from vpmu_agent.counts.recent import Recent
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.model.call import CallName
 from vpmu_agent.web.page import HEADERS, html, observed
-from vpmu_agent.web.state import Overview, State, Untraced
+from vpmu_agent.web.state import HostState, Overview, Untraced
 
 HOSTILE = "<script>alert('1')</script>\"&amp;$css"
 
 
-def state(*guests: Guest, missing: str = "") -> State:
+def state(*guests: Guest, missing: str = "") -> HostState:
     """One counter of each diverges, and one was not created."""
     maps, recent = Maps(), Recent()
     for guest in guests:
         calls = [*guest.unexpected_pause(), guest.failed_create(pmc=1)]
         maps.feed(calls)
-        for said in checked(calls):
-            recent.add(*said)
+        for call, verdict in checked(calls):
+            recent.add(call, verdict)
     watch = Watch(maps, Processes(**{guest.vm: guest.tgid for guest in guests}))
     return Overview(watch, recent, lambda: missing).state()
 
@@ -138,11 +138,11 @@ def test_for_how_long(seconds: int, text: str) -> None:
 
 def test_what_was_observed_is_told_as_what_was_expected() -> None:
     create, *_ = checked(Guest("web01", 42).life(size=2))
-    assert observed(*create) == "create(event=0, leader=None, disabled=1)"
+    assert observed(create) == "create(event=0, leader=None, disabled=1)"
     _, member, *_ = checked(Guest("web01", 42).life(size=2))
-    assert observed(*member) == "create(event=1, leader=0, disabled=1)"
+    assert observed(member) == "create(event=1, leader=0, disabled=1)"
     guest = Guest("web01", 42)
     unknown = next(checked([guest.call(CallName.CREATE, 16, leader=32)]))
-    assert observed(*unknown) == "create(event=?, leader=?, disabled=0)"
+    assert observed(unknown) == "create(event=?, leader=?, disabled=0)"
     *_, last = checked(guest.unexpected_pause(pmc=1))
-    assert observed(*last) == "pause(event=0)"
+    assert observed(last) == "pause(event=0)"
