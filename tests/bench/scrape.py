@@ -20,7 +20,7 @@ from uuid import UUID
 from vpmu_agent.counts.recent import Recent
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.model.rules import SLOTS
-from vpmu_agent.probes.record import LOST_REASONS, VCPU, Layout, pmc_layout
+from vpmu_agent.probes.layout import LOST_REASONS, VCPU, Layout, pmc_layout
 from vpmu_agent.vms.command_line import Vmm
 from vpmu_agent.vms.names import VmInfo
 from vpmu_agent.web.address import Address

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import pytest
 
 from tests.bpf.conftest import Lookalike
-from tests.unit.system.test_privileges import in_child
+from tests.support.children import in_child
 from vpmu_agent import probes
 from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.kernel.libbpf import libbpf
 from vpmu_agent.probes import maps
+from vpmu_agent.probes.layout import CONTROL
 from vpmu_agent.probes.maps import Map
-from vpmu_agent.probes.record import CONTROL
 from vpmu_agent.system import privileges
 
 HASH, ARRAY = 1, 2  # BPF_MAP_TYPE_*

@@ -12,7 +12,7 @@ from vpmu_agent.model.buckets import DURATION_BOUNDS_NS, SIZE_BOUNDS
 from vpmu_agent.model.call import Call, CallName, PmcType
 from vpmu_agent.model.check import Monitor
 from vpmu_agent.model.rules import Kind, State
-from vpmu_agent.probes.record import VCPU, pmc_layout
+from vpmu_agent.probes.layout import VCPU, pmc_layout
 from vpmu_agent.vms.command_line import Vmm
 from vpmu_agent.vms.names import VmInfo
 

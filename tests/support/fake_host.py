@@ -22,7 +22,7 @@ from vpmu_agent.model.check import Monitor
 from vpmu_agent.model.verdict import Observation
 from vpmu_agent.probes import FUNCTIONS, Mode
 from vpmu_agent.probes.census import Census
-from vpmu_agent.probes.record import VmNames
+from vpmu_agent.probes.decoder import VmNames
 
 
 class ScriptedProbes(Maps):

@@ -20,9 +20,9 @@ from vpmu_agent.kernel.libbpf import recursion_misses
 from vpmu_agent.model.verdict import Observation
 from vpmu_agent.probes import handover
 from vpmu_agent.probes.census import Census
+from vpmu_agent.probes.decoder import Decoder, VmNames
 from vpmu_agent.probes.handover import Handover
-from vpmu_agent.probes.maps import Map, Ring
-from vpmu_agent.probes.record import (
+from vpmu_agent.probes.layout import (
     CONTROL,
     ERROR_KEY,
     INFLIGHT,
@@ -30,10 +30,9 @@ from vpmu_agent.probes.record import (
     PMC_KEY,
     VCPU,
     VCPU_KEY,
-    Decoder,
-    VmNames,
     pmc_layout,
 )
+from vpmu_agent.probes.maps import Map, Ring
 
 __all__ = ["FUNCTIONS", "Mode", "ProbeError", "Probes", "Unattached", "adopt", "attach", "loader_command"]
 
@@ -96,7 +95,7 @@ class Probes:
         return [said for data in records if (said := self._decoder.call(data))]
 
     def vcpus(self) -> Iterator[tuple[int, int, tuple[int, ...]]]:
-        """tgid, vcpu_id, and what was counted, laid out as `record.VCPU.fields`."""
+        """tgid, vcpu_id, and what was counted, laid out as `layout.VCPU.fields`."""
         for keys, values in self._maps["vcpus"].chunks():
             for (tgid, vcpu), numbers in zip(
                 VCPU_KEY.struct.iter_unpack(keys), VCPU.struct.iter_unpack(values), strict=True
@@ -104,7 +103,7 @@ class Probes:
                 yield tgid, vcpu, numbers
 
     def pmcs(self) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """tgid, and the pmc's numbers, laid out as `record.pmc_layout(slots).fields`."""
+        """tgid, and the pmc's numbers, laid out as `layout.pmc_layout(slots).fields`."""
         at = _TGID_AT["pmcs"]
         for keys, values in self._maps["pmcs"].chunks():
             for key, numbers in zip(

@@ -21,11 +21,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.openmetrics import exposition
 from prometheus_client.registry import Collector
 
-from vpmu_agent.counts.watch import Counts, Snapshot, Watch
+from vpmu_agent.counts.counts import Counts, Snapshot
+from vpmu_agent.counts.watch import Watch
 from vpmu_agent.model.buckets import DURATION_BOUNDS_NS, SIZE_BOUNDS
 from vpmu_agent.model.call import CallName
 from vpmu_agent.model.rules import Kind, State
-from vpmu_agent.probes.record import VCPU
+from vpmu_agent.probes.layout import VCPU
 from vpmu_agent.text import errno_name
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -255,7 +256,7 @@ class _VmFamily:
 
     family: Family
     text: str  # the lines of one VM: _VM stands for its name, and there is a place for each number
-    numbers: Callable[[Sequence[int]], Iterable[float]]  # from those of `record.VCPU.fields`
+    numbers: Callable[[Sequence[int]], Iterable[float]]  # from those of `layout.VCPU.fields`
 
 
 _VM = "\0"

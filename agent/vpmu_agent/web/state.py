@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass, fields
 from heapq import nlargest
 from importlib.metadata import version
 
+from vpmu_agent.counts.counts import Counts, Snapshot
 from vpmu_agent.counts.recent import Recent
-from vpmu_agent.counts.watch import Counts, Snapshot, Watch
+from vpmu_agent.counts.watch import Watch
 from vpmu_agent.model.rules import Kind, State
 from vpmu_agent.model.verdict import Observation
-from vpmu_agent.probes.record import VCPU
+from vpmu_agent.probes.layout import VCPU
 from vpmu_agent.trace.call_json import SCHEMA, call_json, dumps
 from vpmu_agent.vms.modes import untraced
 from vpmu_agent.vms.names import VmInfo
