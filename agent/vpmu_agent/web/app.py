@@ -21,7 +21,7 @@ def application(exporter: Exporter, overview: Overview) -> WSGIApplication:
         path, method = environ.get("PATH_INFO") or "/", environ["REQUEST_METHOD"]
         if method not in ("GET", "HEAD"):
             allow = [("Allow", "GET, HEAD")]
-            return _text(start_response, "405 Method Not Allowed", b"GET or HEAD only\n", allow)
+            return _text(start_response, "405 Method Not Allowed", b"only GET and HEAD are allowed\n", allow)
         if path == "/metrics":
             return _metrics(exporter, environ, start_response)
         if path == "/":
@@ -35,7 +35,7 @@ def application(exporter: Exporter, overview: Overview) -> WSGIApplication:
         elif path == "/-/ready":
             body = _ready(start_response, overview.missing())
         else:
-            body = _text(start_response, "404 Not Found", b"not here; the metrics are at /metrics\n")
+            body = _text(start_response, "404 Not Found", b"not found; the metrics are at /metrics\n")
         return [] if method == "HEAD" else body
 
     return answer

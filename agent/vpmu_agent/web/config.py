@@ -76,7 +76,7 @@ class _Value:
         `unsupported` says of keys that exporter-toolkit has why they are not supported here.
         """
         if not isinstance(self.node, yaml.MappingNode):
-            raise self.refused("must have keys of its own, each on a line and further to the right")
+            raise self.refused("must be a mapping: keys of its own, each indented on its own line")
         fields: dict[str, _Value] = {}
         for key, node in self.node.value:
             name = key.value if isinstance(key, yaml.ScalarNode) else "?"
@@ -85,22 +85,22 @@ class _Value:
             if why := (unsupported or {}).get(name):
                 raise at_key.refused(why)
             if known and name not in known:
-                raise at_key.refused(f"is not known; known are {', '.join(known)}")
+                raise at_key.refused(f"is not a known key; known are {', '.join(known)}")
             if name in fields:
-                raise at_key.refused("is there twice")
+                raise at_key.refused("is set twice")
             fields[name] = _Value(self.file, path, node)
         return fields
 
     def text(self) -> str:
         """Return a string that is not empty."""
         if not (isinstance(self.node, yaml.ScalarNode) and self.node.tag == _STRING and self.node.value):
-            raise self.refused("must be a string, and not empty")
+            raise self.refused("must be a string that is not empty")
         return str(self.node.value)
 
     def items(self) -> list[_Value]:
         """Return the values of a list, one or more."""
         if not (isinstance(self.node, yaml.SequenceNode) and self.node.value):
-            raise self.refused("must be a list, and not empty")
+            raise self.refused("must be a list that is not empty")
         return [_Value(self.file, self.key, node) for node in self.node.value]
 
     def choice(self, choices: Mapping[str, _T], unsupported: Mapping[str, str] | None = None) -> _T:
@@ -109,7 +109,7 @@ class _Value:
         if why := (unsupported or {}).get(name):
             raise self.refused(f"{name} {why}")
         if name not in choices:
-            raise self.refused(f"{name!r} is not known; known are {', '.join(choices)}")
+            raise self.refused(f"{name!r} is not a known value; known are {', '.join(choices)}")
         return choices[name]
 
     def choices(self, choices: Mapping[str, _T], unsupported: Mapping[str, str] | None = None) -> list[_T]:
@@ -140,9 +140,9 @@ def read(path: Path, seen: dict[Path, Stamp]) -> WebConfig:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else f"{path}"
-        raise WebConfigError(f"{place}: is no YAML: {getattr(error, 'problem', None) or error}") from error
+        raise WebConfigError(f"{place}: is not YAML: {getattr(error, 'problem', None) or error}") from error
     if root is None:  # also while it is being written, and that must not let everybody in
-        raise WebConfigError(f"{path}: is empty; to serve everybody, leave --web.config.file out")
+        raise WebConfigError(f"{path}: is empty; to serve everybody, run without --web.config.file")
     fields = _Value(path, "", root).fields(_SECTIONS, _UNSUPPORTED)
     http = fields["http_server_config"].fields(_HTTP) if "http_server_config" in fields else {}
     if "http2" in http:
@@ -175,7 +175,7 @@ def _tls(section: _Value, seen: dict[Path, Stamp]) -> tuple[ssl.SSLContext, froz
         curve, *others = fields["curve_preferences"].choices(_CURVES, _UNSUPPORTED_CURVES)
         if others:
             raise fields["curve_preferences"].refused(
-                "Python's ssl takes one curve: name one, or leave it out"
+                "Python's ssl supports only one curve: name one, or remove this key"
             )
         context.set_ecdh_curve(curve)
     _load_certificate(context, fields["cert_file"], fields["key_file"], seen)
@@ -194,11 +194,13 @@ def _set_versions(context: ssl.SSLContext, fields: _Fields) -> None:
 
 def _load_certificate(context: ssl.SSLContext, cert: _Value, key: _Value, seen: dict[Path, Stamp]) -> None:
     def no_passphrase() -> str:
-        raise key.refused(f"{key.path()} has a passphrase, and nobody is there to be asked: take it off")
+        raise key.refused(
+            f"{key.path()} is protected by a passphrase, and nobody is there to enter it: remove it"
+        )
 
     for value, what in ((cert, "CERTIFICATE"), (key, "PRIVATE KEY")):
         if f"{what}-----" not in _contents(value, seen):
-            raise value.refused(f"{value.path()} has no {what.lower()} in PEM")
+            raise value.refused(f"{value.path()} contains no {what.lower()} in PEM format")
     try:
         context.load_cert_chain(cert.path(), key.path(), no_passphrase)
     except OSError as error:  # ssl.SSLError is one
@@ -222,16 +224,19 @@ def _set_clients(context: ssl.SSLContext, fields: _Fields, seen: dict[Path, Stam
         try:
             context.load_verify_locations(cadata=_contents(authorities, seen))
         except ssl.SSLError as error:
-            found = f"{authorities.path()} has no certificate in PEM that can be used"
+            found = f"{authorities.path()} contains no usable certificate in PEM format"
             raise authorities.refused(f"{found}: {error.reason or error}") from error
     elif context.verify_mode is not ssl.CERT_NONE:
-        raise fields["client_auth_type"].refused("needs client_ca_file, whose certificates are let in")
+        raise fields["client_auth_type"].refused(
+            "needs client_ca_file, the authorities whose certificates are accepted"
+        )
     if "client_allowed_sans" not in fields:
         return frozenset()
     sans = fields["client_allowed_sans"]
     if context.verify_mode is not ssl.CERT_REQUIRED:
         raise sans.refused(
-            "needs client_auth_type: RequireAndVerifyClientCert, or who has no certificate is let in"
+            "needs client_auth_type: RequireAndVerifyClientCert, otherwise clients without a certificate are "
+            "accepted"
         )
     return frozenset(each.text() for each in sans.items())
 
@@ -250,7 +255,9 @@ def _unreadable(error: OSError) -> str:
         user = pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         user = str(os.geteuid())
-    todo = "; let that user read it, or run as one that may (--user)" if error.errno == EACCES else ""
+    todo = (
+        "; give that user read access, or run as a user that has it (--user)" if error.errno == EACCES else ""
+    )
     return f"cannot be read by user {user}: {error.strerror}{todo}"
 
 
@@ -272,9 +279,9 @@ def _users(section: _Value) -> Users | None:
     hashes = {}
     for user, value in section.fields().items():
         if not user or ":" in user:
-            raise value.refused("is no name for a user: nobody can send one that is empty or has a colon")
+            raise value.refused("is not a user name: it must not be empty or contain a colon")
         if not _is_bcrypt(value.text()):
-            raise value.refused('is no bcrypt hash; make one: htpasswd -nBC 10 "" | tr -d ":\\n"')
+            raise value.refused('is not a bcrypt hash; make one with: htpasswd -nBC 10 "" | tr -d ":\\n"')
         hashes[user] = value.text().encode()
     return Users(hashes) if hashes else None
 
@@ -286,7 +293,7 @@ _is_bcrypt = re.compile(r"\$2[aby]\$(0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}").f
 
 _SECTIONS = ("tls_server_config", "http_server_config", "basic_auth_users")
 _UNSUPPORTED = {
-    "rate_limit": "is not supported: the agent serves a fixed number of clients at once; leave it out"
+    "rate_limit": "is not supported: the agent serves a fixed number of clients at once; remove it"
 }
 _HTTP = ("http2", "headers")
 _HEADERS = {  # with their allowed values, if only some are allowed
@@ -309,13 +316,13 @@ _TLS = (
     "curve_preferences",
 )
 _UNSUPPORTED_TLS = {
-    inline: f"is not supported: Python's ssl reads files; write it to one and name it in {inline}_file"
+    inline: f"is not supported: Python's ssl reads it from a file; name one in {inline}_file"
     for inline in ("cert", "key", "client_ca")
 }
 _VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
 _BROKEN_VERSIONS = dict.fromkeys(
     ("TLS10", "TLS11"),
-    "is not supported: RFC 8996 forbids it, for what it protects can be broken; take TLS12",
+    "is not supported: RFC 8996 forbids it because it is broken; use TLS12",
 )
 _CLIENT_AUTH = {
     "NoClientCert": ssl.CERT_NONE,
@@ -324,7 +331,7 @@ _CLIENT_AUTH = {
 }
 _UNSUPPORTED_CLIENT_AUTH = dict.fromkeys(
     ("RequestClientCert", "RequireAnyClientCert", "RequireClientCert"),
-    "is not supported: it takes certificates that nobody verified, which prove nothing; take "
+    "is not supported: it accepts certificates without verifying them, which proves nothing; use "
     "RequireAndVerifyClientCert",
 )
 # Go's names, which are IANA's, and OpenSSL's.
@@ -341,7 +348,7 @@ _SUITES = {
 }
 _UNSUPPORTED_SUITES = dict.fromkeys(
     ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"),
-    "is of TLS 1.3, whose suites are not chosen, here or in Go: leave it out",
+    "is a suite of TLS 1.3, and those cannot be chosen, here or in Go: remove it",
 )
 _CURVES = {"CurveP256": "prime256v1", "CurveP384": "secp384r1", "CurveP521": "secp521r1", "X25519": "X25519"}
-_UNSUPPORTED_CURVES = {"X25519MLKEM768": "is not supported by Python's ssl: leave it out"}
+_UNSUPPORTED_CURVES = {"X25519MLKEM768": "is not supported by Python's ssl: remove it"}

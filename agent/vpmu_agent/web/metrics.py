@@ -100,22 +100,22 @@ PREDICTED = Family(
     name="vpmu_predicted_calls_total",
     type="counter",
     labels=("vm", "call"),
-    help="Calls that the model predicted; equal to vpmu_calls_total for as long as KVM does as predicted.",
+    help="Calls that the model predicted; equal to vpmu_calls_total as long as KVM behaves as predicted.",
 )
 UNKNOWN = Family(
     name="vpmu_unknown_calls_total",
     type="counter",
     labels=("vm",),
     help=(
-        "Calls of which the model could say nothing: their counters were set up before the agent came, "
-        "records were lost, or they can be consequences of a divergence."
+        "Calls that the model could not judge: their counters were set up before the agent was started, "
+        "records were lost, or they may be consequences of a divergence."
     ),
 )
 PINNED_SIBLINGS = Family(
     name="vpmu_pinned_siblings_total",
     type="counter",
     labels=("vm",),
-    help="Group members created pinned beside their leader, which perf_event_open() would refuse.",
+    help="Group members created pinned, which perf_event_open() refuses for all but the leader.",
 )
 ERRORS = Family(
     name="vpmu_call_errors_total",
@@ -127,7 +127,7 @@ DURATION = Family(
     name="vpmu_call_duration_seconds",
     type="histogram",
     labels=("vm", "call"),
-    help="Time from a call's entry to its return.",
+    help="Duration of a call, from its entry to its return.",
 )
 HOST = Family(
     name="vpmu_host_seconds_total",
@@ -139,25 +139,25 @@ DIVERGENCES = Family(
     name="vpmu_divergences_total",
     type="counter",
     labels=("vm", "kind"),
-    help="Calls that were not as the model predicted, by kind.",
+    help="Calls that diverged from the model, by kind.",
 )
 GROUPS = Family(
     name="vpmu_groups",
     type="gauge",
     labels=("vm", "state"),
-    help="Counters that hold events now, by state of their group.",
+    help="Counters that currently hold events, by the state of their group.",
 )
 EVENTS = Family(
     name="vpmu_events",
     type="gauge",
     labels=("vm",),
-    help="Host perf events that the VM's counters hold now.",
+    help="Host perf events that the VM's counters currently hold.",
 )
 ORPHANED = Family(
     name="vpmu_orphaned_events",
     type="gauge",
     labels=("vm",),
-    help="Host perf events that the VM's counters left behind: nobody will release them any more.",
+    help="Host perf events that the VM's counters left behind and that nothing will release.",
 )
 GROUP_SIZE = Family(
     name="vpmu_group_size_events",
@@ -169,26 +169,23 @@ VM_INFO = Family(
     name="vpmu_vm_info",
     type="gauge",
     labels=("vm", "uuid", "vmm", "pid", "pod_uid"),
-    help=(
-        "Always 1; who the VM is: its UUID, what runs it, its process, and the Kubernetes pod that it runs "
-        "in."
-    ),
+    help="Always 1; identifies the VM: its UUID, VMM, PID and, in Kubernetes, the UID of its pod.",
 )
 MODE = Family(
     name="vpmu_mode",
     type="gauge",
     labels=("vm", "mode"),
     help=(
-        "Always 1; how KVM gives the VM its PMU: emulated with perf events, which are what is counted here; "
-        "mediated, where the guest has the host's counters themselves and there are no events; or off. Also "
-        "of VMs that made no call; no series where it cannot be known."
+        "Always 1; how KVM gives the VM its PMU: emulated with perf events, which are what the agent counts; "
+        "mediated, where the guest owns the host's counters while it runs and there are no events; or off. "
+        "Also for VMs that made no call; no series where it cannot be determined."
     ),
 )
 PMC_CALLS = Family(
     name="vpmu_pmc_calls_total",
     type="counter",
     labels=("vm", "vcpu", "pmc", "call"),
-    help="Calls by counter, but for guest LBR, which has none. Off with --no-per-counter.",
+    help="Calls by counter, except those for guest LBR, which has no counter. Off with --no-per-counter.",
 )
 PMC_DIVERGENCES = Family(
     name="vpmu_pmc_divergences_total",
@@ -200,53 +197,53 @@ BUILD = Family(
     name="vpmu_agent_build_info",
     type="gauge",
     labels=("version",),
-    help="Always 1; which agent this is.",
+    help="Always 1; the version of the agent.",
 )
 PROBES = Family(
     name="vpmu_agent_attached_probes",
     type="gauge",
     labels=("mode",),
-    help="Kernel functions being watched, by how.",
+    help="Probed kernel functions, by attach mode.",
 )
 LOADS = Family(
     name="vpmu_agent_loads_total",
     type="counter",
     labels=(),
-    help="How often the probes were loaded: at the start, and whenever the kvm module had been loaded anew.",
+    help="How often the probes were loaded: at startup, and after each reload of the kvm module.",
 )
 LOST = Family(
     name="vpmu_agent_lost_records_total",
     type="counter",
     labels=("reason",),
     help=(
-        "What was lost, by reason. ring_full is a record, and errors_full an errno, of a call that is "
-        "counted all the same; any other is a call that is not, and none of the counts above is complete "
-        "then."
+        "What was lost, by reason. ring_full loses a record, and errors_full an errno, of a call that is "
+        "still counted; any other reason loses the call itself, and then none of the counts above is "
+        "complete."
     ),
 )
 VMS = Family(
     name="vpmu_agent_vms",
     type="gauge",
     labels=(),
-    help="VMs known: those alive, and those gone since the last scrape.",
+    help="Known VMs: those that are running, and those that are gone since the last scrape.",
 )
 MAP_ENTRIES = Family(
     name="vpmu_agent_map_entries",
     type="gauge",
     labels=("map",),
-    help="Entries that a BPF map has now.",
+    help="Current number of entries in a BPF map.",
 )
 MAP_ROOM = Family(
     name="vpmu_agent_map_max_entries",
     type="gauge",
     labels=("map",),
-    help="Entries that a BPF map has room for.",
+    help="Maximum number of entries in a BPF map.",
 )
 SCRAPE = Family(
     name="vpmu_agent_scrape_duration_seconds",
     type="gauge",
     labels=(),
-    help="Time from the beginning of this scrape to this line, its reader's part included.",
+    help="Time from the start of this scrape to this line, including time blocked on the client.",
 )
 
 

@@ -81,7 +81,7 @@ def _attached(state: HostState) -> str:
     if state.missing:
         return (
             f'<p><strong class="bad">● Not watching</strong> {since}: {escape(state.missing)}</p>'
-            '<p class="quiet">What was counted before stays below.</p>'
+            '<p class="quiet">Counts from before are still shown below.</p>'
         )
     functions = ", ".join(f"<code>{escape(name)}</code>" for name in state.functions)
     return (
@@ -93,9 +93,9 @@ def _attached(state: HostState) -> str:
 
 def _lost(state: HostState) -> str:
     if not state.lost:
-        return '<p class="quiet">No record was lost.</p>'
+        return '<p class="quiet">No records were lost.</p>'
     reasons = ", ".join(f"{escape(reason)} {_number(count)}" for reason, count in state.lost.items())
-    return f'<p class="warn">Records were lost: {reasons}. Counts may not be complete.</p>'
+    return f'<p class="warn">Records were lost: {reasons}. Counts may be incomplete.</p>'
 
 
 def _totals(state: HostState) -> str:
@@ -117,23 +117,18 @@ def _tile(name: str, value: str, more: str) -> str:
 def _vms(state: HostState) -> str:
     if not state.vms:
         return _NO_VMS
+    heads = {
+        "VM": "",
+        "Groups": "",
+        "Calls": "number wide",
+        "Failed": "number wide",
+        "Diverged": "number",
+        "Tax": "number",
+    }
     left_out = state.all_vms - len(state.vms)
-    more = f"{_number(left_out)} more VMs have less tax; the metrics have them all. " if left_out else ""
-    return (
-        _table(
-            heads={
-                "VM": "",
-                "Groups": "",
-                "Calls": "number wide",
-                "Failed": "number wide",
-                "Diverged": "number",
-                "Tax": "number",
-            },
-            rows=map(_vm, state.vms),
-        )
-        + f'<p class="quiet">{more}Tax is the host time that went into a VM\'s calls: in all, and per second '
-        "now.</p>"
-    )
+    more = f"{_number(left_out)} more VMs with less tax; the metrics include them all. " if left_out else ""
+    tax = "Tax is the host time spent in a VM's vPMU calls: in total, and per second now."
+    return f'{_table(heads, rows=map(_vm, state.vms))}<p class="quiet">{more}{tax}</p>'
 
 
 def _untraced(state: HostState) -> str:
@@ -141,15 +136,15 @@ def _untraced(state: HostState) -> str:
         (each.vm, Pmu(Mode(each.mode), Why(each.reason) if each.reason else None)) for each in state.untraced
     ]
     left_out = state.all_untraced - len(state.untraced)
-    more = f'<p class="quiet">{_number(left_out)} more have nothing to trace.</p>' if left_out else ""
+    more = f'<p class="quiet">{_number(left_out)} more VMs have nothing to trace.</p>' if left_out else ""
     reasons = [escape(sentence(vms, pmu)) for pmu, vms in untraced(pmus).items()]
     return "".join(f'<p class="quiet">{reason}.</p>' for reason in reasons) + more
 
 
 _NO_VMS = """
 <p>No VM has used its PMU yet.</p>
-<p class="quiet">Count something in a guest, for instance with <code>perf stat true</code>. If its events are
-not supported there, the VM was given no PMU; QEMU gives it one with <code>-cpu host,pmu=on</code>.</p>
+<p class="quiet">Count something in a guest, for example with <code>perf stat true</code>. If perf says that
+the events are not supported, the VM has no PMU; QEMU provides one with <code>-cpu host,pmu=on</code>.</p>
 """
 
 
@@ -168,9 +163,9 @@ def _vm(vm: VmState) -> str:
 
 def _diverging(state: HostState) -> str:
     if not state.diverging:
-        return "<p>None: what KVM did was as the model predicted, or could not be judged.</p>"
+        return "<p>None: KVM behaved as the model predicted, or could not be judged.</p>"
     left_out = state.all_diverging - len(state.diverging)
-    more = f'<p class="quiet">{_number(left_out)} more, of smaller count.</p>' if left_out else ""
+    more = f'<p class="quiet">{_number(left_out)} more with smaller counts.</p>' if left_out else ""
     heads = {"VM": "", "vCPU": "number", "Counter": "", "Kind": "", "Count": "number"}
     return _table(heads, rows=map(_diverging_row, state.diverging)) + more
 
@@ -187,7 +182,9 @@ def _diverging_row(each: Diverging) -> str:
 def _last(kept: Sequence[Observation]) -> str:
     if not kept:
         return "<p>None since the agent was started.</p>"
-    more = f'<p class="quiet">The last {SHOWN} of {len(kept)} that are kept.</p>' if len(kept) > SHOWN else ""
+    more = (
+        f'<p class="quiet">The latest {SHOWN} of {len(kept)} that are kept.</p>' if len(kept) > SHOWN else ""
+    )
     return f'<ol class="last">{"".join(map(_observation, kept[:SHOWN]))}</ol>{more}'
 
 

@@ -158,7 +158,7 @@ class _Request(WSGIRequestHandler):
         self.requestline = self.request_version = self.command = ""
         try:
             if self._lacks_tls:
-                self.send_error(400, "this port speaks TLS: ask for https://")
+                self.send_error(400, "this port speaks TLS: use https://")
             else:
                 super().handle()
         except _TooLargeError:

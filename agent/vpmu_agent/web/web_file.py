@@ -42,7 +42,7 @@ class WebFile:
                     try:
                         self._config = self._read()
                     except WebConfigError as error:
-                        self._report(f"{error}; what was read before stays")
+                        self._report(f"{error}; the previous configuration stays in effect")
         return self._config
 
     @property
@@ -95,10 +95,10 @@ class WebFile:
                 if config.users is None or config.users.admits(environ.get("HTTP_AUTHORIZATION", "")):
                     return application(environ, start)
                 start("401 Unauthorized", [_TEXT, ("WWW-Authenticate", _CHALLENGE)])
-                body = b"a user and a password are needed\n"
+                body = b"user name and password required\n"
             except BusyError:
                 start("503 Service Unavailable", [_TEXT])
-                body = b"too many passwords at once; try again\n"
+                body = b"too many passwords are waiting to be checked; try again\n"
             return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
         return guard

@@ -64,7 +64,7 @@ def test_a_vm_of_which_there_is_nothing_to_trace_is_shown_with_its_reason() -> N
     read = Reader(html(seen))
     assert "db01 has a mediated vPMU: the guest owns the host's counters" in read.text
     assert f"{HOSTILE} has lost the vPMU: " in read.text
-    assert "1,000 more have nothing to trace." in read.text
+    assert "1,000 more VMs have nothing to trace." in read.text
 
 
 def test_what_a_person_sees() -> None:
@@ -73,7 +73,7 @@ def test_what_a_person_sees() -> None:
     for text in (
         "● Watching since",
         "fexit probes on 4 functions",
-        "No record was lost.",
+        "No records were lost.",
         "web01 qemu, pid 42",
         "1 paused 1 event",
         "web01 0 gp0 unexpected_ call 1",
@@ -89,7 +89,7 @@ def test_nobody_has_used_its_pmu() -> None:
     read = Reader(html(state()))
     assert read.open == []
     assert "No VM has used its PMU yet. Count something in a guest" in read.text
-    assert "None: what KVM did was as the model predicted" in read.text
+    assert "None: KVM behaved as the model predicted" in read.text
     assert "None since the agent was started." in read.text
     assert "table" not in read.tags
 
@@ -123,9 +123,9 @@ def test_nothing_but_this_script_and_this_style_may_run() -> None:
 def test_more_than_there_is_room_for() -> None:
     crowded = replace(state(*(Guest(f"web{n}", n) for n in range(1, 31))), all_vms=1234, all_diverging=31)
     text = Reader(html(crowded)).text
-    assert "1,204 more VMs have less tax; the metrics have them all." in text
-    assert "1 more, of smaller count." in text
-    assert "The last 20 of 60 that are kept." in text
+    assert "1,204 more VMs with less tax; the metrics include them all." in text
+    assert "1 more with smaller counts." in text
+    assert "The latest 20 of 60 that are kept." in text
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_tls(folder: Path) -> None:
 def test_who_speaks_no_tls_is_told_so(folder: Path) -> None:
     with serving_file(folder, TLS + "}") as (server, _):
         answer = get(server)
-        assert (answer.status, answer.reason) == (400, "this port speaks TLS: ask for https://")
+        assert (answer.status, answer.reason) == (400, "this port speaks TLS: use https://")
         with pytest.raises(ssl.SSLCertVerificationError):
             get(server, tls=ssl.create_default_context())
         assert get(server, tls=client_tls(folder)).status == 200
@@ -199,7 +199,7 @@ def test_what_cannot_be_used_is_said_once_and_what_was_before_stays(folder: Path
             assert get(server, tls=context, user="alice:secret").status == 200
             assert get(server, tls=context).status == 401
         assert [line.partition("server.key is not")[2] for line in reports] == [
-            f" the key of the certificate {folder}/server.crt; what was read before stays"
+            f" the key of the certificate {folder}/server.crt; the previous configuration stays in effect"
         ]
         # Mended, though not the file itself.
         (folder / "server.key").write_bytes(key)
@@ -211,7 +211,7 @@ def test_what_cannot_be_used_is_said_once_and_what_was_before_stays(folder: Path
         assert get(server, tls=context).status == 401
         assert [line.partition("web.yml:")[2].split(";")[0] for line in reports[1:]] == [
             " is empty",
-            "2: basic_auth_users: must have keys of its own, each on a line and further to the right",
+            "2: basic_auth_users: must be a mapping: keys of its own, each indented on its own line",
             f" cannot be read by user {getpass.getuser()}: No such file or directory",
         ]
 
@@ -279,7 +279,7 @@ def test_it_must_be_readable_for_the_user_that_the_daemon_becomes(public: Path) 
     assert process.returncode == 2
     assert errors.decode() == (
         f"Error: {path}:1: tls_server_config.key_file: {public}/server.key cannot be read by user nobody: "
-        "Permission denied; let that user read it, or run as one that may (--user)\n"
+        "Permission denied; give that user read access, or run as a user that has it (--user)\n"
     )
 
 
