@@ -1,6 +1,6 @@
 """All hosts at a glance.
 
-Reads recorded series only, and what agents say of themselves, so that it holds for any number of hosts.
+Uses recorded series and the agents' own families only, so that it works for any number of hosts.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from tools.dashboards.panels import (
 
 _HOST, _VM = {"instance": "Host"}, {"instance": "Host", "vm": "VM"}
 
-_TAX = "CPU time of the host that goes into the calls that KVM makes for guests' counters; 100 % is one CPU."
+_TAX = "CPU time that hosts spend in KVM's calls for guests' counters; 100 % is one CPU."
 
 _NOW = [
     stat(
         title="Hosts watched",
         unit="short",
-        description="Hosts whose agent has its probes attached.",
+        description="Hosts whose agent has probes attached.",
         expr="count(vpmu_agent_attached_probes > 0) or vector(0)",
     ),
     stat(
         title="Hosts not watched",
         unit="short",
-        description="Agents that do not answer, or have no probe attached.",
+        description="Agents that do not answer or have no probes attached.",
         expr='(count(up{job="vpmu-agent"} == 0) or vector(0))'
         " + (count(vpmu_agent_attached_probes == 0) or vector(0))",
         red_from=1,
@@ -43,19 +43,19 @@ _NOW = [
     stat(
         title="VMs",
         unit="short",
-        description="VMs whose counters were seen at work.",
+        description="VMs that have used their counters.",
         expr="sum(vpmu_agent_vms)",
     ),
     stat(
         title="Tax",
         unit="percentunit",
-        description=f"{_TAX} Of all hosts, over five minutes.",
+        description=f"{_TAX} Sum of all hosts, over the last five minutes.",
         expr="sum(instance:vpmu_host_seconds:rate5m)",
     ),
     stat(
         title="Divergences",
         unit="short",
-        description="Calls of the last five minutes that were not as the model predicts.",
+        description="Calls in the last five minutes that diverged from the model.",
         expr="sum(instance_vm_kind:vpmu_divergences:increase5m) or vector(0)",
         red_from=1,
     ),
@@ -73,27 +73,27 @@ _WHO_PAYS = [
         timeseries(
             title="Hosts by tax",
             unit="percentunit",
-            description=f"{_TAX} The ten hosts that spend most.",
+            description=f"{_TAX} The ten hosts with the most tax.",
             queries=[query("topk(10, instance:vpmu_host_seconds:rate5m)", "{{instance}}")],
         ),
         TO_HOST,
     ),
     table(
         title="Hosts",
-        description=f"The hosts that spend most on their guests' counters, over five minutes. {_TAX}",
+        description=f"The hosts with the most tax, over the last five minutes. {_TAX}",
         columns=_HOST,
         values={
             "Tax": ("percentunit", "sum by (instance) (instance:vpmu_host_seconds:rate5m)"),
             "VMs": ("short", "sum by (instance) (vpmu_agent_vms)"),
             "Programs": ("cps", "sum by (instance) (instance:vpmu_programs:rate5m)"),
             "Events": ("short", "sum by (instance) (instance:vpmu_events:sum)"),
-            "Left behind": ("short", "sum by (instance) (instance:vpmu_orphaned_events:sum)"),
+            "Orphaned events": ("short", "sum by (instance) (instance:vpmu_orphaned_events:sum)"),
         },
         links={"Host": HOST_ROW},
     ),
     table(
         title="VMs by tax",
-        description=f"The VMs whose counters cost most, over five minutes. {_TAX}",
+        description=f"The VMs with the most tax, over the last five minutes. {_TAX}",
         columns=_VM,
         values={
             "Tax": ("percentunit", "sum by (instance, vm) (instance_vm:vpmu_host_seconds:rate5m)"),
@@ -104,14 +104,14 @@ _WHO_PAYS = [
     timeseries(
         title="Calls",
         unit="cps",
-        description="Calls that KVM makes for guests' counters, by name, on all hosts.",
+        description="KVM's calls for guests' counters on all hosts, by name.",
         queries=[query("sum by (call) (instance_call:vpmu_calls:rate5m)", "{{call}}")],
         stacked=True,
     ),
     timeseries(
         title="Slow calls",
         unit="s",
-        description="The time that 99 of 100 calls stay below, on all hosts, by name.",
+        description="99th percentile of the duration of calls on all hosts, by name.",
         queries=[
             query(
                 "histogram_quantile(0.99,"
@@ -123,7 +123,7 @@ _WHO_PAYS = [
     timeseries(
         title="Groups",
         unit="short",
-        description="Virtual counters that hold host events now, by what their group is doing.",
+        description="Virtual counters that currently hold host events, by the state of their group.",
         queries=[query("sum by (state) (instance_state:vpmu_groups:sum)", "{{state}}")],
         stacked=True,
     ),
@@ -133,13 +133,13 @@ _WRONG = [
     timeseries(
         title="Divergences by kind",
         unit="short",
-        description="Within five minutes, on all hosts. Empty while all is well.",
+        description="Over five minutes, on all hosts. Empty as long as all is well.",
         queries=[query("sum by (kind) (instance_vm_kind:vpmu_divergences:increase5m)", "{{kind}}")],
         stacked=True,
     ),
     table(
         title="VMs with divergences",
-        description="In the last five minutes. Empty while all is well.",
+        description="In the last five minutes. Empty as long as all is well.",
         columns=_VM | {"kind": "Kind"},
         values={
             "Divergences": (
@@ -152,13 +152,13 @@ _WRONG = [
     timeseries(
         title="Create failures by errno",
         unit="short",
-        description="Within five minutes, on all hosts. Empty while all is well.",
+        description="Over five minutes, on all hosts. Empty as long as all is well.",
         queries=[query("sum by (errno) (instance_vm_errno:vpmu_create_failures:increase5m)", "{{errno}}")],
         stacked=True,
     ),
     table(
         title="VMs with create failures",
-        description="In the last five minutes. Empty while all is well.",
+        description="In the last five minutes. Empty as long as all is well.",
         columns=_VM | {"errno": "errno"},
         values={
             "Failures": (
@@ -173,7 +173,7 @@ _WRONG = [
 _AGENTS = [
     table(
         title="Alerts",
-        description="Alerts of these rules that fire, or will if their cause lasts. Empty while all is well.",
+        description="Firing and pending alerts of these rules. Empty as long as all is well.",
         columns={"alertname": "Alert", "alertstate": "State", "instance": "Host", "vm": "VM"},
         values={
             "Alerts": (
@@ -185,32 +185,32 @@ _AGENTS = [
     ),
     versions(
         title="Versions",
-        description="Agents, by version.",
+        description="Number of agents, by version.",
         expr="count by (version) (vpmu_agent_build_info)",
         legend="{{version}}",
     ),
     versions(
-        title="Attached by",
-        description="Agents, by how their probes are attached.",
+        title="Attach modes",
+        description="Number of agents, by attach mode of their probes.",
         expr="count by (mode) (vpmu_agent_attached_probes > 0)",
         legend="{{mode}}",
     ),
     versions(
         title="Probes loaded",
-        description="Loads of the probes beyond an agent's first, each after the kvm module came anew.",
+        description="How often agents loaded their probes again, after the kvm module was reloaded.",
         expr="sum(vpmu_agent_loads_total - 1)",
         legend="reloads",
     ),
     timeseries(
         title="Lost",
         unit="cps",
-        description="What agents lost, by reason; ring_full and errors_full leave the counts complete.",
+        description="What agents lose, by reason; with ring_full and errors_full the counts stay complete.",
         queries=[query(f"sum by (reason) (rate(vpmu_agent_lost_records_total[{RATE}]))", "{{reason}}")],
     ),
     timeseries(
         title="Fullest maps",
         unit="percentunit",
-        description="Entries of the agents' BPF maps, as a share of their room.",
+        description="Entries in the agents' BPF maps, as a share of the maximum.",
         queries=[
             query(
                 "topk(10, max by (instance, map) (vpmu_agent_map_entries / vpmu_agent_map_max_entries))",
@@ -239,7 +239,7 @@ _AGENTS = [
     timeseries(
         title="Agents' CPU time",
         unit="percentunit",
-        description="The ten agents that take most CPU time; 100 % is one CPU.",
+        description="The ten agents with the most CPU time; 100 % is one CPU.",
         queries=[
             query(
                 f"topk(10, rate(process_cpu_seconds_total[{RATE}])"
@@ -258,8 +258,8 @@ def fleet() -> Dashboard:
         title="vPMU / Fleet",
         uid="vpmu-agent-fleet",
         description=(
-            "Which hosts and VMs pay for guests' performance counters, where KVM does not do as predicted, "
-            "and whether anybody watches. Needs the recording rules."
+            "Which hosts and VMs pay for guests' performance counters, where KVM diverges from the model, "
+            "and whether the agents are well. Needs the recording rules."
         ),
         variables=[],
         rows={"Now": _NOW, "Who pays": _WHO_PAYS, "What goes wrong": _WRONG, "The agents": _AGENTS},

@@ -1,4 +1,4 @@
-"""One host: which of its VMs cost it time, what they hold, and how its agent is."""
+"""One host: the time that its VMs cost, the events that they hold, and the state of its agent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OF = 'instance="$instance"'
 _HERE = f"{{{_OF}}}"
 _VM = {"instance": "Host", "vm": "VM"}
 
-_TAX = "CPU time of this host that goes into the calls that KVM makes for guests' counters; 100 % is one CPU."
+_TAX = "CPU time that this host spends in KVM's calls for guests' counters; 100 % is one CPU."
 
 _NOW = [
     stat(
@@ -34,33 +34,33 @@ _NOW = [
     stat(
         title="VMs",
         unit="short",
-        description="VMs whose counters were seen at work.",
+        description="VMs that have used their counters.",
         expr=f"sum(vpmu_agent_vms{_HERE})",
     ),
     stat(
         title="Events held",
         unit="short",
-        description="Host perf events that VMs hold.",
+        description="Host perf events that VMs currently hold.",
         expr=f"sum(vpmu_events{_HERE}) or vector(0)",
     ),
     stat(
         title="Divergences",
         unit="short",
-        description="Calls that were not as predicted, since the agent was started.",
+        description="Calls that diverged from the model since the agent was started.",
         expr=f"sum(vpmu_divergences_total{_HERE}) or vector(0)",
         red_from=1,
     ),
     stat(
         title="Create failures",
         unit="short",
-        description="Events that could not be created, since the agent was started.",
+        description="Events that could not be created since the agent was started.",
         expr=f'sum(vpmu_call_errors_total{{{_OF},call="create"}}) or vector(0)',
         red_from=1,
     ),
     stat(
-        title="Left behind",
+        title="Orphaned events",
         unit="short",
-        description="Host perf events that no counter will release any more.",
+        description="Host perf events that VMs' counters left behind and that nothing will release.",
         expr=f"sum(vpmu_orphaned_events{_HERE}) or vector(0)",
         red_from=1,
     ),
@@ -71,7 +71,7 @@ _WHO_PAYS = [
         timeseries(
             title="Tax by VM",
             unit="percentunit",
-            description=f"{_TAX} The ten VMs that cost most.",
+            description=f"{_TAX} The ten VMs with the most tax.",
             queries=[query(f"topk(10, rate(vpmu_host_seconds_total{_HERE}[{RATE}]))", "{{vm}}")],
             stacked=True,
         ),
@@ -80,13 +80,13 @@ _WHO_PAYS = [
     timeseries(
         title="Tax by call",
         unit="percentunit",
-        description=f"{_TAX} By the name of the call.",
+        description=f"{_TAX} By call.",
         queries=[query(f"sum by (call) (rate(vpmu_call_duration_seconds_sum{_HERE}[{RATE}]))", "{{call}}")],
         stacked=True,
     ),
     table(
         title="VMs",
-        description=f"The VMs of this host, those that cost most first. {_TAX}",
+        description=f"The VMs of this host, by tax. {_TAX}",
         columns=_VM,
         values={
             "Tax": (
@@ -98,7 +98,7 @@ _WHO_PAYS = [
                 f"sum by (instance, vm) (rate(vpmu_group_size_events_count{_HERE}[{RATE}]))",
             ),
             "Events": ("short", f"sum by (instance, vm) (vpmu_events{_HERE})"),
-            "Left behind": ("short", f"sum by (instance, vm) (vpmu_orphaned_events{_HERE})"),
+            "Orphaned events": ("short", f"sum by (instance, vm) (vpmu_orphaned_events{_HERE})"),
             "Divergences": ("short", f"sum by (instance, vm) (vpmu_divergences_total{_HERE})"),
             "Unknown": ("short", f"sum by (instance, vm) (vpmu_unknown_calls_total{_HERE})"),
         },
@@ -109,7 +109,7 @@ _WHO_PAYS = [
         timeseries(
             title="Programs by VM",
             unit="cps",
-            description="Counters programmed a second; each program creates events anew.",
+            description="Counters programmed per second; each time their events are created again.",
             queries=[query(f"topk(10, rate(vpmu_group_size_events_count{_HERE}[{RATE}]))", "{{vm}}")],
         ),
         TO_VM,
@@ -117,14 +117,14 @@ _WHO_PAYS = [
     timeseries(
         title="Calls",
         unit="cps",
-        description="Calls that KVM makes for guests' counters, by name.",
+        description="KVM's calls for guests' counters, by name.",
         queries=[query(f"sum by (call) (rate(vpmu_calls_total{_HERE}[{RATE}]))", "{{call}}")],
         stacked=True,
     ),
     timeseries(
         title="Slow calls",
         unit="s",
-        description="The time that 99 of 100 calls stay below, by name.",
+        description="99th percentile of the duration of calls, by name.",
         queries=[
             query(
                 "histogram_quantile(0.99,"
@@ -136,7 +136,7 @@ _WHO_PAYS = [
     timeseries(
         title="Groups",
         unit="short",
-        description="Virtual counters that hold host events, by what their group is doing.",
+        description="Virtual counters that currently hold host events, by the state of their group.",
         queries=[query(f"sum by (state) (vpmu_groups{_HERE})", "{{state}}")],
         stacked=True,
     ),
@@ -147,7 +147,7 @@ _WRONG = [
         timeseries(
             title="Divergences",
             unit="short",
-            description="Within five minutes, by VM and kind. Empty while all is well.",
+            description="Over five minutes, by VM and kind. Empty as long as all is well.",
             queries=[query(f"instance_vm_kind:vpmu_divergences:increase5m{_HERE}", "{{vm}} {{kind}}")],
             stacked=True,
         ),
@@ -157,7 +157,7 @@ _WRONG = [
         timeseries(
             title="Create failures",
             unit="short",
-            description="Within five minutes, by VM and errno. Empty while all is well.",
+            description="Over five minutes, by VM and errno. Empty as long as all is well.",
             queries=[query(f"instance_vm_errno:vpmu_create_failures:increase5m{_HERE}", "{{vm}} {{errno}}")],
             stacked=True,
         ),
@@ -165,9 +165,9 @@ _WRONG = [
     ),
     linked(
         timeseries(
-            title="Left behind",
+            title="Orphaned events",
             unit="short",
-            description="Host perf events that no counter will release any more, by VM.",
+            description="Host perf events that VMs' counters left behind and that nothing will release.",
             queries=[query(f"topk(10, vpmu_orphaned_events{_HERE})", "{{vm}}")],
         ),
         TO_VM,
@@ -176,7 +176,7 @@ _WRONG = [
         timeseries(
             title="Events held",
             unit="short",
-            description="Host perf events that the VMs' counters hold; the ten with most.",
+            description="Host perf events that VMs currently hold; the ten VMs with the most.",
             queries=[query(f"topk(10, vpmu_events{_HERE})", "{{vm}}")],
         ),
         TO_VM,
@@ -186,27 +186,27 @@ _WRONG = [
 _AGENT = [
     versions(
         title="VMMs",
-        description="VMs known, by what runs them.",
+        description="Known VMs, by VMM.",
         expr=f"count by (vmm) (vpmu_vm_info{_HERE})",
         legend="{{vmm}}",
         span=4,
     ),
     versions(
         title="vPMUs",
-        description="VMs that run, by how KVM gives them their PMU; only what is emulated is traced.",
+        description="Running VMs, by how KVM gives them their PMU; only emulated vPMUs are traced.",
         expr=f"count by (mode) (vpmu_mode{_HERE})",
         legend="{{mode}}",
     ),
     versions(
         title="Version",
-        description="Of the agent.",
+        description="Version of the agent.",
         expr=f"vpmu_agent_build_info{_HERE}",
         legend="{{version}}",
         span=4,
     ),
     versions(
         title="Probes",
-        description="Kernel functions that are watched, and how; none means that nothing is seen.",
+        description="Probed kernel functions, by attach mode; without any, the agent sees nothing.",
         expr=f"vpmu_agent_attached_probes{_HERE}",
         legend="{{mode}}",
         span=4,
@@ -214,14 +214,14 @@ _AGENT = [
     stat(
         title="Probes loaded",
         unit="short",
-        description="Once at the start, and whenever the kvm module had been loaded anew.",
+        description="Loads of the probes: one at startup, and one after each reload of the kvm module.",
         expr=f"sum(vpmu_agent_loads_total{_HERE})",
         span=4,
     ),
     stat(
         title="Lost",
         unit="short",
-        description="What the agent lost since it was started, whatever the reason.",
+        description="What the agent has lost since it was started, for all reasons.",
         expr=f"sum(vpmu_agent_lost_records_total{_HERE})",
         red_from=1,
         span=4,
@@ -229,14 +229,14 @@ _AGENT = [
     timeseries(
         title="Lost by reason",
         unit="cps",
-        description="What the agent loses; ring_full and errors_full leave the counts complete.",
+        description="What the agent loses; with ring_full and errors_full the counts stay complete.",
         queries=[query(f"rate(vpmu_agent_lost_records_total{_HERE}[{RATE}])", "{{reason}}")],
         span=8,
     ),
     timeseries(
         title="Maps",
         unit="percentunit",
-        description="Entries of the agent's BPF maps, as a share of their room.",
+        description="Entries in the agent's BPF maps, as a share of the maximum.",
         queries=[query(f"vpmu_agent_map_entries{_HERE} / vpmu_agent_map_max_entries{_HERE}", "{{map}}")],
         span=8,
     ),
@@ -250,7 +250,7 @@ _AGENT = [
     timeseries(
         title="Agent's memory",
         unit="bytes",
-        description="Its resident memory.",
+        description="Resident memory.",
         queries=[
             query(
                 f"process_resident_memory_bytes{_HERE} and on (job, instance) vpmu_agent_build_info",
@@ -279,13 +279,14 @@ def host() -> Dashboard:
         title="vPMU / Host",
         uid="vpmu-agent-host",
         description=(
-            "What one host's VMs do with their performance counters, what that costs, and how the agent is."
+            "How one host's VMs use their performance counters, what that costs, and whether the agent is "
+            "well."
         ),
         variables=[
             variable(
                 name="instance",
                 label="Host",
-                description="A host, by the address that its agent is scraped at.",
+                description="A host, by the address at which its agent is scraped.",
                 metric="vpmu_agent_build_info",
             )
         ],
