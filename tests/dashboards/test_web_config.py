@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.dashboards.fleet import Host
 from tests.dashboards.prometheus import running
 from tests.support import pki
-from tests.support.counted import Maps
+from tests.support.hosts import Host
 from tests.support.web import ALICE, documented, serving, written
 from vpmu_agent.web.web_file import WebFile
 
@@ -54,7 +53,7 @@ def test_promtool_takes_the_same_file(tmp_path: Path, text: str) -> None:
 
 def test_prometheus_scrapes_with_tls_and_a_password(tmp_path: Path) -> None:
     pki.make(tmp_path)
-    host = Host(Maps())
+    host = Host()
     client = {name: str(tmp_path / file) for name, file in CLIENT.items()}
     how = {"scheme": "https", "tls_config": client, "basic_auth": {"username": "alice", "password": "secret"}}
     web = WebFile(written(tmp_path, EVERYTHING), pytest.fail)

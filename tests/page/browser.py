@@ -52,6 +52,11 @@ class Browser:
         self.ask("Page.navigate", url=url)
         self.wait("document.readyState === 'complete' && document.querySelector('footer') !== null")
 
+    def leave(self) -> None:
+        """Close the page, and whatever its script does."""
+        self.ask("Page.navigate", url="about:blank")
+        self.wait("location.href === 'about:blank' && document.readyState === 'complete'")
+
     def evaluate(self, expression: str) -> Any:
         """The value of JavaScript, as far as it is one of JSON."""
         found = self.ask("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)

@@ -12,6 +12,7 @@ from vpmu_agent.model.buckets import DURATION_BOUNDS_NS, SIZE_BOUNDS
 from vpmu_agent.model.call import Call, CallName, PmcType
 from vpmu_agent.model.check import Monitor
 from vpmu_agent.model.rules import Kind, State
+from vpmu_agent.model.verdict import Observation, Verdict
 from vpmu_agent.probes.layout import VCPU, pmc_layout
 from vpmu_agent.vms.command_line import Vmm
 from vpmu_agent.vms.names import VmInfo
@@ -36,11 +37,10 @@ class Maps:
         self._errors = Counter[tuple[int, int]]()
         self.feed(chain(*calls))
 
-    def feed(self, calls: Iterable[Call]) -> None:
-        """Counts calls as the probes would."""
+    def feed(self, calls: Iterable[Call]) -> list[Observation]:
+        """Count calls as the probes would; return them with what the model says of them."""
         with self._lock:
-            for call in calls:
-                self._count(call)
+            return [(call, self._count(call)) for call in calls]
 
     def vcpus(self) -> Iterator[tuple[int, int, tuple[int, ...]]]:
         assert not self.is_closed
@@ -79,7 +79,7 @@ class Maps:
         entries = {"vcpus": self._vcpus, "pmcs": self._pmcs}
         return {name: (len(entries[name]), room) for name, room in self.rooms.items()}
 
-    def _count(self, call: Call) -> None:
+    def _count(self, call: Call) -> Verdict:
         verdict = self._monitor.observe(call)
         vcpu, pmc = self._vcpus[call.tgid, call.vcpu], self._pmcs[call.tgid, call.pmc]
         index, kind = list(CallName).index(call.name), list(Kind).index(verdict.kind)
@@ -104,6 +104,7 @@ class Maps:
             "pmc_idx": pmc_idx,
         }.items():
             pmc[PMC.fields[field].start] = number
+        return verdict
 
 
 class Processes:
