@@ -15,9 +15,11 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from dashboards.build import texts
 from tests.dashboards.panels import FILES, queries
 from tests.dashboards.prometheus import RULES
+from tools import rules
 from vpmu_agent.metrics import FAMILIES
 
-README = (Path(__file__).parents[2] / "dashboards" / "README.md").read_text()
+TREE = Path(__file__).parents[2]
+README = (TREE / "dashboards" / "README.md").read_text()
 DASHBOARDS = {path: json.loads(path.read_text()) for path in FILES}
 PANELS = [
     pytest.param(panel, id=f"{path.stem}: {panel['title']}")
@@ -117,8 +119,31 @@ def test_every_metric_is_shown_somewhere(family: Any) -> None:
 @pytest.mark.parametrize("alert", ALERTS)
 def test_every_alert_has_a_runbook(alert: str) -> None:
     assert f"\n### {alert}\n" in README
-    assert f'runbook_url: "dashboards/README.md#{alert.lower()}"' in RULES_TEXT
+    assert f'runbook_url: "{rules.RUNBOOKS}#{alert.lower()}"' in RULES_TEXT
 
 
 def test_every_runbook_has_an_alert() -> None:
     assert re.findall(r"^### (Vpmu\w+)$", README, re.MULTILINE) == ALERTS
+
+
+def test_runbooks_are_where_the_project_is() -> None:
+    assert rules.ALERTS.read_text() == rules.alerts(), "make rules"
+    homepage = re.search(r"^Homepage: (\S+)$", (TREE / "debian/control").read_text(), re.MULTILINE)
+    assert homepage
+    assert rules.RUNBOOKS.startswith(f"{homepage[1]}/")
+    assert rules.RUNBOOKS.endswith("/dashboards/README.md")
+
+
+def test_runbooks_can_be_somewhere_else() -> None:
+    moved = rules.alerts("https://wiki.example.org/vpmu")
+    assert moved.count('runbook_url: "https://wiki.example.org/vpmu#vpmu') == len(ALERTS)
+    assert rules.RUNBOOKS not in moved
+    for wrong in ("dashboards/README.md", "https://wiki.example.org/#vpmu", 'https://wiki.example.org/"'):
+        with pytest.raises(ValueError, match="is not an address"):
+            rules.alerts(wrong)
+
+
+def test_the_packages_rules_say_where_its_runbooks_are() -> None:
+    """debian/rules rewrites this line of the installed copy."""
+    (old,) = re.findall(r"s\|\^(# Runbooks: [^|]+)\|", (TREE / "debian/rules").read_text())
+    assert f"\n{old}" in rules.ALERTS.read_text()

@@ -12,7 +12,7 @@ import yaml
 
 from tests.image import bundle
 from tests.image.bundle import PACKAGING
-from tools import prometheus_rule
+from tools import rules
 from tools.image import seccomp
 from tools.image.build import CONFIG, Source, dependencies, labels
 
@@ -42,12 +42,13 @@ def service_capabilities() -> set[str]:
 
 
 def test_the_prometheus_rule_is_what_the_rules_make() -> None:
-    assert prometheus_rule.OUTPUT.read_text() == prometheus_rule.text(), "make prometheus-rule"
+    assert rules.OPERATOR.read_text() == rules.operator(), "make rules"
 
 
 def test_the_prometheus_rule_has_every_group() -> None:
     (rule,) = documents("prometheusrule.yml")
-    groups = [group for path in prometheus_rule.RULES for group in yaml.safe_load(path.read_text())["groups"]]
+    files = (rules.RECORDING, rules.ALERTS)
+    groups = [group for path in files for group in yaml.safe_load(path.read_text())["groups"]]
     assert rule["spec"] == {"groups": groups}
 
 
