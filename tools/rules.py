@@ -1,9 +1,9 @@
 """Write what is generated of the alerting and recording rules: run by `make rules`.
 
-Without options, the runbook addresses in dashboards/rules/alerts.yml and packaging/kubernetes/prometheusrule.yml
-are brought up to date; the base of the addresses is `Runbooks` of [project.urls] in pyproject.toml. With
-`--runbooks URL`, a copy of the rules whose alerts link to URL is written to `--to FOLDER`, and the tree stays as
-it is.
+Without options, update the runbook addresses in dashboards/rules/alerts.yml, and
+packaging/kubernetes/prometheusrule.yml; the base of the addresses is `Runbooks` of [project.urls] in
+pyproject.toml. With `--runbooks URL`, write a copy of the rules whose alerts link to URL to `--to FOLDER`,
+and leave the tree as it is.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ spec:
 
 
 def alerts(runbooks: str = RUNBOOKS) -> str:
-    """Return the text of alerts.yml with runbooks at `runbooks`. Raise ValueError if that is not an address."""
+    """Return alerts.yml with its runbooks at `runbooks`. Raise ValueError if that is no web address."""
     if not re.fullmatch(r"https?://[^\s\"'#{}\\]+", runbooks):
-        raise ValueError(f"{runbooks!r} is not an address such as https://wiki.example.org/vpmu-runbooks")
+        raise ValueError(f"{runbooks!r} is no web address such as https://wiki.example.org/vpmu-runbooks")
     return re.sub(
         r'^( *runbook_url: ")[^"#]*#', lambda match: f"{match[1]}{runbooks}#", ALERTS.read_text(), flags=re.M
     )

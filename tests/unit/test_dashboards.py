@@ -139,7 +139,7 @@ def test_runbooks_can_be_somewhere_else() -> None:
     assert moved.count('runbook_url: "https://wiki.example.org/vpmu#vpmu') == len(ALERTS)
     assert rules.RUNBOOKS not in moved
     for wrong in ("dashboards/README.md", "https://wiki.example.org/#vpmu", 'https://wiki.example.org/"'):
-        with pytest.raises(ValueError, match="is not an address"):
+        with pytest.raises(ValueError, match="is no web address"):
             rules.alerts(wrong)
 
 
