@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import json
+import re
 import tomllib
 from typing import Any
 
@@ -59,6 +60,12 @@ def test_the_monitor_names_the_job_that_the_alerts_ask_for() -> None:
     pod = documents("daemonset.yml")[2]["spec"]["template"]
     assert pod["metadata"]["labels"].items() >= monitor["spec"]["selector"]["matchLabels"].items()
     assert endpoint["port"] in [port["name"] for port in pod["spec"]["containers"][0]["ports"]]
+
+
+def test_every_file_names_this_version() -> None:
+    for path in PACKAGING.rglob("*"):
+        if path.is_file():
+            assert set(re.findall(r"vpmu-agent[:-](\d+\.\d+\.\d+)", path.read_text())) <= {VERSION}, path
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
