@@ -20,7 +20,7 @@ from vpmu_agent.metrics import Exporter
 from vpmu_agent.server import Server
 from vpmu_agent.web_config import WebFile
 
-(EXAMPLE,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+(EXAMPLE,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/web.md").read_text(), re.DOTALL)
 EVERYTHING = f"""
 tls_server_config:
   cert_file: server.crt
@@ -47,7 +47,7 @@ basic_auth_users:
 CLIENT = {"ca_file": "ca.crt", "cert_file": "client.crt", "key_file": "client.key"}
 
 
-@pytest.mark.parametrize("text", [EXAMPLE, EVERYTHING], ids=["README", "everything"])
+@pytest.mark.parametrize("text", [EXAMPLE, EVERYTHING], ids=["docs/web.md", "everything"])
 def test_promtool_takes_the_same_file(tmp_path: Path, text: str) -> None:
     pki.make(tmp_path)
     path = written(tmp_path, text)

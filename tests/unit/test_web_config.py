@@ -248,7 +248,7 @@ def test_only_who_has_a_file_pays_for_reading_it() -> None:
 
 
 def test_the_example_of_the_readme_is_one(folder: Path) -> None:
-    (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/web.md").read_text(), re.DOTALL)
     config = WebFile(written(folder, example), pytest.fail).current()
     assert config.tls
     assert config.users
