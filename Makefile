@@ -49,6 +49,7 @@ lint: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports
 
 format: .venv/ready
 	.venv/bin/ruff check --fix .
@@ -102,11 +103,11 @@ fuzz: .venv/ready
 
 # Writes dashboards/*.json anew from the code beside them.
 dashboards: .venv/ready
-	$(PYTHON) -m dashboards.build
+	$(PYTHON) -m tools.dashboards.build
 
 # Writes docs/metrics.md anew from the code that declares the metrics.
 docs: .venv/ready
-	$(PYTHON) -m docs.metrics
+	$(PYTHON) -m tools.docs.metrics
 
 # The rules' tests, and every query and rule against a real Prometheus that scrapes the real exporter; half a minute.
 dashboards-check: .venv/ready
@@ -136,7 +137,7 @@ image: .venv/image deb
 
 # Its size, its labels and what is in it; it runs with the flags that packaging/ has, and without each of them.
 image-test: .venv/image
-	.venv/bin/pytest -v --timeout 600 tests/package/test_image.py tests/unit/test_packaging.py
+	.venv/bin/pytest -v --timeout 600 tests/package/test_image.py tests/unit/project/test_packaging.py
 
 # The image on a host without bcc, in the lab: real KVM, podman, and what the test PMU counted.
 image-lab: image
@@ -186,4 +187,4 @@ endef
 	@touch $@
 
 clean:
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

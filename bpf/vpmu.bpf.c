@@ -6,7 +6,7 @@
  * also serve as uprobes (VPMU_USER_MEMORY) where a kernel offers nothing else to attach to, and behind
  * raw-tracepoint entry points (VPMU_TWINS), which BPF_PROG_TEST_RUN can run. Everything that depends on the
  * kernel comes in as VPMU_* constants, read from its BTF and kallsyms by agent/vpmu_agent/kernel/. The check
- * itself, vpmu_check_*(), is made from the model by agent/vpmu_agent/probes/monitor.py, and stands in the place
+ * itself, vpmu_check_*(), is made from the model by agent/vpmu_agent/model/generate/c.py, and stands in the place
  * of the line that includes "monitor.h".
  *
  * Whose event is it? KVM's events carry KVM's overflow handler and the pmc as its context, so an event says

@@ -2,9 +2,9 @@
 /*
  * What the probes share with user space: the maps' keys and values, and the records in the ring.
  *
- * agent/vpmu_agent/probes/record.py reads this very text, so that the layout is written once: inside a struct
+ * agent/vpmu_agent/probes/layout.py reads this very text, so that the layout is written once: inside a struct
  * only `__uN name;`, `__sN name;` and arrays of them, each naturally aligned and without padding; in the enums
- * only NAME, counted from 0. VPMU_* sizes that are no numbers here come from the model (model/automaton.py).
+ * only NAME, counted from 0. VPMU_* sizes that are no numbers here come from the model (model/rules.py).
  */
 #ifndef VPMU_H
 #define VPMU_H

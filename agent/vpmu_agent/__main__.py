@@ -1,6 +1,6 @@
 """`python -m vpmu_agent`."""
 
-from vpmu_agent.cli import main
+from vpmu_agent.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -15,7 +15,7 @@ from tests.bench import stats
 from tests.bench.progress import say
 from tests.bench.report import Figure
 from tests.bpf import twins
-from vpmu_agent.probes import program
+from vpmu_agent.loader import program
 
 ROUNDS, RUNS = 9, 10_000
 

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from vpmu_agent.metrics import OPENMETRICS, Exporter
-from vpmu_agent.model.automaton import SLOTS
-from vpmu_agent.overview import Overview
-from vpmu_agent.probes.record import LOST_REASONS, VCPU, Layout, pmc_layout
-from vpmu_agent.recent import Recent
-from vpmu_agent.server import Address, Server
-from vpmu_agent.vmm import Vmm
-from vpmu_agent.vms import VmInfo
-from vpmu_agent.watch import Watch
+from vpmu_agent.counts.recent import Recent
+from vpmu_agent.counts.watch import Watch
+from vpmu_agent.model.rules import SLOTS
+from vpmu_agent.probes.layout import LOST_REASONS, VCPU, Layout, pmc_layout
+from vpmu_agent.vms.command_line import Vmm
+from vpmu_agent.vms.names import VmInfo
+from vpmu_agent.web.metrics import OPENMETRICS, Exporter
+from vpmu_agent.web.server import Address, Server
+from vpmu_agent.web.state import Overview
 
 VCPUS, PMCS = 4, 4
 """Of each VM, and of each vCPU."""

@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 
 from tests.bpf.twins import task_offsets
-from tests.unit.commands import daemon_of, read_until
-from vpmu_agent.model.automaton import Kind
+from tests.support.commands import daemon_of, read_until
 from vpmu_agent.model.call import Call
-from vpmu_agent.model.verdict import Verdict
+from vpmu_agent.model.rules import Kind
+from vpmu_agent.model.verdict import Observation
 from vpmu_agent.probes import Probes, adopt, handover
-from vpmu_agent.vms import Vms
+from vpmu_agent.vms.names import Vms
 
 SOURCE = Path(__file__).with_name("lookalike.c")
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 class Run:
     """What the probes saw of one run of the look-alike, and what it says it did."""
 
-    said: list[tuple[Call, Verdict]]
+    said: list[Observation]
     lost: dict[str, int]
     told: Counter[str]
 
@@ -90,7 +90,7 @@ class Lookalike:
         assert process.stdin is not None
         assert process.stdout is not None
         print(file=process.stdin, flush=True)
-        calls: list[tuple[Call, Verdict]] = []
+        calls: list[Observation] = []
         while process.poll() is None:
             if read_while_running:
                 calls += probes.poll(0.05)

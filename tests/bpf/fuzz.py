@@ -19,11 +19,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from tests.bpf.twins import Twins
-from tests.unit.mutations import a_leader, drop, duplicate, flip, lead, swap
-from tests.unit.world import World
-from vpmu_agent.model.automaton import SLOTS, Kind, State
+from tests.support.mutations import a_leader, drop, duplicate, flip, lead, swap
+from tests.support.world import World
 from vpmu_agent.model.call import Call, CallName
 from vpmu_agent.model.check import Monitor
+from vpmu_agent.model.rules import SLOTS, Kind, State
 from vpmu_agent.model.verdict import Verdict
 
 Numbers = dict[str, tuple[int, ...]]

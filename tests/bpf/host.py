@@ -10,7 +10,9 @@ import os
 import sys
 from pathlib import Path
 
-from vpmu_agent import cli, daemon, probes
+from vpmu_agent import probes
+from vpmu_agent.cli import main as cli
+from vpmu_agent.daemon import run as daemon
 
 
 def loader_command(_mode: probes.Mode) -> list[str]:

@@ -12,11 +12,11 @@ import socket
 import sys
 
 from vpmu_agent.kernel.census import read_census_layout
+from vpmu_agent.loader.main import handover_of, with_census
+from vpmu_agent.loader.program import compile_program
 from vpmu_agent.probes import FUNCTIONS, handover
-from vpmu_agent.probes.loader import handover_of, with_census
+from vpmu_agent.probes.layout import ERROR_KEY, PMC_KEY, VCPU_KEY
 from vpmu_agent.probes.maps import Map
-from vpmu_agent.probes.program import compile_program
-from vpmu_agent.probes.record import ERROR_KEY, PMC_KEY, VCPU_KEY
 
 VCPUS, PMCS = 4, 4
 """Of each VM, and of each vCPU, that is there already."""

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.bpf.conftest import ROOT, Lookalike, Start
-from tests.unit.commands import read_until
-from vpmu_agent.census import KvmPmu, Modes, kvm_pmu, pmus, pmus_now
-from vpmu_agent.kernel.features import vpmu_enabled
-from vpmu_agent.modes import Mode, Pmu, Why
+from tests.support.commands import read_until
+from vpmu_agent.counts.census import KvmPmu, Modes, kvm_pmu, pmus, pmus_now
+from vpmu_agent.kernel.kvm import vpmu_enabled
 from vpmu_agent.probes import Probes
 from vpmu_agent.probes.census import Vcpu
-from vpmu_agent.vms import Vms
+from vpmu_agent.vms.modes import Mode, Pmu, Why
+from vpmu_agent.vms.names import Vms
 
 pytestmark = pytest.mark.skipif(not Path("/dev/kvm").exists(), reason="there is no /dev/kvm here")
 
@@ -106,8 +106,8 @@ def test_the_census_alone_finds_the_same() -> None:
 
 
 def test_a_sweep_tells_of_a_vm_once(probes: Probes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vpmu_agent.census.PULL_S", 0)
-    monkeypatch.setattr("vpmu_agent.census.SHARE", 1e9)
+    monkeypatch.setattr("vpmu_agent.counts.census.PULL_S", 0)
+    monkeypatch.setattr("vpmu_agent.counts.census.SHARE", 1e9)
     modes = Modes(Vms(), lambda: KvmPmu(enabled=False, mediated=False))
     modes.sweep(probes.census)
     with running("1", name="db01"):

@@ -13,7 +13,7 @@ import psutil
 
 from tests.bpf import loader
 from tests.bpf.conftest import Lookalike, Start
-from tests.unit.commands import read_until
+from tests.support.commands import read_until
 
 VMS = 1000
 MAX_PSS = 40 << 20  # of daemon and parent together

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 import pytest
 
 from tests.bpf.conftest import Lookalike
-from tests.unit.test_privileges import in_child
-from vpmu_agent import privileges, probes
+from tests.unit.system.test_privileges import in_child
+from vpmu_agent import probes
 from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.kernel.libbpf import libbpf
 from vpmu_agent.probes import maps
+from vpmu_agent.probes.layout import CONTROL
 from vpmu_agent.probes.maps import Map
-from vpmu_agent.probes.record import CONTROL
+from vpmu_agent.system import privileges
 
 HASH, ARRAY = 1, 2  # BPF_MAP_TYPE_*
 _U32, _U64 = struct.Struct("=I"), struct.Struct("=Q")

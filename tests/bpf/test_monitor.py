@@ -10,11 +10,11 @@ import pytest
 
 from tests.bpf import fuzz
 from tests.bpf.twins import Twins
-from tests.unit.world import World
-from vpmu_agent.model.automaton import Kind
+from tests.support.world import World
 from vpmu_agent.model.call import Call
 from vpmu_agent.model.check import Monitor
-from vpmu_agent.probes import monitor
+from vpmu_agent.model.generate import c as monitor
+from vpmu_agent.model.rules import Kind
 
 
 def test_some_thousands_of_random_sequences() -> None:

@@ -9,10 +9,10 @@ from itertools import groupby
 import pytest
 
 from tests.bpf.conftest import Lookalike
-from vpmu_agent.model.automaton import Kind
+from vpmu_agent.loader.program import MAX_ENTRIES
 from vpmu_agent.model.call import CallName, PmcType
-from vpmu_agent.probes.program import MAX_ENTRIES
-from vpmu_agent.probes.record import VCPU
+from vpmu_agent.model.rules import Kind
+from vpmu_agent.probes.layout import VCPU
 
 
 @pytest.mark.parametrize("threads", [1, 4])

@@ -15,8 +15,8 @@ import pytest
 from tests.bpf.conftest import Lookalike
 from vpmu_agent.kernel import btf, libbpf
 from vpmu_agent.kernel.errors import KernelError
-from vpmu_agent.probes import record
-from vpmu_agent.probes.program import compile_program
+from vpmu_agent.loader.program import compile_program
+from vpmu_agent.probes.layout import SIZES, Layout
 
 HEADER = Path(__file__).parents[2] / "bpf" / "vpmu.h"
 
@@ -38,7 +38,7 @@ def test_every_program_passes_the_verifier(
 # A process of its own, for it hides every header that the machine may have.
 COMPILE = """
 import json, sys
-from vpmu_agent.probes.program import compile_program
+from vpmu_agent.loader.program import compile_program
 compile_program(json.loads(sys.argv[1]))
 print("compiled")
 """
@@ -58,9 +58,9 @@ def test_no_header_of_the_machine_is_needed(stock: Lookalike) -> None:
 
 @pytest.mark.parametrize("name", re.findall(r"^struct (\w+) {", HEADER.read_text(), re.MULTILINE))
 def test_python_and_c_agree_on_every_struct(name: str, tmp_path: Path) -> None:
-    layout = record.Layout(name)
+    layout = Layout(name)
     prints = "".join(f'printf("%zu ", offsetof(struct {name}, {field}));' for field in layout.fields)
-    sizes = "".join(f"#define {size} {value}\n" for size, value in record.SIZES.items())
+    sizes = "".join(f"#define {size} {value}\n" for size, value in SIZES.items())
     source = tmp_path / "layout.c"
     source.write_text(
         f"{sizes}#include <linux/types.h>\n#include <stddef.h>\n#include <stdio.h>\n"

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from vpmu_agent.kernel import btf
+from vpmu_agent.loader.program import compile_program
 from vpmu_agent.model.call import Call, CallName
-from vpmu_agent.model.verdict import Verdict
-from vpmu_agent.probes import record
-from vpmu_agent.probes.program import compile_program
+from vpmu_agent.model.verdict import Observation
+from vpmu_agent.probes import decoder, layout
 
 _HANDLER = 0x1000
 _PMC, _VCPU, _EVENT = 16, 8, 64  # bytes of each
@@ -110,7 +110,7 @@ class Twins:
         self._pmcs: dict[int, int] = {}
         self._known: dict[int, int] = {}
         self._seen: list[bytes] = []
-        self._decoder = record.Decoder(epoch_ns=0, vms=_Names())
+        self._decoder = decoder.Decoder(epoch_ns=0, vms=_Names())
         self._bpf[b"calls"].open_ring_buffer(self._receive)
         self._epoch, self._stream = 0, True
         self.begin()
@@ -125,7 +125,7 @@ class Twins:
         self._known.clear()
         self._bump()
 
-    def observe(self, call: Call) -> tuple[Call, Verdict]:
+    def observe(self, call: Call) -> Observation:
         """Makes one call; returns it as the monitor saw it, and its verdict."""
         self.make(call)
         (seen,) = self.received()
@@ -155,7 +155,7 @@ class Twins:
         created = self._event(call.event) or call.result & 2**64 - 1
         self._run(call.name, "return", created if call.name is CallName.CREATE else 0)
 
-    def received(self) -> list[tuple[Call, Verdict]]:
+    def received(self) -> list[Observation]:
         """What the monitor sent since the last time."""
         self._bpf.ring_buffer_consume()
         raw, self._seen = self._seen, []
@@ -170,13 +170,13 @@ class Twins:
         """What the monitor counted of a vCPU, by the fields of `struct vpmu_vcpu`."""
         table = self._bpf[b"vcpus"]
         key = table.Key(os.getpid(), vcpu)
-        numbers = record.VCPU.struct.unpack(bytes(table[key]))
-        return {name: numbers[at] for name, at in record.VCPU.fields.items()}
+        numbers = layout.VCPU.struct.unpack(bytes(table[key]))
+        return {name: numbers[at] for name, at in layout.VCPU.fields.items()}
 
     def begun_before(self, tgid: int) -> None:
         """Leaves this thread's number with a process that had it before, in no call."""
         table = self._bpf[b"inflight"]
-        table[ctypes.c_uint32(os.getpid())] = table.Leaf(tgid=tgid, call=record.SIZES["VPMU_CALLS"])
+        table[ctypes.c_uint32(os.getpid())] = table.Leaf(tgid=tgid, call=layout.SIZES["VPMU_CALLS"])
 
     def whose_thread(self) -> int:
         """The process that this thread is kept as one of."""
@@ -190,7 +190,7 @@ class Twins:
     def lost(self) -> dict[str, int]:
         """Calls and records that the monitor lost, by reason."""
         counts = [int(count.value) for count in self._bpf[b"lost"].values()]
-        return dict(zip(record.LOST_REASONS, counts, strict=True))
+        return dict(zip(layout.LOST_REASONS, counts, strict=True))
 
     def _bump(self) -> None:
         self._epoch += 1

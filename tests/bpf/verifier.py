@@ -26,9 +26,9 @@ from typing import Any
 from tests.bpf.twins import GROUPED, STOCK, task_offsets
 from vpmu_agent.kernel.census import read_census_layout
 from vpmu_agent.kernel.errors import KernelError, ProbeError
-from vpmu_agent.probes.loader import attach_census
-from vpmu_agent.probes.program import captured_stderr, compile_census, compile_program, toolchain
-from vpmu_agent.probes.reason import because
+from vpmu_agent.loader.main import attach_census
+from vpmu_agent.loader.program import captured_stderr, compile_census, compile_program, toolchain
+from vpmu_agent.loader.reason import because
 
 PROBES = tuple(
     f"vpmu_{name}_{end}" for name in ("create", "enable", "pause", "release") for end in ("entry", "return")

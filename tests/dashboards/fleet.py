@@ -16,16 +16,16 @@ from dataclasses import replace
 from itertools import chain, cycle, islice
 from pathlib import Path
 
-from tests.unit.counted import Maps, Processes
-from tests.unit.scenes import Guest
-from vpmu_agent.metrics import Exporter
+from tests.support.counted import Maps, Processes
+from tests.support.scenes import Guest
+from vpmu_agent.counts.recent import Recent
+from vpmu_agent.counts.watch import Watch
 from vpmu_agent.model.call import Call, CallName
-from vpmu_agent.modes import Mode, Pmu
-from vpmu_agent.overview import Overview
-from vpmu_agent.recent import Recent
-from vpmu_agent.recording import Recording
-from vpmu_agent.server import Address, Server
-from vpmu_agent.watch import Watch
+from vpmu_agent.trace.recording import Recording
+from vpmu_agent.vms.modes import Mode, Pmu
+from vpmu_agent.web.metrics import Exporter
+from vpmu_agent.web.server import Address, Server
+from vpmu_agent.web.state import Overview
 
 _DATA = Path(__file__).parents[1] / "data"
 _STEP_S = 0.1

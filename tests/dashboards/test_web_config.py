@@ -12,13 +12,13 @@ import pytest
 
 from tests.dashboards.fleet import LOCAL, Host
 from tests.dashboards.prometheus import running
-from tests.unit import pki
-from tests.unit.commands import ROOT
-from tests.unit.counted import Maps
-from tests.unit.test_web_config import ALICE, written
-from vpmu_agent.metrics import Exporter
-from vpmu_agent.server import Server
-from vpmu_agent.web_config import WebFile
+from tests.support import pki
+from tests.support.counted import Maps
+from tests.support.places import ROOT
+from tests.unit.web.test_config import ALICE, written
+from vpmu_agent.web.config import WebFile
+from vpmu_agent.web.metrics import Exporter
+from vpmu_agent.web.server import Server
 
 (EXAMPLE,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/web.md").read_text(), re.DOTALL)
 EVERYTHING = f"""

@@ -29,7 +29,7 @@ LIMIT_S = 2400.0
 # In the userland: what the agent is compiled, loaded and run by.
 _VERSIONS = """
 import ctypes, platform
-from vpmu_agent.probes.program import toolchain
+from vpmu_agent.loader.program import toolchain
 libbpf = ctypes.CDLL("libbpf.so.1")
 version = f"{libbpf.libbpf_major_version()}.{libbpf.libbpf_minor_version()}"
 print(f"{toolchain()}, libbpf {version}, Python {platform.python_version()}")

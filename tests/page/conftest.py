@@ -11,15 +11,15 @@ import pytest
 
 from tests.dashboards.fleet import LOCAL, Host, orphans, recorded
 from tests.page.browser import Browser, running
-from tests.unit.counted import Maps
-from tests.unit.scenes import Guest, checked
-from vpmu_agent import overview
-from vpmu_agent.metrics import Exporter
-from vpmu_agent.overview import Overview
+from tests.support.counted import Maps
+from tests.support.scenes import Guest, checked
+from vpmu_agent.counts.recent import Recent
 from vpmu_agent.probes import FUNCTIONS
-from vpmu_agent.recent import Recent
-from vpmu_agent.server import Server
-from vpmu_agent.web_config import WebFile
+from vpmu_agent.web import state as overview
+from vpmu_agent.web.config import WebFile
+from vpmu_agent.web.metrics import Exporter
+from vpmu_agent.web.server import Server
+from vpmu_agent.web.state import Overview
 
 HOSTILE = "<img src=x onerror=document.title='mine'>"
 

@@ -9,8 +9,8 @@ import pytest
 
 from tests.page.browser import Browser
 from tests.page.conftest import HOSTILE, Shown
-from tests.unit.test_web_config import ALICE
-from vpmu_agent.web_config import WebFile
+from tests.unit.web.test_config import ALICE
+from vpmu_agent.web.config import WebFile
 
 BUILD = Path(__file__).parents[2] / "build" / "page"
 

@@ -1,1 +1,1 @@
-"""What the running kernel offers to the probes: types (BTF), addresses (kallsyms), features."""
+"""What the running kernel offers to the probes: types (BTF), addresses (kallsyms), and what it takes."""

@@ -1,6 +1,6 @@
 """Whether this process sees the host as it is: what namespaces and mount options hide, in a container or not.
 
-As in features.py, what cannot be read is None, never a guess.
+As in facts.py, what cannot be read is None, never a guess.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from vpmu_agent.model.automaton import NEXT, RULES, Expected, Kind, Rule, Says, State
 from vpmu_agent.model.call import Call, CallName
-from vpmu_agent.model.translate import NAMES, expression, names_in, python, statements
+from vpmu_agent.model.generate.language import NAMES, expression, names_in, python, statements
+from vpmu_agent.model.rules import NEXT, RULES, Expected, Kind, Rule, Says, State
 from vpmu_agent.model.verdict import Verdict, verdict
 
 
@@ -246,7 +246,7 @@ def _ladder(says: tuple[Says, ...], line: str) -> list[str]:
 
 def _compiled() -> dict[CallName, tuple[_Step, ...]]:
     names: dict[str, object] = {"_low": _low, "verdict": verdict, "diverged": _diverged}
-    exec(compile(source(), "<the automaton>", "exec"), names)  # our own text, from automaton.py
+    exec(compile(source(), "<the automaton>", "exec"), names)  # our own text, from rules.py
     return {call: tuple(names[f"{call}_{i}"] for i in range(len(State))) for call in CallName}  # type: ignore[misc]
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import cached_property, lru_cache
+from typing import TypeAlias
 
-from vpmu_agent.model.automaton import Expected, Kind
-from vpmu_agent.model.call import CallName
+from vpmu_agent.model.call import Call, CallName
+from vpmu_agent.model.rules import Expected, Kind
 
 
 class Verdict:
@@ -85,3 +86,7 @@ def verdict(
         counts,
         event_count,
     )
+
+
+Observation: TypeAlias = tuple[Call, Verdict]
+"""One call that KVM made, and what the model says of it."""

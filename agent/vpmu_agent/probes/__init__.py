@@ -1,6 +1,6 @@
 """The BPF side in the kernel, by its descriptors: from here on there are only calls and counts.
 
-Whoever reads the probes never loads bcc, and needs no privileges: a loader (`loader.py`) compiles and
+Whoever reads the probes never loads bcc, and needs no privileges: a loader (loader/main.py) compiles and
 attaches them in a process of its own, hands them over and is gone.
 """
 
@@ -17,13 +17,12 @@ from typing import Literal, Self
 
 from vpmu_agent.kernel.errors import ProbeError
 from vpmu_agent.kernel.libbpf import recursion_misses
-from vpmu_agent.model.call import Call
-from vpmu_agent.model.verdict import Verdict
+from vpmu_agent.model.verdict import Observation
 from vpmu_agent.probes import handover
 from vpmu_agent.probes.census import Census
+from vpmu_agent.probes.decoder import Decoder, VmNames
 from vpmu_agent.probes.handover import Handover
-from vpmu_agent.probes.maps import Map, Ring
-from vpmu_agent.probes.record import (
+from vpmu_agent.probes.layout import (
     CONTROL,
     ERROR_KEY,
     INFLIGHT,
@@ -31,10 +30,9 @@ from vpmu_agent.probes.record import (
     PMC_KEY,
     VCPU,
     VCPU_KEY,
-    Decoder,
-    VmNames,
     pmc_layout,
 )
+from vpmu_agent.probes.maps import Map, Ring
 
 __all__ = ["FUNCTIONS", "Mode", "ProbeError", "Probes", "Unattached", "adopt", "attach", "loader_command"]
 
@@ -89,7 +87,7 @@ class Probes:
         self._looked = time.monotonic()
         self._set_epoch(1)
 
-    def poll(self, timeout_s: float) -> list[tuple[Call, Verdict]]:
+    def poll(self, timeout_s: float) -> list[Observation]:
         """The calls that were sent, oldest first; waits up to `timeout_s` for the first one."""
         records = self._ring.poll(timeout_s)
         if time.monotonic() - self._looked >= _LOOK_S:
@@ -97,7 +95,7 @@ class Probes:
         return [said for data in records if (said := self._decoder.call(data))]
 
     def vcpus(self) -> Iterator[tuple[int, int, tuple[int, ...]]]:
-        """tgid, vcpu_id, and what was counted, laid out as `record.VCPU.fields`."""
+        """tgid, vcpu_id, and what was counted, laid out as `layout.VCPU.fields`."""
         for keys, values in self._maps["vcpus"].chunks():
             for (tgid, vcpu), numbers in zip(
                 VCPU_KEY.struct.iter_unpack(keys), VCPU.struct.iter_unpack(values), strict=True
@@ -105,7 +103,7 @@ class Probes:
                 yield tgid, vcpu, numbers
 
     def pmcs(self) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """tgid, and the pmc's numbers, laid out as `record.pmc_layout(slots).fields`."""
+        """tgid, and the pmc's numbers, laid out as `layout.pmc_layout(slots).fields`."""
         at = _TGID_AT["pmcs"]
         for keys, values in self._maps["pmcs"].chunks():
             for key, numbers in zip(
@@ -153,10 +151,10 @@ class Probes:
         """Of each map: how many entries it has, and has room for."""
         return {name: (m.entries(), m.room) for name, m in self._maps.items() if name not in _SINGLE}
 
-    def stop(self) -> list[tuple[Call, Verdict]]:
+    def stop(self) -> list[Observation]:
         """Lets no new calls in, and returns those that were still on their way. The counts stay."""
         self._set_epoch(0)
-        calls: list[tuple[Call, Verdict]] = []
+        calls: list[Observation] = []
         while batch := self.poll(0):
             calls += batch
         return calls
@@ -209,7 +207,7 @@ class Unattached:
     functions: tuple[str, ...] = ()
     census = Census(None)
 
-    def poll(self, timeout_s: float) -> list[tuple[Call, Verdict]]:
+    def poll(self, timeout_s: float) -> list[Observation]:
         """Waits."""
         time.sleep(timeout_s)
         return []
@@ -237,7 +235,7 @@ class Unattached:
         """No maps."""
         return {}
 
-    def stop(self) -> list[tuple[Call, Verdict]]:
+    def stop(self) -> list[Observation]:
         """Nothing was on its way."""
         return []
 
@@ -248,7 +246,7 @@ class Unattached:
 def loader_command(mode: Mode | Literal["census"]) -> list[str]:
     """What to run for a loader, less its last argument: the number of the descriptor to hand over on."""
     # -P: a module of our name in the current directory is not ours.
-    return [sys.executable, "-P", "-m", "vpmu_agent.probes.loader", mode]
+    return [sys.executable, "-P", "-m", "vpmu_agent.loader.main", mode]
 
 
 def attach(*, mode: Mode = "auto", vms: VmNames, stream: bool = True) -> Probes:

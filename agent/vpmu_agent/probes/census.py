@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import ctypes
 import os
-from importlib.resources import files
 from typing import NamedTuple
 
 from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.kernel.libbpf import libbpf, quiet, strerror
-from vpmu_agent.probes.record import Layout
+from vpmu_agent.probes.layout import Layout
+from vpmu_agent.probes.sources import bpf_folder
 
 _READ_SIZE = 64 * 1024  # more than bpf_seq_read() gives at a time (8 pages, kernel/bpf/bpf_iter.c)
 
-_VCPU = Layout("vpmu_census_vcpu", text=(files("vpmu_agent") / "bpf" / "census.h").read_text())
+_VCPU = Layout("vpmu_census_vcpu", text=(bpf_folder() / "census.h").read_text())
 
 
 class Vcpu(NamedTuple):

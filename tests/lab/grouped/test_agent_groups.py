@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from vpmu_agent.model.automaton import Kind
+from vpmu_agent.model.rules import Kind
 
 from .. import agent, pmu
 from ..agent import COMMAND, Line, Seen

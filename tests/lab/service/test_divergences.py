@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vpmu_agent import log
-from vpmu_agent.model.automaton import Kind
+from vpmu_agent.daemon import report as log
+from vpmu_agent.model.rules import Kind
 
 from ..grouped import control
 from ..grouped.test_agent_groups import MISBEHAVIOUR

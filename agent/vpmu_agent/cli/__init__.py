@@ -1,0 +1,1 @@
+"""The commands: arguments in, calls of the other rooms out."""

@@ -1,0 +1,1 @@
+"""`vpmu-agent run`: what lives for as long as the host does."""

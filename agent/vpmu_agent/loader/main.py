@@ -1,0 +1,206 @@
+"""`python -m vpmu_agent.loader.main MODE DESCRIPTOR`: compiles and attaches the probes, and hands them on.
+
+A process of its own because bcc keeps LLVM and its own data in memory, 75 to 150 MB, for as long as the
+process lives (iovisor/bcc issue 1181). Whoever holds the descriptors keeps the probes attached.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
+
+from vpmu_agent.kernel.census import read_census_layout
+from vpmu_agent.kernel.container import require_host_pids
+from vpmu_agent.kernel.errors import KernelError, ProbeError
+from vpmu_agent.kernel.layout import KernelLayout, read_layout
+from vpmu_agent.kernel.libbpf import libbpf, quiet, strerror
+from vpmu_agent.kernel.trials import Trial, try_fexit, try_kprobe
+from vpmu_agent.loader.program import captured_stderr, compile_census, compile_program, toolchain
+from vpmu_agent.loader.reason import because
+from vpmu_agent.probes import FUNCTIONS, WAYS, Mode, Way, handover
+from vpmu_agent.probes.handover import Handover
+
+if TYPE_CHECKING:
+    import bcc
+
+MAPS = ("calls", "control", "lost", "vcpus", "pmcs", "errors", "inflight", "left", "processes")
+"""The maps of bpf/vpmu.bpf.c that are handed over."""
+
+CENSUS = "bpf_iter__task_file"
+"""The program in bpf/census.bpf.c. bcc takes from its name what it is for."""
+
+_BPF_PROG_TYPE_TRACING = 26
+_BPF_TRACE_ITER = 28
+
+
+class NoWayError(ProbeError):
+    """The kernel has no such way to attach a program, or does not let this process use it."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Hands over probes, or the reason why there are none."""
+    mode, number = arguments
+    # If nobody waits for the probes any more, they are off again as soon as this process has ended.
+    with socket.socket(fileno=int(number)) as channel, suppress(BrokenPipeError, ConnectionResetError):
+        try:
+            handover.send(channel, load_census() if mode == "census" else load(cast(Mode, mode)))
+        except KernelError as error:
+            handover.send_error(channel, error)
+
+
+def load(mode: Mode) -> Handover:
+    """Compiles the probes for the running kernel and attaches them, but does not let calls in yet.
+
+    Raises KernelError where the kernel lacks something the probes need, and ProbeError where it refuses them.
+    """
+    with_what = toolchain()  # raises before any way to attach is tried: each would say it again
+    require_host_pids()
+    known = constants(read_layout())
+    census, no_census = _census_constants()
+    refused: dict[str, KernelError] = {}
+    for way in WAYS if mode == "auto" else (mode,):
+        try:
+            handed = attached(way, known | census)
+        except KernelError as error:
+            refused[way] = error
+        else:
+            return replace(handed, no_census=no_census) if no_census else handed
+    reasons = "; ".join(f"{way}: {error.found}" for way, error in refused.items())
+    todo = dict.fromkeys(error.todo for error in refused.values() if error.todo)
+    raise ProbeError(
+        f"cannot attach the probes with {with_what} ({reasons})",
+        "; ".join([*_as_root(), *(todo or ["`vpmu-agent doctor` says what this host lacks"])]),
+    )
+
+
+def load_census() -> Handover:
+    """Compiles the census for the running kernel and attaches it. Raises KernelError as load() does."""
+    toolchain()
+    require_host_pids()
+    return Handover("census", census=attach_census(compile_census(read_census_layout().constants)))
+
+
+def _as_root() -> list[str]:
+    return [] if os.geteuid() == 0 else ["run it as root, or with CAP_BPF, CAP_PERFMON and CAP_SYSLOG"]
+
+
+def attached(way: Way, known: Mapping[str, int]) -> Handover:
+    """Compiles the probes for the kernel that `known` describes, and attaches them in one way.
+
+    The census too, if `known` has its constants; what refuses that alone is told in what is handed over.
+
+    Raises NoWayError where the kernel takes no program at all in this way, ProbeError for whatever would not
+    take this one, and KernelError if BTF or libbpf are missing.
+    """
+    # A compilation that the kernel then refuses costs a second. One function will do: taking a probe off
+    # again can mean to wait until all tasks have left it (synchronize_rcu_tasks()).
+    trial = _TRIALS[way](list(FUNCTIONS.values())[:1])
+    if not trial.works:
+        raise NoWayError(trial.reason)
+    bpf = compile_program(known, fexit=way == "fexit")
+    if way == "kprobe":
+        _attach_kprobes(bpf)
+    handed = handover_of(bpf, way)
+    return with_census(handed, bpf) if "VPMU_VCPU_IOCTL" in known else handed
+
+
+_TRIALS: dict[Way, Callable[[Sequence[str]], Trial]] = {"fexit": try_fexit, "kprobe": try_kprobe}
+
+
+def handover_of(bpf: bcc.BPF, mode: str, maps: Sequence[str] = MAPS) -> Handover:
+    """What bcc has open of an attached program."""
+    kprobes = (descriptor for of_event in bpf.kprobe_fds.values() for descriptor in of_event.values())
+    links = (
+        *kprobes,
+        *bpf.uprobe_fds.values(),
+        *bpf.raw_tracepoint_fds.values(),
+        *bpf.kfunc_entry_fds.values(),
+        *bpf.kfunc_exit_fds.values(),
+    )
+    return Handover(
+        mode,
+        {name: bpf[name.encode()].map_fd for name in maps},
+        [program.fd for program in bpf.funcs.values()],
+        list(links),
+    )
+
+
+def with_census(handed: Handover, bpf: bcc.BPF) -> Handover:
+    """With the census that was compiled into `bpf`, or why there is none: the probes work without it."""
+    try:
+        return replace(handed, census=attach_census(bpf))
+    except ProbeError as error:
+        return replace(handed, no_census=str(error))
+
+
+def attach_census(bpf: bcc.BPF) -> int:
+    """Loads and attaches the census that was compiled into `bpf`; returns the descriptor of its link.
+
+    Raises ProbeError where bcc or the kernel refuses it.
+    """
+    with captured_stderr() as said:
+        try:
+            program = bpf.load_func(CENSUS.encode(), _BPF_PROG_TYPE_TRACING)
+        except Exception as error:  # bcc raises nothing more special
+            raise because(error, said()) from error
+    with quiet():
+        ctypes.set_errno(0)
+        link = int(libbpf().bpf_link_create(program.fd, 0, _BPF_TRACE_ITER, None))
+    if link < 0:
+        raise ProbeError(f"cannot attach the census: {strerror(ctypes.get_errno())}")
+    return link
+
+
+def _census_constants() -> tuple[dict[str, int], str]:
+    """The constants that bpf/census.bpf.c asks for, or none and why."""
+    try:
+        return read_census_layout().constants, ""
+    except KernelError as error:
+        return {}, str(error)
+
+
+def constants(layout: KernelLayout) -> dict[str, int]:
+    """The VPMU_* constants that bpf/vpmu.bpf.c asks for, on one kernel."""
+    handlers = (*layout.overflow_handlers, 0, 0)
+    known = {
+        "VPMU_HANDLER": handlers[0],
+        "VPMU_HANDLER_INTR": handlers[1],
+        "VPMU_CREATE_ARGS": layout.create_args,
+        "VPMU_TASK_MM": layout.task_mm,
+        "VPMU_MM_ARG_START": layout.mm_arg_start,
+        "VPMU_MM_ARG_END": layout.mm_arg_end,
+        "VPMU_PMC_TYPE": layout.pmc_type,
+        "VPMU_PMC_IDX": layout.pmc_idx,
+        "VPMU_PMC_VCPU": layout.pmc_vcpu,
+        "VPMU_VCPU_ID": layout.vcpu_id,
+        "VPMU_EVENT_HANDLER": layout.event_overflow_handler,
+        "VPMU_EVENT_CONTEXT": layout.event_overflow_handler_context,
+        "VPMU_EVENT_ATTR": layout.event_attr,
+    }
+    optional = {
+        "VPMU_PMC_MAX_NR_EVENTS": layout.pmc_max_nr_events,
+        "VPMU_VCPU_EVENT_COUNT": layout.vcpu_event_count,
+    }
+    return known | {name: value for name, value in optional.items() if value is not None}
+
+
+def _attach_kprobes(bpf: bcc.BPF) -> None:
+    with captured_stderr() as said:
+        try:
+            for name, function in FUNCTIONS.items():
+                bpf.attach_kretprobe(event=function.encode(), fn_name=f"vpmu_{name}_return".encode())
+                bpf.attach_kprobe(event=function.encode(), fn_name=f"vpmu_{name}_entry".encode())
+        except Exception as error:  # bcc raises nothing more special
+            raise because(error, said()) from error
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
+    # Not by way of bcc's exit handler, which takes the probes off.
+    os._exit(0)

@@ -1,0 +1,208 @@
+"""Compiles bpf/vpmu.bpf.c with bcc, for one kernel, with no kernel headers installed."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from vpmu_agent.kernel.errors import ProbeError
+from vpmu_agent.loader.reason import because
+from vpmu_agent.model.generate import c as monitor
+from vpmu_agent.model.rules import SLOTS, Kind, State
+from vpmu_agent.probes.sources import bpf_folder
+
+if TYPE_CHECKING:
+    import bcc
+
+MAX_ENTRIES = {
+    "inflight": 16384,  # threads in a call; a vCPU is in one at the most
+    "pmcs": 65536,
+    "vcpus": 16384,
+    "errors": 4096,  # of creations, by VM and errno
+    "left": 4096,  # events that KVM forgot
+    "processes": 4096,  # whose command line user space need not be told again
+}
+"""What the maps have room for. A host is full when a map is: that is counted, not hidden."""
+
+RING_PAGES = 1024
+"""Pages of the ring buffer, a power of two: 4 MiB hold some 30,000 calls that user space has not read yet."""
+
+BCC_TODO = (
+    "install it, but not from PyPI (Debian, Ubuntu: apt install python3-bpfcc; Fedora, RHEL: dnf install "
+    "python3-bcc; Arch: pacman -S python-bcc), and run vpmu-agent with /usr/bin/python3 or a virtual "
+    "environment of it made with --system-site-packages"
+)
+"""What to do where bcc is missing."""
+
+BROKEN_BCC_TODO = (
+    "reinstall it and the libraries that it needs, all from one release of the distribution (Debian, Ubuntu: "
+    "apt install --reinstall python3-bpfcc libbpfcc; Fedora, RHEL: dnf reinstall python3-bcc bcc)"
+)
+"""What to do where bcc is installed, and does not load."""
+
+
+def bcc_version() -> str:
+    """The version of the bcc that is here, which stays loaded; ProbeError if there is none that will do."""
+    spec = find_spec("bcc")
+    if spec is None:
+        raise ProbeError(f"cannot load bcc: {sys.executable} finds no module of that name", BCC_TODO)
+    # Not by importing it: PyPI's ends in whatever import of its own fails.
+    if not any((Path(folder) / "libbcc.py").exists() for folder in spec.submodule_search_locations or ()):
+        found = (
+            f"cannot load bcc: {spec.origin} is not the BPF Compiler Collection, but PyPI's bcc or another"
+        )
+        raise ProbeError(found, f"pip uninstall bcc, and {BCC_TODO}")
+    try:
+        import bcc
+    except Exception as error:
+        # OSError: its Python half is there, and libbcc.so.0 or a library of that is not, or lacks a symbol;
+        # AttributeError: it is the half of another libbcc.
+        raise ProbeError(f"cannot load bcc: {error}", BROKEN_BCC_TODO) from error
+    version = str(getattr(bcc, "__version__", "of unknown version"))
+    if not hasattr(bcc.BPF, "ring_buffer_poll"):
+        raise ProbeError(f"bcc {version} is too old: it knows no ring buffers", BCC_TODO)
+    return version
+
+
+_COMPILERS = (
+    ("LLVM", re.compile(r"/libLLVM(?:-(\d+))?\.so(?:\.(\d+(?:\.\d+)?))?")),
+    ("clang", re.compile(r"/libclang-cpp\.so\.(\d+(?:\.\d+)?)")),
+)
+
+
+def compiler(maps: str) -> str:
+    """The compiler that a process has loaded, such as "LLVM 19.1", by its /proc/PID/maps."""
+    for name, library in _COMPILERS:
+        if found := library.search(maps):
+            version = next((part for part in found.groups() if part), "")
+            return f"{name} {version}".strip()
+    return "a compiler of its own"  # LLVM is part of libbcc.so: what version, nobody says
+
+
+def toolchain() -> str:
+    """What the program is compiled with, such as "bcc 0.31.0 and LLVM 19.1"; ProbeError as bcc_version()."""
+    version = bcc_version()
+    try:
+        maps = Path("/proc/self/maps").read_text(errors="replace")
+    except OSError:
+        return f"bcc {version} and a compiler that cannot be seen without /proc"
+    return f"bcc {version} and {compiler(maps)}"
+
+
+def compile_program(
+    constants: Mapping[str, int],
+    *,
+    fexit: bool = False,
+    twins: bool = False,
+    user_memory: bool = False,
+    ring_pages: int = RING_PAGES,
+    max_entries: Mapping[str, int] | None = None,
+) -> bcc.BPF:
+    """Compiles the probes. `constants` are the VPMU_* that bpf/vpmu.bpf.c asks for.
+
+    With those of bpf/census.bpf.c too, it is compiled in, for the caller to load and attach.
+
+    With `fexit`, bcc also loads and attaches them at once; otherwise the caller attaches vpmu_NAME_entry and
+    vpmu_NAME_return, as kprobes or, with `user_memory`, as uprobes; `twins` are raw-tracepoint programs of
+    the same bodies, which BPF_PROG_TEST_RUN takes. `max_entries` changes MAX_ENTRIES. Raises ProbeError.
+    """
+    import bcc
+
+    slots = SLOTS if "VPMU_PMC_MAX_NR_EVENTS" in constants else 1
+    rooms = {**MAX_ENTRIES, **(max_entries or {})}
+    defines = {
+        **constants,
+        **{f"VPMU_MAX_{name.upper()}": room for name, room in rooms.items()},
+        "VPMU_RING_PAGES": ring_pages,
+        "VPMU_KINDS": len(Kind),
+        "VPMU_STATES": len(State),
+        "VPMU_SLOTS": slots,
+    }
+    flags = [
+        f"-D{name}={value}ULL" if value > 2**31 else f"-D{name}={value}" for name, value in defines.items()
+    ]
+    flags += ["-DVPMU_FEXIT"] * fexit + ["-DVPMU_TWINS"] * twins + ["-DVPMU_USER_MEMORY"] * user_memory
+    folder = bpf_folder()
+    with kernel_source():
+        text = (folder / "vpmu.bpf.c").read_bytes()
+        text = text.replace(b'#include "monitor.h"', monitor.source(slots).encode())
+        if "VPMU_VCPU_IOCTL" in constants:
+            # Compiled alone it would take eight times as long.
+            text += (folder / "census.bpf.c").read_bytes()
+        with captured_stderr() as said:
+            try:
+                return bcc.BPF(text=text, cflags=[*flags, f"-I{folder}"])
+            except Exception as error:  # bcc raises nothing more special
+                raise because(error, said()) from error
+
+
+def compile_census(constants: Mapping[str, int]) -> bcc.BPF:
+    """Compiles the census alone. `constants` are the VPMU_* that bpf/census.bpf.c asks for. ProbeError."""
+    import bcc
+
+    flags = [f"-D{name}={value}ULL" for name, value in constants.items()]
+    folder = bpf_folder()
+    with kernel_source(), captured_stderr() as said:
+        try:
+            return bcc.BPF(text=(folder / "census.bpf.c").read_bytes(), cflags=[*flags, f"-I{folder}"])
+        except Exception as error:  # bcc raises nothing more special
+            raise because(error, said()) from error
+
+
+@contextmanager
+def kernel_source() -> Iterator[None]:
+    """Makes bcc compile against our few headers, whether or not the host has the kernel's."""
+    before = os.environ.get("BCC_KERNEL_SOURCE")
+    try:
+        os.environ["BCC_KERNEL_SOURCE"] = str(bpf_folder() / "headers")
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("BCC_KERNEL_SOURCE", None)
+        else:
+            os.environ["BCC_KERNEL_SOURCE"] = before
+
+
+@contextmanager
+def captured_stderr() -> Iterator[Callable[[], str]]:
+    """Holds back what bcc's C code writes to file descriptor 2; what it yields returns the text so far.
+
+    ProbeError where nothing can be written.
+    """
+    saved = os.dup(2)
+    with _scratch_file() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lambda: _ends(file.fileno()).decode(errors="replace")
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def _scratch_file() -> IO[bytes]:
+    try:
+        # Not memfd_create(), which the filter of vpmu-agent.service refuses.
+        return tempfile.TemporaryFile()
+    except OSError as error:
+        raise ProbeError(
+            f"there is nowhere to keep what the compiler says: {error.strerror or error}",
+            "give it a /tmp that can be written (podman: --tmpfs=/tmp; Kubernetes: an emptyDir at /tmp)",
+        ) from error
+
+
+_END_SIZE = 1 << 20
+"""Bytes. clang says first what is wrong, and the verifier last, behind what can be a hundred megabytes."""
+
+
+def _ends(file: int) -> bytes:
+    size = os.fstat(file).st_size
+    if size <= 2 * _END_SIZE:
+        return os.pread(file, size, 0)
+    return os.pread(file, _END_SIZE, 0) + b"\n" + os.pread(file, _END_SIZE, size - _END_SIZE)

@@ -1,0 +1,156 @@
+"""Does all that the loader does, in each way, and takes the probes off again: only that proves that it works.
+
+`python -m vpmu_agent.loader.rehearsal`, a process of its own for the same reason as the loader, and because
+what is broken of bcc can end the process that loads it. It writes a JSON object a line for each step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from functools import partial
+
+from vpmu_agent.kernel.container import require_host_pids
+from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError
+from vpmu_agent.kernel.layout import read_layout
+from vpmu_agent.loader.main import NoWayError, attached, constants
+from vpmu_agent.loader.program import BROKEN_BCC_TODO, captured_stderr, compile_program, toolchain
+from vpmu_agent.loader.reason import because, last_words
+from vpmu_agent.probes import WAYS, Way, handover
+
+BCC, HOST, VERIFIER = "bcc", "host", "verifier"
+"""Steps beside those of WAYS. HOST is there only where this host could not be read, VERIFIER only where the
+kernel has no way to attach a program."""
+
+_TIMEOUT_S = 300
+"""It takes a second and a half. In a VM that is emulated, fifty times that."""
+
+
+class Outcome(StrEnum):
+    """What came of a step."""
+
+    WORKS = "works"
+    NO_KVM = "no_kvm"  # it cannot be tried before KVM is loaded
+    NO_WAY = "no_way"  # the kernel has no such way to attach, whatever the program
+    REFUSED = "refused"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a rehearsal: what was found, and what to do about it ("" if nothing)."""
+
+    name: str
+    outcome: Outcome
+    found: str
+    todo: str = ""
+
+
+def rehearse() -> tuple[Step, ...]:
+    """Compiles, loads, attaches and detaches the real program for this kernel, in a child; no call is let in.
+
+    Its last step is the one that failed where no later one makes sense.
+    """
+    command = [sys.executable, "-P", "-m", "vpmu_agent.loader.rehearsal"]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT_S, check=False
+        )
+        status, output, said = done.returncode, done.stdout, done.stderr
+    except subprocess.TimeoutExpired as error:
+        status, output, said = None, error.stdout or b"", error.stderr or b""
+    # The last line may be cut off.
+    steps = tuple(_read(line) for line in output.splitlines(keepends=True) if line.endswith(b"\n"))
+    if status == 0:
+        return steps
+    name = (BCC, *WAYS, VERIFIER)[min(len(steps), len(WAYS) + 1)]
+    return (*steps, _cut_short(name, status, said.decode(errors="replace")))
+
+
+def _read(line: bytes) -> Step:
+    said = json.loads(line)
+    return Step(said["name"], Outcome(said["outcome"]), said["found"], said["todo"])
+
+
+def _cut_short(name: str, status: int | None, said: str) -> Step:
+    """The step at which the process ended. `status` is None if it did not, but was waited for in vain."""
+    outcome, todo, words = Outcome.REFUSED, BROKEN_BCC_TODO, last_words(said)
+    if status is None:
+        outcome, how, todo = Outcome.UNKNOWN, f"nothing came of it in {_TIMEOUT_S} s", ""
+    elif status < 0:
+        how = f"the process that used bcc was ended by {signal.Signals(-status).name}"
+    else:
+        how = f"the process that used bcc ended with status {status}"
+        words = words.rpartition("; ")[2]  # a traceback's last line is its exception
+    return Step(name, outcome, f"{how} ({words})" if words else how, todo)
+
+
+def main() -> None:
+    """Writes the steps as they are made."""
+    for step in _steps():
+        print(json.dumps(asdict(step)), flush=True)
+
+
+def _steps() -> Iterator[Step]:
+    yield (loaded := _made(BCC, toolchain))
+    if loaded.outcome is not Outcome.WORKS:
+        return
+    try:
+        require_host_pids()
+        known = constants(read_layout())
+    except KernelError as error:
+        yield _failed(HOST, error)
+        return
+    tried = []
+    for way in WAYS:
+        tried.append(_made(way, partial(_attach_and_detach, way, known)))
+        yield tried[-1]
+    if all(step.outcome is Outcome.NO_WAY for step in tried):
+        yield _made(VERIFIER, partial(_ask_verifier, known))
+
+
+def _made(name: str, do: Callable[[], str]) -> Step:
+    try:
+        return Step(name, Outcome.WORKS, do())
+    except KernelError as error:
+        return _failed(name, error)
+
+
+def _failed(name: str, error: KernelError) -> Step:
+    outcome = Outcome.REFUSED
+    if isinstance(error, KvmNotLoadedError):
+        outcome = Outcome.NO_KVM
+    elif isinstance(error, NoWayError):
+        outcome = Outcome.NO_WAY
+    return Step(name, outcome, error.found, error.todo)
+
+
+def _attach_and_detach(way: Way, known: Mapping[str, int]) -> str:
+    handed = attached(way, known)
+    handover.close([*handed.links, *handed.programs, *handed.maps.values()])
+    return "attached and taken off"
+
+
+def _ask_verifier(known: Mapping[str, int]) -> str:
+    """Also where the kernel lets nobody attach: whether bcc can compile, and what it makes of the program."""
+    import bcc
+
+    bpf = compile_program(known)
+    with captured_stderr() as said:
+        try:
+            bpf.load_funcs(bcc.BPF.KPROBE)
+        except Exception as error:  # bcc raises nothing more special
+            raise because(error, said()) from error
+    return "loaded, but not attached"
+
+
+if __name__ == "__main__":
+    main()
+    # Not by way of bcc's exit handler, which takes off what is off already.
+    os._exit(0)

@@ -1,0 +1,108 @@
+"""From the bytes that a probe sent (`struct vpmu_call` of bpf/vpmu.h) to a `Call`."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+from vpmu_agent.model.call import Attr, Call, PmcType
+from vpmu_agent.model.rules import Expected
+from vpmu_agent.model.verdict import Observation, verdict
+from vpmu_agent.probes.layout import CALL, CALLS, FIXED_BASE_IDX, PMC_TYPES, PROCESS, SIZES
+
+# Bits of the bit field in struct perf_event_attr (include/uapi/linux/perf_event.h), counted from `disabled`.
+_DISABLED, _PINNED = 1 << 0, 1 << 2
+_EXCLUDE_USER, _EXCLUDE_KERNEL, _EXCLUDE_HV, _EXCLUDE_IDLE = 1 << 4, 1 << 5, 1 << 6, 1 << 7
+_PRECISE_IP_SHIFT, _PRECISE_IP_MASK = 15, 3
+_EXCLUDE_HOST, _EXCLUDE_GUEST = 1 << 19, 1 << 20
+
+_named: Any = namedtuple  # mypy wants to know the names, which the header has
+_Record = _named("_Record", list(CALL.fields))
+_PROCESS_SIZE = PROCESS.size + SIZES["VPMU_COMMAND_SIZE"]
+_EVENT_COUNT = list(Expected).index(Expected.EVENT_COUNT)
+
+
+@lru_cache(maxsize=4096)
+def _attr(type_: int, config: int, sample_period: int, flags: int) -> Attr:
+    return Attr(
+        type=type_,
+        config=config,
+        sample_period=sample_period,
+        disabled=bool(flags & _DISABLED),
+        pinned=bool(flags & _PINNED),
+        exclude_user=bool(flags & _EXCLUDE_USER),
+        exclude_kernel=bool(flags & _EXCLUDE_KERNEL),
+        exclude_hv=bool(flags & _EXCLUDE_HV),
+        exclude_idle=bool(flags & _EXCLUDE_IDLE),
+        exclude_host=bool(flags & _EXCLUDE_HOST),
+        exclude_guest=bool(flags & _EXCLUDE_GUEST),
+        precise_ip=flags >> _PRECISE_IP_SHIFT & _PRECISE_IP_MASK,
+    )
+
+
+class VmNames(Protocol):
+    """Whoever knows which VM a process is; `vms.Vms` does."""
+
+    def met(self, tgid: int, command: Sequence[str]) -> None:
+        """A process made its first call; `command` is what there is of its command line."""
+
+    def name(self, tgid: int) -> str:
+        """The VM's name."""
+
+
+class Decoder:
+    """Turns records into calls, in the order in which they came.
+
+    `epoch_ns` is what to add to CLOCK_MONOTONIC to get nanoseconds since the epoch.
+    """
+
+    def __init__(self, *, epoch_ns: int, vms: VmNames) -> None:
+        self._epoch_ns = epoch_ns
+        self._vms = vms
+        self._lost = 0
+
+    def call(self, data: bytes) -> Observation | None:
+        """The call that one record tells of and the monitor's verdict, None for a record of a process.
+
+        Raises struct.error if it is neither by its length.
+        """
+        if len(data) == _PROCESS_SIZE:
+            tgid, size = PROCESS.struct.unpack_from(data)
+            command = data[PROCESS.size : PROCESS.size + size].decode(errors="replace")
+            self._vms.met(tgid, command.rstrip("\0").split("\0"))
+            return None
+        r = _Record(*CALL.struct.unpack(data))
+        # Two CPUs can read the total and then get their places in the ring the other way round.
+        lost = max(0, r.lost - self._lost)
+        self._lost += lost
+        pmc_type = PMC_TYPES[r.pmc_type]
+        call = Call(
+            time_ns=r.time_ns + self._epoch_ns,
+            duration_ns=r.duration_ns,
+            name=CALLS[r.call],
+            pmc=r.pmc,
+            event=r.event,
+            leader=r.leader,
+            result=r.result,
+            attr=_attr(r.attr_type, r.attr_config, r.attr_sample_period, r.attr_flags),
+            vm=self._vms.name(r.tgid),
+            tgid=r.tgid,
+            tid=r.tid,
+            vcpu=r.vcpu_id,
+            pmc_type=pmc_type,
+            pmc_idx=r.pmc_idx - FIXED_BASE_IDX if pmc_type is PmcType.FIXED else r.pmc_idx,
+            max_nr_events=r.max_nr_events,
+            event_count=r.event_count,
+            lost=lost,
+        )
+        return call, verdict(
+            r.verdict,
+            r.event_index,
+            r.leader_index,
+            r.expected,
+            r.expected_at,
+            r.expected_size,
+            event_count=r.event_count if r.expected == _EVENT_COUNT else -1,
+        )

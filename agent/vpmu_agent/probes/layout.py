@@ -1,0 +1,97 @@
+"""The structs and enums of bpf/*.h, read from their own text: what the BPF programs and Python share."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Mapping
+from functools import lru_cache
+from itertools import accumulate
+
+from vpmu_agent.model.call import CallName, PmcType
+from vpmu_agent.model.rules import SLOTS, Kind, State
+from vpmu_agent.probes.sources import bpf_folder
+
+_FORMATS = {"__u8": "B", "__s8": "b", "__u32": "I", "__s32": "i", "__u64": "Q", "__s64": "q"}
+
+FIXED_BASE_IDX = 32  # KVM_FIXED_PMC_BASE_IDX
+
+
+def _body(text: str, declaration: str) -> str:
+    match = re.search(rf"^{declaration} {{\n(.*?)^}};", text, re.MULTILINE | re.DOTALL)
+    if match is None:
+        raise ValueError(f"bpf/vpmu.h does not declare `{declaration}`")
+    return re.sub(r"/\*.*?\*/", "", match[1], flags=re.DOTALL)
+
+
+def struct_fields(text: str, name: str, sizes: Mapping[str, int]) -> list[tuple[str, str, int]]:
+    """The fields of `struct name` in C text: name, format in the terms of `struct`, how many of them.
+
+    `sizes` has the array sizes that are names.
+    """
+    return [
+        (field, _FORMATS[c_type], int(sizes.get(size, size)) if size else 1)
+        for c_type, field, size in re.findall(r"(\w+) (\w+)(?:\[(\w+)\])?;", _body(text, f"struct {name}"))
+    ]
+
+
+class Layout:
+    """One struct of bpf/vpmu.h, or of `text`: its size in bytes and its fields, arrays laid out flat."""
+
+    def __init__(self, name: str, sizes: Mapping[str, int] | None = None, *, text: str = "") -> None:
+        fields = struct_fields(text or _TEXT, name, SIZES | dict(sizes or {}))
+        # "=": no padding, for the header's fields are ordered so that C adds none either.
+        self.struct = struct.Struct("=" + "".join(f"{count}{fmt}" for _, fmt, count in fields))
+        self.size: int = self.struct.size
+        starts = [0, *accumulate(count for _, _, count in fields)]
+        self.fields: dict[str, slice] = {
+            field: slice(start, start + count)
+            for (field, _, count), start in zip(fields, starts, strict=False)
+        }
+        """Where each field is among the numbers that `struct` unpacks."""
+
+
+def enum_names(text: str, name: str) -> list[str]:
+    """The enumerators of `enum name` in C text; the n-th has the value n."""
+    return re.findall(r"(\w+),", _body(text, f"enum {name}"))
+
+
+def _short(enumerator: str, prefix: str) -> str:
+    return enumerator.removeprefix(prefix).lower()
+
+
+_TEXT = (bpf_folder() / "vpmu.h").read_text()
+SIZES = {
+    **{name: int(value) for name, value in re.findall(r"^#define (VPMU_\w+) (\d+)\b", _TEXT, re.MULTILINE)},
+    "VPMU_KINDS": len(Kind),
+    "VPMU_STATES": len(State),
+    "VPMU_SLOTS": SLOTS,
+}
+"""The sizes of arrays: those of the header, and those that the model gives."""
+CALL, PROCESS = Layout("vpmu_call"), Layout("vpmu_process")
+CONTROL = Layout("vpmu_control")
+INFLIGHT = Layout("vpmu_inflight")
+VCPU_KEY, VCPU = Layout("vpmu_vcpu_key"), Layout("vpmu_vcpu")
+ERROR_KEY = Layout("vpmu_error_key")
+PMC_KEY = Layout("vpmu_pmc_key")
+CALLS = [CallName(_short(name, "VPMU_")) for name in enum_names(_TEXT, "vpmu_call_name")]
+PMC_TYPES = [PmcType(_short(name, "VPMU_")) for name in enum_names(_TEXT, "vpmu_pmc_type")]
+PMC_TYPE_LBR = PMC_TYPES.index(PmcType.LBR)
+
+
+def pmc_layout(slots: int) -> Layout:
+    """`struct vpmu_pmc` of a program that follows so many members of a group."""
+    return Layout("vpmu_pmc", {"VPMU_SLOTS": slots})
+
+
+@lru_cache
+def pmc_name(pmc_type: int, pmc_idx: int) -> str:
+    """`gp0`, `fixed1` or `lbr`: `Call.pmc_name`, of the numbers in a record or map."""
+    kind = PMC_TYPES[pmc_type]
+    if kind is PmcType.LBR:
+        return "lbr"
+    return f"{kind}{pmc_idx - FIXED_BASE_IDX if kind is PmcType.FIXED else pmc_idx}"
+
+
+LOST_REASONS = [_short(name, "VPMU_LOST_") for name in enum_names(_TEXT, "vpmu_lost")][:-1]
+"""What the entries of the map `lost` count."""

@@ -1,0 +1,61 @@
+"""How an event, a duration and an errno are written."""
+
+from __future__ import annotations
+
+import errno
+
+from vpmu_agent.model.call import Attr
+
+_HARDWARE = (  # enum perf_hw_id, by the names that perf list has for them
+    "cycles",
+    "instructions",
+    "cache-references",
+    "cache-misses",
+    "branches",
+    "branch-misses",
+    "bus-cycles",
+    "stalled-cycles-frontend",
+    "stalled-cycles-backend",
+    "ref-cycles",
+)
+_TYPE_HARDWARE, _TYPE_RAW = 0, 4  # enum perf_type_id
+
+
+def attr_text(attr: Attr) -> str:
+    """An event in perf's notation: `r076:uGD` is raw event 0x76, user mode, guest only, pinned.
+
+    Modifiers are those of perf-list(1). What means nothing on x86 is left out: `h` (unless nothing else is
+    counted) and `I`.
+    """
+    if attr.type == _TYPE_RAW:
+        name = f"r{attr.config:03x}"
+    elif attr.type == _TYPE_HARDWARE and attr.config < len(_HARDWARE):
+        name = _HARDWARE[attr.config]
+    else:
+        name = f"pmu{attr.type}/{attr.config:#x}/"
+    levels = ("" if attr.exclude_user else "u") + ("" if attr.exclude_kernel else "k")
+    modifiers = (
+        ("" if levels == "uk" else levels or "h")
+        + "p" * attr.precise_ip
+        + ("" if attr.exclude_host else "H")
+        + ("" if attr.exclude_guest else "G")
+        + ("D" if attr.pinned else "")
+    )
+    return f"{name}:{modifiers}".rstrip(":")
+
+
+def duration_text(ns: int) -> str:
+    """A duration with three digits and its unit: `870 ns`, `12.3 µs`, `4.56 ms`."""
+    if ns < 1000:
+        return f"{ns} ns"
+    value, unit = next(
+        ((ns / scale, unit) for scale, unit in ((1e3, "µs"), (1e6, "ms")) if ns < 999.5 * scale),
+        (ns / 1e9, "s"),
+    )
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{digits}f} {unit}"
+
+
+def errno_name(number: int) -> str:
+    """`ENOSPC` for 28; the number itself for those that the kernel keeps to itself (524, ENOTSUPP)."""
+    return errno.errorcode.get(number, str(number))

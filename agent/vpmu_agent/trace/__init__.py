@@ -1,0 +1,1 @@
+"""A stream of calls in, lines and recordings out."""

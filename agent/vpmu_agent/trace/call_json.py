@@ -1,0 +1,373 @@
+"""The JSON objects of calls: printed, recorded and read back, always the same.
+
+Reading one takes only what a `Call` holds: indices and verdicts are the model's, and are worked out again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from json.encoder import encode_basestring_ascii
+from typing import Any, TypeVar
+
+from vpmu_agent.model.call import Attr, Call, CallName, PmcType
+from vpmu_agent.model.verdict import Verdict
+from vpmu_agent.trace.tally import Tally
+from vpmu_agent.vms.modes import Pmu
+from vpmu_agent.vms.names import clean_name
+
+SCHEMA = 1
+
+
+def call_json(call: Call, verdict: Verdict) -> str:
+    """One call as a JSON object, without a newline.
+
+    Put together by hand because this is the hot path of `--record`: json.dumps() takes six times as long.
+    """
+    attr = call.attr
+    expected = f',"expected":{encode_basestring_ascii(verdict.expected)}' if verdict.expected else ""
+    return (
+        f'{{"schema":{SCHEMA},"kind":"call","time_ns":{call.time_ns},"vm":{encode_basestring_ascii(call.vm)},'
+        f'"vcpu":{call.vcpu},"pmc":"{call.pmc_name}","call":"{call.name}",'
+        f'"event":{_index(verdict.event)},"leader":{_index(verdict.leader)},'
+        f'"result":{call.result},"duration_ns":{call.duration_ns},'
+        f'"attr":{{"type":{attr.type},"config":{attr.config},"sample_period":{attr.sample_period},'
+        f'"disabled":{_BOOL[attr.disabled]},"pinned":{_BOOL[attr.pinned]},'
+        f'"exclude_user":{_BOOL[attr.exclude_user]},"exclude_kernel":{_BOOL[attr.exclude_kernel]},'
+        f'"exclude_hv":{_BOOL[attr.exclude_hv]},"exclude_idle":{_BOOL[attr.exclude_idle]},'
+        f'"exclude_host":{_BOOL[attr.exclude_host]},"exclude_guest":{_BOOL[attr.exclude_guest]},'
+        f'"precise_ip":{attr.precise_ip}}},'
+        f'"verdict":"{verdict.kind}"{expected},"tgid":{call.tgid},"tid":{call.tid},'
+        f'"pmc_addr":"{call.pmc:#x}","event_addr":"{call.event:#x}","leader_addr":"{call.leader:#x}",'
+        f'"max_nr_events":{call.max_nr_events},"event_count":{call.event_count},"lost":{call.lost}}}'
+    )
+
+
+_BOOL = ("false", "true")
+
+
+def _index(index: int | None) -> int | str:
+    return "null" if index is None else index
+
+
+def lost_json(records: int) -> str:
+    """Stands in a stream of calls where records were lost since the call printed before it."""
+    return dumps({"schema": SCHEMA, "kind": "lost", "records": records})
+
+
+def vpmu_json(vm: str, pmu: Pmu) -> str:
+    """Stands in a stream of calls for a VM of which there will be none: what its PMU is, and why.
+
+    `mode` is "mediated" or "off"; `reason` says why it is off (modes.Why), null if it is not.
+    """
+    return dumps({"schema": SCHEMA, "kind": "vpmu", "vm": vm, "mode": pmu.mode, "reason": pmu.why})
+
+
+def summary_json(tally: Tally, lost: int) -> list[str]:
+    """What ends a stream of calls: one object for each VM.
+
+    `lost` is that of the whole stream, in each of them: a record that was lost cannot say whose it was, so
+    no VM's calls can be said to be complete.
+    """
+    return [
+        dumps(
+            {
+                "schema": SCHEMA,
+                "kind": "summary",
+                "vm": name,
+                "calls": vm.calls,
+                "divergences": sum(vm.divergences.values()),
+                "lost": lost,
+            }
+        )
+        for name, vm in sorted(tally.vms.items())
+    ]
+
+
+def dumps(value: Mapping[str, Any]) -> str:
+    """JSON on one line, without blanks."""
+    return json.dumps(value, separators=(",", ":"))
+
+
+# Reading
+
+_S31, _U32, _S63, _U64 = 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1
+_INTS = {
+    "time_ns": (0, _S63),
+    "duration_ns": (0, _S63),
+    "result": (-4095, 0),  # MAX_ERRNO of include/linux/err.h
+    "tgid": (0, _S31),
+    "tid": (0, _S31),
+    "vcpu": (-1, _S31),
+    "max_nr_events": (0, 255),
+    "event_count": (-1, 255),
+    "lost": (0, _S63),
+    # Of its attributes:
+    "type": (0, _U32),
+    "config": (0, _U64),
+    "sample_period": (0, _U64),
+    "precise_ip": (0, 3),
+}
+# The last fields of `Attr`.
+_FLAGS = (
+    *("disabled", "pinned", "exclude_user", "exclude_kernel", "exclude_hv", "exclude_idle"),
+    *("exclude_host", "exclude_guest", "precise_ip"),
+)
+_CALLS = {str(name): name for name in CallName}
+# X86_PMC_IDX_MAX is 64, for gp and fixed counters together.
+_PMCS = {f"{kind}{i}": (kind, i) for kind in (PmcType.GP, PmcType.FIXED) for i in range(64)} | {
+    "lbr": (PmcType.LBR, 0)
+}
+PMC_NAMES = frozenset(_PMCS)
+"""What a pmc can be called."""
+
+_Object = Mapping[str, Any]
+
+
+class CallReader:
+    """Makes calls of JSON.
+
+    A replay does little else, so the lines of `call_json()` are not parsed as a whole. They are cut into what
+    is another number in each of them and the parts that come again: these are parsed and checked once, and
+    remembered within bounds. A line that is not of just that shape is for `__call__()`.
+    """
+
+    def __init__(self) -> None:
+        self._parts = (
+            _Parts(_call, '{"vm":', "}", ("vm", "vcpu", "pmc", "call", "event", "leader", "result")),
+            _EventParts(),
+            _Parts(_addresses, '{"event_addr":', "}", ("event_addr", "leader_addr")),
+            _Parts(_state, '{"max_nr_events":', "", ("max_nr_events", "event_count", "lost")),
+        )
+
+    def __call__(self, value: _Object) -> Call:
+        """One call, of any object that holds its fields.
+
+        Whatever is wrong with it raises ValueError that names the field.
+        """
+        vm, vcpu, pmc_type, pmc_idx, name, result = _call(value)
+        flags, tgid, tid, pmc = _counter(value)
+        event, leader = _addresses(value)
+        max_nr_events, event_count, lost = _state(value)
+        return Call(
+            _int(value, "time_ns"),
+            _int(value, "duration_ns"),
+            name,
+            pmc,
+            event,
+            leader,
+            result,
+            Attr(*_selector(value), _int(_attr(value), "sample_period"), *flags),
+            vm,
+            tgid,
+            tid,
+            vcpu,
+            pmc_type,
+            pmc_idx,
+            max_nr_events,
+            event_count,
+            lost,
+        )
+
+    def written(self, lines: Iterable[bytes]) -> list[Call]:
+        """The calls of the first lines, as far as they are without a doubt what `call_json()` writes."""
+        calls: list[Call] = []
+        add = calls.append
+        of_call, of_event, of_addresses, of_state = self._parts
+        try:
+            for line in lines:
+                start, _, rest = line.partition(b',"vm":')
+                call, _, rest = rest.partition(b',"duration_ns":')
+                duration, _, rest = rest.partition(b',"attr":')
+                its_event, _, rest = rest.partition(b',"event_addr":')
+                addresses, _, state = rest.partition(b',"max_nr_events":')
+                head, _, time = start.rpartition(b":")
+                if not (
+                    head == _HEAD
+                    # As in _number(), of which calls would take their time.
+                    and time.isdigit()
+                    and duration.isdigit()
+                    and time >= b"1"
+                    and duration >= b"1"
+                    and (time_ns := int(time)) <= _S63
+                    and (duration_ns := int(duration)) <= _S63
+                ):
+                    break
+                vm, vcpu, pmc_type, pmc_idx, name, result = of_call[call]
+                attr, tgid, tid, pmc = of_event[its_event]
+                event, leader = of_addresses[addresses]
+                max_nr_events, event_count, lost = of_state[state]
+                add(
+                    Call(
+                        time_ns,
+                        duration_ns,
+                        name,
+                        pmc,
+                        event,
+                        leader,
+                        result,
+                        attr,
+                        vm,
+                        tgid,
+                        tid,
+                        vcpu,
+                        pmc_type,
+                        pmc_idx,
+                        max_nr_events,
+                        event_count,
+                        lost,
+                    )
+                )
+        except (ValueError, RecursionError):
+            pass  # whoever parses the same line as a whole will say why
+        return calls
+
+
+_HEAD = f'{{"schema":{SCHEMA},"kind":"call","time_ns"'.encode()
+_CACHE = 1 << 14
+_MAX_PART = 1024  # bytes: the longest that are worth their memory
+
+_T = TypeVar("_T")
+
+
+class _Parts(dict[bytes, _T]):
+    """What the texts of one part of the lines say. Looking up one that does not say it raises ValueError.
+
+    `start` and `end` make a text an object of its own. It has no fields but `fields`, `attr_fields` in its
+    attributes, and each once: so it means the same in every line, whatever the other parts are.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[_Object], _T],
+        start: str,
+        end: str,
+        fields: tuple[str, ...],
+        attr_fields: tuple[str, ...] = (),
+    ) -> None:
+        self._read = read
+        self._start, self._end = start, end
+        self._fields, self._attr_fields = frozenset(fields), frozenset(attr_fields)
+
+    def __missing__(self, text: bytes) -> _T:
+        if len(text) > _MAX_PART:
+            raise ValueError
+        value = _parse_part(f"{self._start}{text.decode()}{self._end}")
+        if not (value.keys() <= self._fields and value.get("attr", {}).keys() <= self._attr_fields):
+            raise ValueError
+        return _remember(self, text, self._read(value))
+
+
+class _EventParts(dict[bytes, tuple[Attr, int, int, int]]):
+    """The same for the part from `attr` to `pmc_addr`, but cut again where it is new.
+
+    A guest's profiler gives its counters another period each time they are programmed.
+    """
+
+    def __init__(self) -> None:
+        self._selectors = _Parts(_selector, '{"attr":', "}}", ("attr",), ("type", "config"))
+        self._counters = _Parts(
+            *(_counter, '{"attr":{"disabled":', "}"),
+            ("attr", "verdict", "expected", "tgid", "tid", "pmc_addr"),
+            _FLAGS,
+        )
+
+    def __missing__(self, text: bytes) -> tuple[Attr, int, int, int]:
+        selector, _, rest = text.partition(b',"sample_period":')
+        period, _, counter = rest.partition(b',"disabled":')
+        flags, tgid, tid, pmc = self._counters[counter]
+        attr = Attr(*self._selectors[selector], _number(period, _U64), *flags)
+        return _remember(self, text, (attr, tgid, tid, pmc))
+
+
+def _remember(parts: dict[bytes, _T], text: bytes, part: _T) -> _T:
+    if len(parts) >= _CACHE:
+        parts.clear()
+    parts[text] = part
+    return part
+
+
+def _number(text: bytes, high: int) -> int:
+    """A positive number. int() alone takes more than JSON does."""
+    if not (text.isdigit() and text >= b"1" and (number := int(text)) <= high):
+        raise ValueError
+    return number
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError
+    return fields
+
+
+_parse_part = json.JSONDecoder(object_pairs_hook=_each_once).decode
+
+
+# What a call is made of: each takes the fields it is about out of an object, or raises ValueError.
+
+
+def _call(value: _Object) -> tuple[str, int, PmcType, int, CallName, int]:
+    vm, pmc, name = value.get("vm"), value.get("pmc"), value.get("call")
+    # Also keeps a recording from sending control sequences to a terminal.
+    if type(vm) is not str or vm == "" or clean_name(vm) != vm:
+        raise ValueError("'vm' of a call must be a VM's name")
+    if type(pmc) is not str or pmc not in _PMCS:
+        raise ValueError('\'pmc\' of a call must be a counter such as "gp0" or "fixed1"')
+    if type(name) is not str or name not in _CALLS:
+        raise ValueError(f"'call' of a call must be one of {', '.join(_CALLS)}")
+    return vm, _int(value, "vcpu"), *_PMCS[pmc], _CALLS[name], _int(value, "result")
+
+
+def _selector(value: _Object) -> tuple[int, int]:
+    attr = _attr(value)
+    return _int(attr, "type"), _int(attr, "config")
+
+
+def _counter(value: _Object) -> tuple[tuple[Any, ...], int, int, int]:
+    """The first is what `_FLAGS` names."""
+    attr = _attr(value)
+    *bools, precise_ip = _FLAGS
+    flags = (*(_bool(attr, field) for field in bools), _int(attr, precise_ip))
+    return flags, _int(value, "tgid"), _int(value, "tid"), _address(value, "pmc_addr")
+
+
+def _attr(value: _Object) -> _Object:
+    attr = value.get("attr")
+    if type(attr) is not dict:
+        raise ValueError("'attr' of a call must be an object")
+    return attr
+
+
+def _addresses(value: _Object) -> tuple[int, int]:
+    return _address(value, "event_addr"), _address(value, "leader_addr")
+
+
+def _state(value: _Object) -> tuple[int, int, int]:
+    return _int(value, "max_nr_events"), _int(value, "event_count"), _int(value, "lost")
+
+
+def _int(value: _Object, field: str) -> int:
+    number = value.get(field)
+    low, high = _INTS[field]
+    if type(number) is not int or not low <= number <= high:  # bool is an int, but not here
+        raise ValueError(f"{field!r} of a call must be an integer from {low} to {high}")
+    return number
+
+
+def _bool(value: _Object, field: str) -> bool:
+    truth = value.get(field)
+    if type(truth) is not bool:
+        raise ValueError(f"{field!r} of a call must be true or false")
+    return truth
+
+
+_is_address = re.compile("0x[0-9a-f]{1,16}").fullmatch
+
+
+def _address(value: _Object, field: str) -> int:
+    text = value.get(field)
+    if type(text) is not str or not _is_address(text):
+        raise ValueError(f'{field!r} of a call must be an address such as "0xffff888100000000"')
+    return int(text, 16)

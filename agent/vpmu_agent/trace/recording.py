@@ -1,0 +1,214 @@
+"""Recordings: files of one JSON object a line: a header, the calls, an end mark, a summary for each VM."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from vpmu_agent.model.call import Call
+from vpmu_agent.system.stdout import OutputError
+from vpmu_agent.trace.call_json import SCHEMA, CallReader, dumps, summary_json
+from vpmu_agent.trace.tally import Tally
+
+MAX_LINE = 16 * 1024
+"""Bytes. A call's line is about 600; what is longer than this was not written by us."""
+
+
+class RecordingError(Exception):
+    """A recording that cannot be read, or not be made; the message names the file and is for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Where a recording comes from, and the filters that were on: the recording lacks what they left out."""
+
+    agent: str
+    kernel: str
+    attach: str
+    filters: Mapping[str, list[Any]]
+
+
+class Recorder:
+    """A recording that is being written. The file never holds half a line for longer than one write takes.
+
+    An existing file is overwritten, as tcpdump -w and strace -o do it. Raises RecordingError if there can be
+    no such file, and OutputError later: the file then ends with the last whole line that went in.
+    """
+
+    def __init__(self, path: Path, header: Header) -> None:
+        self.path = path
+        self._calls = 0
+        try:
+            self._file = path.open("wb", buffering=0)
+        except OSError as error:
+            raise RecordingError(f"{path}: cannot record there: {error.strerror}") from error
+        self._write([dumps({"schema": SCHEMA, "kind": "recording", **asdict(header)})])
+
+    def write(self, calls: list[str]) -> None:
+        """Appends calls, as `call_json()` makes them."""
+        self._write(calls)
+        self._calls += len(calls)
+
+    def end(self, tally: Tally, lost: int) -> None:
+        """Writes what shows that the recording is whole, and closes it."""
+        end = {"schema": SCHEMA, "kind": "end", "calls": self._calls, "lost": lost}
+        self._write([dumps(end), *summary_json(tally, lost)])
+        self._file.close()
+
+    def _write(self, lines: list[str]) -> None:
+        data = memoryview("".join(f"{line}\n" for line in lines).encode())
+        good = 0
+        try:
+            while data[good:]:
+                good += self._file.write(data[good:]) or 0
+        except OSError as error:
+            self._cut(bytes(data[:good]))
+            raise OutputError(
+                f"{self.path}: the recording stopped after {self._calls} calls: {error.strerror}"
+            ) from error
+
+    def _cut(self, written: bytes) -> None:
+        """Takes back the part of a line that still went in."""
+        half = len(written) - (written.rfind(b"\n") + 1)
+        # A pipe or a device cannot be cut, and needs not be.
+        with contextlib.suppress(OSError):
+            self._file.truncate(self._file.tell() - half)
+        self._file.close()
+
+
+_CHUNK = 1 << 16
+
+
+class Recording:
+    """A recording that is being read, a chunk at a time.
+
+    Raises RecordingError when made if this is no recording of ours, and from `batches()` where it is damaged.
+    If it merely ends early, its whole calls are read and `cut_short` then says so in a sentence.
+    """
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self.name = name
+        self.cut_short = ""
+        self.lost: int | None = None
+        """Records lost in all, as the end mark has it; None until that is read."""
+        self._file = file
+        self._line = 0
+        self._calls = 0
+        self._read_call = CallReader()
+        self._lines = self._read_lines()
+        first = next(self._lines, [])
+        self.header = self._read_header(first)
+        self._lines = chain([first[1:]], self._lines)
+
+    def batches(self) -> Iterator[list[Call]]:
+        """The calls, in lists of as many as one read of the file gave."""
+        for lines in self._lines:
+            calls: list[Call] = []
+            damage = None
+            try:
+                self._read(lines, calls)
+            except RecordingError as error:
+                damage = error
+            # What came before the damage is as good as ever, and shows where to look.
+            if calls:
+                yield calls
+            if damage:
+                raise damage
+        if self.lost is None and not self.cut_short:
+            self.cut_short = f"{self.name}: cut short after line {self._line}: there is no end mark"
+
+    def _read_lines(self) -> Iterator[list[bytes]]:
+        """The file's lines, by chunk, with their newlines; sets `cut_short` if the last one has no end."""
+        # read1(): what comes through a pipe is shown when it comes, not when a chunk is full.
+        read: Callable[[int], bytes] = getattr(self._file, "read1", self._file.read)
+        rest = b""
+        while True:
+            try:
+                chunk = read(_CHUNK)
+            except OSError as error:
+                raise RecordingError(f"{self.name}: cannot be read: {error.strerror}") from error
+            if not chunk:
+                break
+            # Not split(): it looks at each byte by itself, and takes five times as long.
+            lines = BytesIO(rest + chunk).readlines()
+            rest = b"" if chunk.endswith(b"\n") else lines.pop()
+            if lines:
+                yield lines
+            if len(rest) > MAX_LINE:
+                self._line += 1
+                self._refuse(f"longer than {MAX_LINE} bytes, which no line of a recording is")
+        if rest:
+            self.cut_short = f"{self.name}: cut short within line {self._line + 1}"
+
+    def _read_header(self, lines: list[bytes]) -> Header:
+        self._line = 1
+        if not lines:
+            self._refuse("empty, or ends within its header: not a recording")
+        value = self._parse(lines[0])
+        if value.get("kind") != "recording":
+            self._refuse("not the header of a recording (trace --record FILE makes one)")
+        texts = ("agent", "kernel", "attach")
+        if not all(type(value.get(key)) is str for key in texts) or type(value.get("filters")) is not dict:
+            self._refuse("the header needs agent, kernel, attach and filters")
+        return Header(**{key: value[key] for key in (*texts, "filters")})
+
+    def _parse(self, line: bytes) -> dict[str, Any]:
+        if len(line) > MAX_LINE + len(b"\n"):
+            self._refuse(f"longer than {MAX_LINE} bytes, which no line of a recording is")
+        try:
+            value = json.loads(line.decode())
+        except (ValueError, RecursionError):
+            self._refuse("not JSON" + (": binary data" if b"\0" in line else ""))
+        if type(value) is not dict:
+            self._refuse("not a JSON object")
+        schema = value.get("schema")
+        if type(schema) is not int:
+            self._refuse("an object without a schema number")
+        if schema != SCHEMA:
+            self._refuse(f"schema {schema}, and this agent reads schema {SCHEMA} only")
+        return value
+
+    def _read(self, lines: list[bytes], calls: list[Call]) -> None:
+        at = 0
+        while at < len(lines):
+            if self.lost is None:
+                written = self._read_call.written(islice(lines, at, None))
+                calls += written
+                self._calls += len(written)
+                self._line += len(written)
+                at += len(written)
+            if at < len(lines):
+                self._line += 1
+                self._read_line(lines[at], calls)
+                at += 1
+
+    def _read_line(self, line: bytes, calls: list[Call]) -> None:
+        value = self._parse(line)
+        kind = value.get("kind")
+        if self.lost is not None:
+            if kind != "summary":
+                self._refuse("follows the end mark, where only summaries may")
+        elif kind == "call":
+            try:
+                calls.append(self._read_call(value))
+            except ValueError as error:
+                self._refuse(str(error))
+            self._calls += 1
+        elif kind == "end":
+            if value.get("calls") != self._calls:
+                self._refuse(f"the end mark counts {value.get('calls')!r} calls; {self._calls} were read")
+            lost = value.get("lost")
+            if type(lost) is not int or not 0 <= lost < 2**63:
+                self._refuse("the end mark does not say how many records were lost")
+            self.lost = lost
+        else:
+            self._refuse(f"kind {kind!r:.40} is none of a recording")
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise RecordingError(f"{self.name}: line {self._line}: {what}")

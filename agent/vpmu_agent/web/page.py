@@ -1,0 +1,240 @@
+"""The page that a person opens, made of a state. Its script asks for it again and shows what differs.
+
+All of it is in one answer, and it may load and run nothing else: VMs choose their names.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from html import escape
+from importlib.resources import files
+from string import Template
+
+from vpmu_agent.model.call import Call, CallName
+from vpmu_agent.model.verdict import Observation, Verdict
+from vpmu_agent.text import attr_text, duration_text, errno_name
+from vpmu_agent.vms.modes import Mode, Pmu, Why, sentence, untraced
+from vpmu_agent.web.state import Diverging, State, VmState
+
+SHOWN = 20
+"""How many of the last divergences and failures the page has; the JSON has all that are kept."""
+
+
+def page(state: State) -> str:
+    """The whole page, in HTML."""
+    return _PAGE.substitute(
+        css=_CSS,
+        script=_SCRIPT,
+        host=escape(state.host),
+        kernel=escape(state.kernel),
+        version=escape(state.version),
+        time=f"As of {_time(state.time_ns)}",
+        state=_attached(state) + _lost(state),
+        totals=_totals(state),
+        vms=_vms(state) + _untraced(state),
+        diverging=_diverging(state),
+        last=_last(state.last),
+    )
+
+
+def observed(call: Call, verdict: Verdict) -> str:
+    """What was seen, in the terms of `Verdict.expected`."""
+    event = "?" if verdict.event is None else verdict.event
+    if call.name is CallName.CREATE:
+        leader = verdict.leader if verdict.leader is not None else "?" if call.leader else None
+        seen = f"create(event={event}, leader={leader}, disabled={call.attr.disabled:d})"
+    else:
+        seen = f"{call.name}(event={event})"
+    return f"{seen} failed with {errno_name(-call.result)}" if call.result else seen
+
+
+def _source(text: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
+
+
+_FILES = files("vpmu_agent.web") / "static"
+_PAGE = Template((_FILES / "page.html").read_text())
+_CSS, _SCRIPT = (_FILES / "page.css").read_text(), (_FILES / "page.js").read_text()
+
+HEADERS = [
+    ("Content-Type", "text/html; charset=utf-8"),
+    ("Cache-Control", "no-store"),
+    ("Referrer-Policy", "no-referrer"),
+    (
+        "Content-Security-Policy",
+        f"default-src 'none'; style-src {_source(_CSS)}; script-src {_source(_SCRIPT)}; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+]
+"""What the page is sent with."""
+
+
+def _attached(state: State) -> str:
+    since = f"since {_time(state.since_ns)} ({_ago(state.time_ns - state.since_ns)})"
+    if state.missing:
+        return (
+            f'<p><strong class="bad">● Not watching</strong> {since}: {escape(state.missing)}</p>'
+            '<p class="quiet">What was counted before stays below.</p>'
+        )
+    functions = ", ".join(f"<code>{escape(name)}</code>" for name in state.functions)
+    return (
+        f'<p><strong class="good">● Watching</strong> {since}: '
+        f"{escape(state.mode)} probes on {len(state.functions)} functions</p>"
+        f'<p class="quiet">{functions}</p>'
+    )
+
+
+def _lost(state: State) -> str:
+    if not state.lost:
+        return '<p class="quiet">No record was lost.</p>'
+    reasons = ", ".join(f"{escape(reason)} {_number(count)}" for reason, count in state.lost.items())
+    return f'<p class="warn">Records were lost: {reasons}. Counts may not be complete.</p>'
+
+
+def _totals(state: State) -> str:
+    tiles = (
+        ("VMs", _number(state.all_vms), ""),
+        ("Host events held", _number(state.all_events), ""),
+        ("Tax", duration_text(state.all_host_ns), _now(state.all_host_share)),
+        ("Divergences", _alarming(state.all_divergences), ""),
+        ("Failed creations", _alarming(state.all_failed), ""),
+    )
+    return f'<dl class="totals">{"".join(_tile(*tile) for tile in tiles)}</dl>'
+
+
+def _tile(name: str, value: str, more: str) -> str:
+    return f"<div><dt>{name}</dt><dd>{value}</dd>" + (
+        f'<dd class="quiet">{more}</dd></div>' if more else "</div>"
+    )
+
+
+def _vms(state: State) -> str:
+    if not state.vms:
+        return _NO_VMS
+    left_out = state.all_vms - len(state.vms)
+    more = f"{_number(left_out)} more VMs have less tax; the metrics have them all. " if left_out else ""
+    return (
+        _table(
+            *(("VM", ""), ("Groups", ""), ("Calls", "number wide"), ("Failed", "number wide")),
+            *(("Diverged", "number"), ("Tax", "number")),
+            rows=map(_vm, state.vms),
+        )
+        + f'<p class="quiet">{more}Tax is the host time that went into a VM\'s calls: in all, and per second '
+        "now.</p>"
+    )
+
+
+def _untraced(state: State) -> str:
+    pmus = [
+        (each.vm, Pmu(Mode(each.mode), Why(each.reason) if each.reason else None)) for each in state.untraced
+    ]
+    left_out = state.all_untraced - len(state.untraced)
+    more = f'<p class="quiet">{_number(left_out)} more have nothing to trace.</p>' if left_out else ""
+    said = [escape(sentence(vms, pmu)) for pmu, vms in untraced(pmus).items()]
+    return "".join(f'<p class="quiet">{text}.</p>' for text in said) + more
+
+
+_NO_VMS = """
+<p>No VM has used its PMU yet.</p>
+<p class="quiet">Count something in a guest, for instance with <code>perf stat true</code>. If its events are
+not supported there, the VM was given no PMU; QEMU gives it one with <code>-cpu host,pmu=on</code>.</p>
+"""
+
+
+def _vm(vm: VmState) -> str:
+    groups = ", ".join(f"{count} {escape(state)}" for state, count in vm.groups.items()) or "none"
+    orphans = f', <span class="warn">{_number(vm.orphans)} orphaned</span>' if vm.orphans else ""
+    return (
+        f'<th scope="row">{escape(vm.vm)}<span class="quiet">{escape(vm.vmm)}, pid {vm.pid}</span></th>'
+        f'<td>{groups}<span class="quiet">{_count(vm.events, "event")}{orphans}</span></td>'
+        f'<td class="number wide">{_number(vm.calls)}</td>'
+        f'<td class="number wide">{_alarming(vm.failed)}</td>'
+        f'<td class="number">{_alarming(vm.divergences)}</td>'
+        f'<td class="number">{duration_text(vm.host_ns)}<span class="quiet">{_now(vm.host_share)}</span></td>'
+    )
+
+
+def _diverging(state: State) -> str:
+    if not state.diverging:
+        return "<p>None: what KVM did was as the model predicted, or could not be judged.</p>"
+    left_out = state.all_diverging - len(state.diverging)
+    more = f'<p class="quiet">{_number(left_out)} more, of smaller count.</p>' if left_out else ""
+    heads = ("VM", ""), ("vCPU", "number"), ("Counter", ""), ("Kind", ""), ("Count", "number")
+    return _table(*heads, rows=map(_diverging_row, state.diverging)) + more
+
+
+def _diverging_row(each: Diverging) -> str:
+    vcpu, pmc = ("?" if value is None else value for value in (each.vcpu, each.pmc))
+    kind = each.kind.replace("_", "_<wbr>")
+    return (
+        f'<th scope="row">{escape(each.vm)}</th><td class="number">{vcpu}</td><td>{pmc}</td>'
+        f'<td><code>{kind}</code></td><td class="number">{_number(each.count)}</td>'
+    )
+
+
+def _last(said: Sequence[Observation]) -> str:
+    if not said:
+        return "<p>None since the agent was started.</p>"
+    more = f'<p class="quiet">The last {SHOWN} of {len(said)} that are kept.</p>' if len(said) > SHOWN else ""
+    return f'<ol class="last">{"".join(_said(*each) for each in said[:SHOWN])}</ol>{more}'
+
+
+def _said(call: Call, verdict: Verdict) -> str:
+    kind, meaning = errno_name(-call.result), "the host did not create the event"
+    if verdict.kind.is_divergence:
+        kind, meaning = verdict.kind, verdict.kind.meaning
+    parts = {
+        "Expected": f"<code>{escape(verdict.expected)}</code>" if verdict.expected else "",
+        "Observed": f"<code>{escape(observed(call, verdict))}</code>",
+        "Event": f"<code>{escape(attr_text(call.attr))}</code>, took {duration_text(call.duration_ns)}",
+    }
+    said = "".join(f"<div><dt>{name}</dt><dd>{text}</dd></div>" for name, text in parts.items() if text)
+    vcpu = f"vCPU {call.vcpu} " if call.vcpu >= 0 else ""
+    return (
+        f"<li><time>{_time(call.time_ns, 'milliseconds')}</time> <strong>{escape(call.vm)}</strong> "
+        f'{vcpu}{call.pmc_name} <strong class="bad">{escape(kind)}</strong>'
+        f'<p class="quiet">{escape(meaning)}</p><dl>{said}</dl></li>'
+    )
+
+
+def _table(*heads: tuple[str, str], rows: Iterable[str]) -> str:
+    """Heads come with their classes, rows as their cells."""
+    head = "".join(f'<th scope="col" class="{kind}">{name}</th>' for name, kind in heads)
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _now(share: float | None) -> str:
+    return "" if share is None else f"{duration_text(round(share * 1e9))}/s"
+
+
+def _alarming(count: int) -> str:
+    return f'<span class="bad">{_number(count)}</span>' if count else "0"
+
+
+def _number(number: int) -> str:
+    return f"{number:,}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{_number(number)} {what}" if number == 1 else f"{_number(number)} {what}s"
+
+
+def _time(time_ns: int, precision: str = "seconds") -> str:
+    """Local time, as journalctl has it, with its zone: the reader may be elsewhere."""
+    when = datetime.fromtimestamp(time_ns / 1e9).astimezone()
+    return f"{when.replace(tzinfo=None).isoformat(' ', precision)} {when.tzname()}"
+
+
+def _ago(ns: int) -> str:
+    seconds = max(0, ns) // 1_000_000_000
+    days, hours, minutes = seconds // 86400, seconds // 3600 % 24, seconds // 60 % 60
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds % 60} s" if minutes else f"{seconds} s"

@@ -1,0 +1,736 @@
+"""The doctor on hosts that are well, on hosts that are not, and on this one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import pytest
+
+from tests.support.compiled import object_file
+from tests.support.tree import plant
+from tests.unit.kernel.test_layout import (
+    FLEXIBLE_ARRAY,
+    GROUPED_ARGUMENTS,
+    GROUPED_FIELDS,
+    SIZED_ARRAY,
+    source,
+)
+from vpmu_agent.cli.doctor import (
+    CHECKS,
+    WIDTH,
+    Finding,
+    Host,
+    Status,
+    examine,
+    exit_status,
+    finding_json,
+    finding_text,
+    summary_json,
+    summary_text,
+)
+from vpmu_agent.kernel.errors import BtfError
+from vpmu_agent.kernel.trials import Trial
+from vpmu_agent.loader.program import BCC_TODO
+from vpmu_agent.loader.rehearsal import Outcome, Step
+from vpmu_agent.vms.modes import Mode, Pmu, Why
+
+ALL_CAPABILITIES = "CapEff:\t000001ffffffffff\n"
+NO_CAPABILITIES = "CapEff:\t0000000000000000\n"
+PARAMETERS = "sys/module/kvm/parameters"
+KPTR = "proc/sys/kernel/kptr_restrict"
+MOUNTS = "proc/self/mountinfo"
+LOCKDOWN = "sys/kernel/security/lockdown"
+KALLSYMS = "ffffffffc08b1d50 t kvm_perf_overflow\t[kvm]\n"
+
+WELL: dict[str, str | None] = {
+    "proc/sys/kernel/osrelease": "6.1.0-9-amd64\n",
+    "proc/sys/kernel/nmi_watchdog": "0\n",
+    KPTR: "1\n",
+    "proc/self/status": ALL_CAPABILITIES,
+    "proc/kallsyms": KALLSYMS,
+    MOUNTS: "23 29 0:21 / /proc rw,nosuid shared:13 - proc proc rw\n",
+    LOCKDOWN: "[none] integrity confidentiality\n",
+    "sys/bus/event_source/devices/cpu/": "",
+    "sys/module/kvm/initstate": "live\n",
+    f"{PARAMETERS}/enable_pmu": "Y\n",
+    "sys/module/kvm_amd/": "",
+}
+
+
+def works(_functions: Sequence[str] = ()) -> Trial:
+    return Trial(True)
+
+
+def refused(reason: str = "the kernel refuses", *, denied: bool = False) -> Callable[..., Trial]:
+    return lambda _functions=(): Trial(False, reason, denied=denied)
+
+
+BCC = Step("bcc", Outcome.WORKS, "bcc 0.26.0 and LLVM 14")
+FEXIT, KPROBE = (Step(way, Outcome.WORKS, "attached and taken off") for way in ("fexit", "kprobe"))
+
+
+def rehearsed(*steps: Step) -> Callable[[], Sequence[Step]]:
+    return lambda: steps
+
+
+def enter(root: Path, **namespaces: int) -> None:
+    """Puts the process into these namespaces, by kind."""
+    folder = root / "proc/self/ns"
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, inode in namespaces.items():
+        (folder / kind).unlink(missing_ok=True)
+        (folder / kind).symlink_to(f"{kind}:[{inode}]")
+
+
+@pytest.fixture(scope="module")
+def types(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return object_file(source(), tmp_path_factory.mktemp("types"))
+
+
+@pytest.fixture
+def well(tmp_path: Path, types: Path) -> Host:
+    """A host where everything is as it should be."""
+    plant(tmp_path, {**WELL, "sys/kernel/btf/": ""})
+    shutil.copy(types, tmp_path / "sys/kernel/btf/vmlinux")
+    enter(tmp_path, pid=4026531836, user=4026531837)
+    return Host(
+        root=tmp_path,
+        try_bpf=works,
+        try_fexit=works,
+        try_kprobe=works,
+        try_map_access=works,
+        rehearse=rehearsed(BCC, FEXIT, KPROBE),
+        pmus=lambda: {"web01": [Pmu(Mode.EMULATED)]},
+    )
+
+
+def by_check(host: Host) -> dict[str, Finding]:
+    return {finding.check: finding for finding in examine(host)}
+
+
+def test_a_host_that_is_well(well: Host) -> None:
+    findings = list(examine(well))
+    assert [finding for finding in findings if finding.status is not Status.OK] == []
+    assert not any(finding.todo for finding in findings)
+    assert exit_status(findings) == 0
+    assert summary_json(findings)["can_trace"] is True
+    assert "Live tracing can work here." in summary_text(findings)
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "status", "code", "says"),
+    [
+        ({"proc/self/status": NO_CAPABILITIES}, "capabilities", "fail", 3, "lacks CAP_BPF, CAP_PERFMON"),
+        ({"proc/self/status": "CapEff:\t0000000000200000\n"}, "capabilities", "fail", 3, "lacks CAP_SYSLOG"),
+        ({"proc/self/status": "CapEff:\t000000c400000000\n"}, "capabilities", "ok", 0, "CAP_BPF"),
+        ({LOCKDOWN: "none integrity [confidentiality]"}, "lockdown", "fail", 3, "confidentiality"),
+        ({LOCKDOWN: "none [integrity] confidentiality"}, "lockdown", "ok", 0, "integrity"),
+        ({LOCKDOWN: None}, "lockdown", "warn", 0, "cannot be seen"),
+        (
+            {LOCKDOWN: None, "proc/config.gz": "# CONFIG_SECURITY_LOCKDOWN_LSM is not set\n"},
+            "lockdown",
+            "ok",
+            0,
+            "has none",
+        ),
+        ({KPTR: "2\n"}, "kptr_restrict", "fail", 1, "2: the kernel hides"),
+        ({KPTR: None}, "kptr_restrict", "warn", 0, "cannot be read"),
+        ({"proc/kallsyms": KALLSYMS.replace("ffffffffc08b1d50", "0" * 16)}, "handlers", "fail", 3, "hidden"),
+        (
+            {"proc/kallsyms": "ffffffff81000000 T _text\n"},
+            "handlers",
+            "fail",
+            3,
+            "no function kvm_perf_overflow",
+        ),
+        ({"proc/kallsyms": ""}, "handlers", "fail", 3, "is empty: it is masked"),
+        ({"proc/kallsyms": None}, "handlers", "fail", 3, "cannot read"),
+        ({"sys/kernel/btf/vmlinux": None}, "btf", "fail", 3, "CONFIG_DEBUG_INFO_BTF=y, or it is hidden"),
+        (
+            {"sys/kernel/btf/vmlinux": None, "proc/config.gz": "CONFIG_DEBUG_INFO_BTF=y\n"},
+            "btf",
+            "fail",
+            3,
+            "so it is hidden from this process",
+        ),
+        (
+            {"sys/kernel/btf/vmlinux": None, "proc/config.gz": "# CONFIG_DEBUG_INFO_BTF is not set\n"},
+            "btf",
+            "fail",
+            3,
+            "vmlinux is missing: the kernel was built without CONFIG_DEBUG_INFO_BTF=y",
+        ),
+        (
+            {MOUNTS: "23 29 0:21 / /proc rw - proc proc rw,hidepid=2\n"},
+            "hidepid",
+            "warn",
+            0,
+            "2: /proc hides",
+        ),
+        (
+            {MOUNTS: "23 29 0:21 / /proc rw - proc proc rw,hidepid=invisible,gid=4\n"},
+            "hidepid",
+            "warn",
+            0,
+            "invisible: /proc hides",
+        ),
+        ({MOUNTS: "23 29 0:21 / /proc rw - proc proc rw,hidepid=off\n"}, "hidepid", "ok", 0, "off"),
+        (
+            # What is mounted over another shows, and only at /proc itself.
+            {
+                MOUNTS: "23 29 0:21 / /proc rw - proc proc rw,hidepid=2\n"
+                "24 29 0:22 / /proc rw - proc proc rw\n25 29 0:23 / /proc/x rw - proc proc rw,hidepid=2\n"
+            },
+            "hidepid",
+            "ok",
+            0,
+            "off",
+        ),
+        ({MOUNTS: None}, "hidepid", "warn", 0, "cannot be seen"),
+        ({"sys/kernel/btf/vmlinux": "rubbish"}, "btf", "fail", 3, "cannot read BTF"),
+        ({f"{PARAMETERS}/enable_pmu": "N\n"}, "vpmu", "fail", 1, "nothing to trace"),
+        ({f"{PARAMETERS}/enable_pmu": None}, "vpmu", "warn", 0, "cannot be seen"),
+        (
+            {"sys/module/kvm_amd/parameters/enable_mediated_pmu": "N\n"},
+            "mediated_vpmu",
+            "ok",
+            0,
+            "off",
+        ),
+        (
+            {"sys/module/kvm_amd/parameters/enable_mediated_pmu": "Y\n"},
+            "mediated_vpmu",
+            "warn",
+            0,
+            "on in kvm_amd",
+        ),
+        ({"proc/sys/kernel/nmi_watchdog": "1\n"}, "nmi_watchdog", "warn", 0, "one hardware counter"),
+        ({"proc/sys/kernel/nmi_watchdog": None}, "nmi_watchdog", "ok", 0, "none"),
+        ({"proc/sys/kernel/osrelease": None}, "kernel", "warn", 0, "cannot be read"),
+    ],
+)
+def test_one_thing_is_different(
+    well: Host, change: dict[str, str | None], check: str, status: str, code: int, says: str
+) -> None:
+    plant(well.root, change)
+    findings = by_check(well)
+    assert findings[check].status == status
+    assert says in findings[check].found
+    assert (status == "ok") or findings[check].todo or check == "vpmu"
+    assert exit_status(findings.values()) == code
+
+
+def test_vms_of_which_there_is_nothing_to_trace(well: Host) -> None:
+    """Each kind once, however many VMs: with what it has, and what to do."""
+    has = {
+        "db02": [Pmu(Mode.MEDIATED)],
+        "db01": [Pmu(Mode.MEDIATED)],
+        "old": [Pmu(Mode.OFF, Why.NO_IRQCHIP)],
+        "web01": [Pmu(Mode.EMULATED)],
+    }
+    findings = [finding for finding in examine(replace(well, pmus=lambda: has)) if finding.check == "vms"]
+    assert [(finding.status, finding.found.split(":")[0]) for finding in findings] == [
+        ("ok", "web01 has an emulated vPMU"),
+        ("warn", "db01 and db02 have a mediated vPMU"),
+        ("warn", "old has lost the vPMU"),
+    ]
+    assert findings[1].todo == "see mediated_vpmu"
+    assert "kernel_irqchip=on" in findings[2].todo
+    assert by_check(replace(well, pmus=dict))["vms"].found == "no VM runs now"
+
+
+@pytest.mark.parametrize("why", Why)
+def test_a_vm_without_a_pmu_is_told_why(well: Host, why: Why) -> None:
+    finding = by_check(replace(well, pmus=lambda: {"web01": [Pmu(Mode.OFF, why)]}))["vms"]
+    assert finding.status is Status.WARN
+    assert finding.todo
+
+
+def test_a_census_that_is_refused_keeps_nobody_from_tracing(well: Host) -> None:
+    def refused() -> dict[str, list[Pmu]]:
+        raise BtfError("no field enable_pmu in struct kvm_arch", "report it")
+
+    findings = by_check(replace(well, pmus=refused))
+    assert findings["vms"].status is Status.WARN
+    assert findings["vms"].found.endswith(": no field enable_pmu in struct kvm_arch")
+    assert findings["vms"].todo == "report it"
+    assert exit_status(findings.values()) == 0
+
+
+def test_vms_cannot_be_seen_without_privileges(well: Host) -> None:
+    plant(well.root, {"proc/self/status": NO_CAPABILITIES})
+    assert by_check(well)["vms"].found == "cannot be tried without privileges"
+
+
+def test_the_nmi_watchdog_keeps_vms_with_a_mediated_vpmu_from_starting(well: Host) -> None:
+    parameter = "sys/module/kvm_amd/parameters/enable_mediated_pmu"
+    plant(well.root, {parameter: "Y\n", "proc/sys/kernel/nmi_watchdog": "1\n"})
+    mediated = [finding.found for finding in examine(well) if finding.check == "mediated_vpmu"]
+    assert len(mediated) == 2
+    assert "EBUSY" in mediated[1]
+
+
+def test_no_kvm(well: Host) -> None:
+    """One reason, not one for each thing that comes with the module."""
+    shutil.rmtree(well.root / "sys/module/kvm")
+    findings = list(examine(well))
+    summary = summary_json(findings)
+    assert exit_status(findings) == 3
+    assert summary["reasons"] == [f"kvm: KVM is not loaded: there is no {well.root}/sys/module/kvm"]
+    assert by_check(well)["kvm"].todo == "load it (modprobe kvm_amd or modprobe kvm_intel)"
+    assert by_check(well)["types"].status is Status.WARN
+
+
+def test_kvm_without_its_vendor_module(well: Host) -> None:
+    (well.root / "sys/module/kvm_amd").rmdir()
+    found = by_check(well)["kvm"]
+    assert found.status is Status.WARN
+    assert "no guest can run" in found.found
+    assert "modprobe kvm_amd" in found.todo
+
+
+def test_no_pmu(well: Host) -> None:
+    """As in most VMs: KVM turns its vPMU off by itself, and loading it otherwise would not help."""
+    (well.root / "sys/bus/event_source/devices/cpu").rmdir()
+    plant(well.root, {f"{PARAMETERS}/enable_pmu": "N\n"})
+    findings = by_check(well)
+    assert findings["pmu"].status is Status.FAIL
+    assert findings["vpmu"].todo == "see pmu"
+    assert exit_status(findings.values()) == 1
+    assert "but see what failed" in summary_text(list(findings.values()))
+
+
+def test_grouped_events(well: Host, tmp_path: Path) -> None:
+    text = source(fields=GROUPED_FIELDS, last=SIZED_ARRAY, arguments=GROUPED_ARGUMENTS)
+    shutil.copy(object_file(text, tmp_path), well.root / "sys/kernel/btf/vmlinux")
+    findings = by_check(well)
+    assert findings["types"].found.endswith("6 arguments")
+    assert findings["groups"].status is Status.OK
+    assert findings["groups"].found == "grouped events, up to 4 a counter"
+
+
+def test_an_event_array_that_overlaps_the_next_counter(well: Host, tmp_path: Path) -> None:
+    text = source(fields=GROUPED_FIELDS, last=FLEXIBLE_ARRAY, arguments=GROUPED_ARGUMENTS)
+    shutil.copy(object_file(text, tmp_path), well.root / "sys/kernel/btf/vmlinux")
+    findings = by_check(well)
+    assert findings["groups"].status is Status.FAIL
+    assert "room for 1" in findings["groups"].found
+    assert exit_status(findings.values()) == 1
+
+
+def test_a_kernel_of_another_shape(well: Host, tmp_path: Path) -> None:
+    text = source(gone="vcpu_id")
+    shutil.copy(object_file(text, tmp_path), well.root / "sys/kernel/btf/vmlinux")
+    finding = by_check(well)["types"]
+    assert finding.status is Status.FAIL
+    assert finding.blocks
+    assert "no field vcpu_id in struct kvm_vcpu" in finding.found
+    assert "report the kernel release" in finding.todo
+
+
+@pytest.mark.parametrize(
+    ("kprobe", "fexit", "expected", "code"),
+    [
+        (works, works, ("ok", "ok"), 0),
+        (works, refused(), ("ok", "warn"), 0),
+        (refused(), works, ("warn", "ok"), 0),
+        (refused(), refused(), ("fail", "fail"), 3),
+        (refused(denied=True), refused(denied=True), ("fail", "fail"), 3),
+    ],
+)
+def test_one_kind_of_probe_is_enough(
+    well: Host,
+    kprobe: Callable[..., Trial],
+    fexit: Callable[..., Trial],
+    expected: tuple[str, str],
+    code: int,
+) -> None:
+    findings = by_check(replace(well, try_kprobe=kprobe, try_fexit=fexit))
+    assert (findings["kprobes"].status, findings["fentry"].status) == expected
+    assert exit_status(findings.values()) == code
+
+
+def test_a_refusal_in_spite_of_all_capabilities_says_so(well: Host) -> None:
+    no = refused("refused: Operation not permitted", denied=True)
+    finding = by_check(replace(well, try_kprobe=no, try_fexit=no))["fentry"]
+    assert (
+        finding.found == "refused: Operation not permitted, although this process has the capabilities for it"
+    )
+
+
+def test_without_privileges_it_says_what_it_could_not_see(well: Host) -> None:
+    """A refusal says nothing of the kernel then; that there is no kprobe device still does."""
+    plant(
+        well.root, {"proc/self/status": NO_CAPABILITIES, "proc/kallsyms": f"{'0' * 16} t kvm_perf_overflow\n"}
+    )
+    no = refused(denied=True)
+    unread = Step("host", Outcome.REFUSED, "hidden")
+    host = replace(
+        well,
+        try_bpf=no,
+        try_kprobe=refused("no kprobe device"),
+        try_fexit=no,
+        rehearse=rehearsed(BCC, unread),
+    )
+    findings = by_check(host)
+    for check in ("bpf", "fentry"):
+        assert findings[check].status is Status.WARN
+        assert "cannot be tried" in findings[check].found
+        assert "as root" in findings[check].todo
+    assert findings["kprobes"].found == "no kprobe device"
+    assert findings["handlers"].status is Status.WARN
+    assert findings["program"].found == "cannot be tried without privileges"
+    reasons = summary_json(list(findings.values()))["reasons"]
+    assert reasons == ["capabilities: this process lacks CAP_BPF, CAP_PERFMON, CAP_SYSLOG"]
+    assert "--cap-add=CAP_BPF --cap-add=CAP_PERFMON --cap-add=CAP_SYSLOG" in findings["capabilities"].todo
+    assert exit_status(findings.values()) == 3
+
+
+@pytest.mark.parametrize(
+    ("trial", "capabilities", "status", "says"),
+    [
+        (works, ALL_CAPABILITIES, "ok", "keeps none"),
+        (refused("no look-up"), ALL_CAPABILITIES, "warn", "no look-up, so the daemon keeps CAP_BPF"),
+        (refused("no map", denied=True), ALL_CAPABILITIES, "warn", "no map"),
+        (refused("no map", denied=True), NO_CAPABILITIES, "warn", "cannot be tried without privileges"),
+    ],
+)
+def test_what_the_daemon_keeps(
+    well: Host, trial: Callable[..., Trial], capabilities: str, status: str, says: str
+) -> None:
+    plant(well.root, {"proc/self/status": capabilities})
+    finding = by_check(replace(well, try_map_access=trial))["privileges"]
+    assert finding.status == status
+    assert says in finding.found
+    assert finding.todo or status == "ok"
+
+
+def test_fexit_without_btf_leaves_kprobes(well: Host) -> None:
+    def no_btf(_functions: Sequence[str]) -> Trial:
+        raise BtfError("vmlinux is missing")
+
+    findings = by_check(replace(well, try_fexit=no_btf))
+    assert findings["kprobes"].status is Status.OK
+    assert (findings["fentry"].status, findings["fentry"].found) == (Status.WARN, "vmlinux is missing")
+
+
+def test_bpf_is_refused(well: Host) -> None:
+    findings = by_check(replace(well, try_bpf=refused("no ring buffer")))
+    assert findings["bpf"].found == "no ring buffer"
+    assert exit_status(findings.values()) == 3
+
+
+def test_no_bcc(well: Host) -> None:
+    missing = Step("bcc", Outcome.REFUSED, "cannot load bcc", BCC_TODO)
+    findings = by_check(replace(well, rehearse=rehearsed(missing)))
+    assert findings["bcc"] == Finding("bcc", Status.FAIL, "cannot load bcc", BCC_TODO, blocks=True)
+    assert findings["program"].status is Status.WARN
+    assert summary_json(list(findings.values()))["reasons"] == ["bcc: cannot load bcc"]
+    assert exit_status(findings.values()) == 3
+
+
+# The real program
+
+
+REFUSED = [
+    Step("fexit", Outcome.REFUSED, "the verifier refuses kretfunc__x: R2 invalid mem access", "report this"),
+    Step("kprobe", Outcome.REFUSED, "the verifier refuses vpmu_x: R2 invalid mem access", "report this"),
+]
+NO_WAY = [Step(way, Outcome.NO_WAY, f"no {way}") for way in ("fexit", "kprobe")]
+
+
+@pytest.mark.parametrize(
+    ("steps", "status", "can_trace", "says", "todo"),
+    [
+        ([FEXIT, KPROBE], "ok", True, "attached by fexit and by kprobe, and taken off", ""),
+        ([FEXIT, NO_WAY[1]], "ok", True, "compiled, attached by fexit, and taken off", ""),
+        (
+            [FEXIT, REFUSED[1]],
+            "warn",
+            True,
+            "by fexit, and taken off; kprobe: the verifier refuses vpmu_x: R2 invalid mem access",
+            "nothing, unless you want --attach kprobe: then report this",
+        ),
+        (
+            REFUSED,
+            "fail",
+            False,
+            "bcc 0.26.0 and LLVM 14: fexit: the verifier refuses kretfunc__x: R2 invalid mem access; kprobe: "
+            "the verifier refuses vpmu_x: R2 invalid mem access",
+            "report this",
+        ),
+        (
+            [*NO_WAY, Step("verifier", Outcome.REFUSED, "the verifier refuses vpmu_x: R0 !read_ok", "tell")],
+            "fail",
+            False,
+            "bcc 0.26.0 and LLVM 14: the verifier refuses vpmu_x: R0 !read_ok",
+            "tell",
+        ),
+        (
+            [*NO_WAY, Step("verifier", Outcome.WORKS, "loaded, but not attached")],
+            "fail",
+            False,
+            "compiled and taken by the verifier, but this kernel lets no program be attached",
+            "see kprobes and fentry",
+        ),
+        (
+            [Step("fexit", Outcome.UNKNOWN, "nothing came of it in 300 s")],
+            "warn",
+            None,
+            "fexit: nothing came of it in 300 s",
+            "try again",
+        ),
+        (
+            [Step("host", Outcome.REFUSED, "no field x", "report it")],
+            "warn",
+            None,
+            "cannot be tried: no field x",
+            "report it",
+        ),
+    ],
+)
+def test_the_real_program(
+    well: Host, steps: list[Step], status: str, can_trace: bool | None, says: str, todo: str
+) -> None:
+    """That everything else is well proves nothing."""
+    findings = by_check(replace(well, rehearse=rehearsed(BCC, *steps)))
+    found = findings["program"]
+    assert found.status == status
+    assert says in found.found
+    assert todo in found.todo if todo else not found.todo
+    everything = list(findings.values())
+    assert summary_json(everything)["can_trace"] is can_trace
+    assert exit_status(everything) == {True: 0, None: 1, False: 3}[can_trace]
+    verdict = {
+        True: "Live tracing can work here.",
+        None: "Whether live tracing can work here is unknown:",
+        False: "Live tracing cannot work here:",
+    }
+    assert verdict[can_trace] in click.unstyle(summary_text(everything))
+    assert can_trace or found.found[:50] in click.unstyle(summary_text(everything))
+
+
+def test_what_could_not_be_tried_is_not_promised(well: Host) -> None:
+    def broken() -> Sequence[Step]:
+        raise RuntimeError("boom")
+
+    findings = list(examine(replace(well, rehearse=broken)))
+    assert summary_json(findings)["can_trace"] is None
+    assert summary_json(findings)["reasons"] == ["program: could not be checked: RuntimeError: boom"]
+
+
+# In a container
+
+
+def test_a_pid_namespace_of_its_own(well: Host) -> None:
+    enter(well.root, pid=4026532345)
+    finding = by_check(well)["pid_namespace"]
+    assert (finding.status, finding.blocks) == (Status.FAIL, True)
+    assert "--pid=host" in finding.todo
+    assert "hostPID: true" in finding.todo
+
+
+def test_a_user_namespace_of_its_own(well: Host) -> None:
+    """As in a rootless container: capabilities look complete there, and the kernel refuses everything."""
+    enter(well.root, user=4026532344)
+    no = refused("Operation not permitted", denied=True)
+    findings = by_check(replace(well, try_bpf=no, try_fexit=no, rehearse=rehearsed(BCC, *REFUSED)))
+    assert "user namespace of its own" in findings["capabilities"].found
+    assert "rootless" in findings["capabilities"].todo
+    assert {findings[name].found for name in ("bpf", "fentry", "program")} == {
+        "cannot be tried without privileges"
+    }
+    reasons = summary_json(list(findings.values()))["reasons"]
+    assert reasons == [f"capabilities: {findings['capabilities'].found}"]
+
+
+def test_no_sysfs(well: Host) -> None:
+    """What cannot be seen is not said to be missing from the kernel."""
+    shutil.rmtree(well.root / "sys")
+    findings = by_check(well)
+    for check in ("btf", "kvm"):
+        assert findings[check].found.endswith(f"{well.root}/sys is not the kernel's sysfs")
+        assert "mount the host's /sys" in findings[check].todo
+    assert findings["pmu"].status is Status.WARN
+    assert findings["types"].todo == "see kvm"
+
+
+def test_no_sysfs_and_probes_that_fail(well: Host) -> None:
+    def no_btf(_functions: Sequence[str]) -> Trial:
+        raise BtfError("vmlinux is missing", "mount it")
+
+    shutil.rmtree(well.root / "sys")
+    findings = by_check(replace(well, try_kprobe=refused("no devices"), try_fexit=no_btf))
+    assert findings["kprobes"].todo == "mount the host's /sys, read-only will do"
+    assert findings["fentry"].todo == "mount it"
+
+
+def test_no_procfs(well: Host) -> None:
+    shutil.rmtree(well.root / "proc")
+    findings = by_check(well)
+    for check in ("kernel", "capabilities", "pid_namespace", "hidepid", "kptr_restrict", "nmi_watchdog"):
+        assert (findings[check].status, findings[check].todo) == (Status.WARN, "mount /proc"), check
+
+
+def test_a_seccomp_filter(well: Host) -> None:
+    def filtered(_functions: Sequence[str] = ()) -> Trial:
+        return Trial(
+            False, "refused: Operation not permitted, for a seccomp filter refuses bpf(2)", filtered=True
+        )
+
+    findings = by_check(replace(well, try_bpf=filtered, try_fexit=filtered, try_kprobe=filtered))
+    for check in ("bpf", "fentry", "kprobes"):
+        assert findings[check].status is Status.FAIL
+        assert findings[check].found.endswith("a seccomp filter refuses bpf(2)")
+        assert "seccomp profile" in findings[check].todo
+
+
+def test_a_check_that_fails_itself_is_a_finding(well: Host) -> None:
+    def broken() -> Trial:
+        raise RuntimeError("boom")
+
+    findings = by_check(replace(well, try_bpf=broken))
+    assert findings["bpf"].found == "could not be checked: RuntimeError: boom"
+    assert findings["nmi_watchdog"].status is Status.OK, "the checks after it are made"
+
+
+def test_an_empty_root_is_no_traceback(tmp_path: Path) -> None:
+    host = Host(
+        root=tmp_path,
+        try_bpf=works,
+        try_fexit=works,
+        try_kprobe=works,
+        try_map_access=works,
+        rehearse=rehearsed(BCC, FEXIT, KPROBE),
+    )
+    findings = list(examine(host))
+    assert {finding.check for finding in findings} >= set(CHECKS)
+    assert not any("could not be checked" in finding.found for finding in findings)
+    assert exit_status(findings) == 3
+
+
+# Output
+
+
+def test_text_is_aligned_and_not_wider_than_its_width() -> None:
+    long = Finding("kptr_restrict", Status.FAIL, "found " * 40, "do this " * 30)
+    lines = click.unstyle(finding_text(long)).splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    assert lines[0].startswith("kptr_restrict  fail  found")
+    assert {line[:21] for line in lines[1:]} == {" " * 21}
+    assert [line for line in lines if "-> do this" in line]
+    assert "\n" not in finding_text(Finding("bpf", Status.OK, "fine"))
+
+
+def test_every_check_name_fits_its_column(well: Host) -> None:
+    for finding in examine(well):
+        assert click.unstyle(finding_text(finding)).startswith(f"{finding.check:<15}ok    ")
+
+
+def test_json(well: Host) -> None:
+    plant(well.root, {KPTR: "2\n", LOCKDOWN: None})
+    findings = list(examine(replace(well, try_bpf=refused("no ring buffer"))))
+    lines = [finding_json(finding) for finding in findings]
+    assert lines[0] == {
+        "schema": 1,
+        "kind": "check",
+        "check": "kernel",
+        "status": "ok",
+        "found": f"6.1.0-9-amd64, {os.uname().machine}",
+        "todo": "",
+    }
+    assert summary_json(findings) == {
+        "schema": 1,
+        "kind": "doctor",
+        "ok": len(findings) - 3,
+        "warn": 1,
+        "fail": 2,
+        "can_trace": False,
+        "reasons": ["bpf: no ring buffer"],
+    }
+
+
+# This host
+
+
+def doctor(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vpmu_agent", "doctor", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_here_as_json() -> None:
+    done = doctor("--output", "json")
+    *checks, summary = [json.loads(line) for line in done.stdout.splitlines()]
+    statuses = [check["status"] for check in checks]
+    assert done.stderr == ""
+    assert {check["kind"] for check in checks} == {"check"}
+    assert {check["check"] for check in checks} == {*CHECKS, "fentry", "groups", "bcc"}
+    assert {name: summary[name] for name in ("ok", "warn", "fail")} == {
+        name: statuses.count(name) for name in ("ok", "warn", "fail")
+    }
+    assert bool(summary["can_trace"]) == (not summary["reasons"])
+    status = {False: 3, None: 1, True: 1 if "fail" in statuses else 0}
+    assert done.returncode == status[summary["can_trace"]]
+    assert not any("could not be checked" in check["found"] for check in checks)
+
+
+def test_here_as_text() -> None:
+    done = doctor()
+    assert done.stderr == ""
+    assert "\033" not in done.stdout, "colours go to a terminal only"
+    assert max(map(len, done.stdout.splitlines())) <= WIDTH
+    assert done.stdout.startswith("kernel         ok    ")
+
+
+def test_an_output_that_takes_no_more() -> None:
+    command = [sys.executable, "-m", "vpmu_agent", "doctor"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.stderr == "Error: cannot write the output: No space left on device\n"
+    assert done.returncode == 3
+
+
+def test_here_without_kprobes_and_fentry_it_says_that_tracing_cannot_work() -> None:
+    """The truth of this host's kernel, from its configuration and not from the doctor's own trial."""
+    if Path("/sys/bus/event_source/devices/kprobe").exists():
+        pytest.skip("this kernel has kprobes")
+    done = doctor("--output", "json")
+    checks = {check.get("check"): check for check in map(json.loads, done.stdout.splitlines())}
+    assert checks["kprobes"]["status"] in ("fail", "warn")
+    assert "KPROBE" in checks["kprobes"]["found"]
+    if checks["fentry"]["status"] != "ok":
+        assert done.returncode == 3
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_here_as_nobody(tmp_path: Path) -> None:
+    """In a child that gives up root once all is imported: the tree need not be readable for everybody."""
+    output = tmp_path / "findings"
+    with output.open("w") as file:
+        child = os.fork()
+        if not child:
+            try:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+                for finding in examine(Host()):
+                    print(json.dumps(finding_json(finding)), file=file, flush=True)
+                os._exit(0)
+            finally:
+                os._exit(1)  # whatever happens, there must not be two of pytest
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    checks = {check["check"]: check for check in map(json.loads, output.read_text().splitlines())}
+    assert set(checks) == {*CHECKS, "fentry", "groups", "bcc"}
+    assert checks["program"]["found"] == "cannot be tried without privileges"
+    assert checks["capabilities"]["status"] == "fail"
+    assert checks["bpf"]["found"] == "cannot be tried without privileges"
+    assert checks["handlers"]["status"] == "warn"
+    assert not any("could not be checked" in check["found"] for check in checks.values())

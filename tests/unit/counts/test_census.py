@@ -1,0 +1,214 @@
+"""Which PMU VMs have, by what the census finds of their vCPUs; how it is told, and how often it is asked."""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+import pytest
+
+from vpmu_agent.counts.census import FORGET_S, PULL_S, SHARE, KvmPmu, Modes, pmus
+from vpmu_agent.probes.census import _VCPU, Census, Vcpu, decode
+from vpmu_agent.vms.modes import Mode, Pmu, Why, sentence, untraced
+
+WEB, DB = 4242, 777
+EMULATING = KvmPmu(enabled=True, mediated=False)
+MEDIATING = KvmPmu(enabled=True, mediated=True)
+
+
+def vcpu(
+    tgid: int = WEB,
+    *,
+    vm: int = 1,
+    irqchip: bool = True,
+    cpuid: bool = True,
+    pmu: bool = True,
+    mediated: bool = False,
+    version: int = 2,
+) -> Vcpu:
+    return Vcpu(
+        vm=vm,
+        tgid=tgid,
+        has_irqchip=irqchip,
+        has_cpuid=cpuid,
+        vm_pmu=pmu,
+        mediated=mediated,
+        pmu_version=version,
+    )
+
+
+def test_a_record_says_what_the_kernel_has() -> None:
+    data = _VCPU.struct.pack(0xFFFF888012345678, WEB, 0, 0, 1, 0, 0, 0)
+    data += _VCPU.struct.pack(0xFFFF888012345678, WEB, 2, 30, 1, 1, 2, 0)
+    address = 0xFFFF888012345678
+    assert decode(data) == [
+        vcpu(vm=address, irqchip=False, cpuid=False, version=0),
+        vcpu(vm=address, mediated=True),
+    ]
+    assert decode(b"") == []
+
+
+@pytest.mark.parametrize(
+    ("found", "kvm", "expected"),
+    [
+        (vcpu(), EMULATING, Pmu(Mode.EMULATED)),
+        (vcpu(irqchip=False), EMULATING, Pmu(Mode.EMULATED)),
+        (vcpu(), KvmPmu(enabled=None, mediated=None), Pmu(Mode.EMULATED)),
+        (vcpu(mediated=True), MEDIATING, Pmu(Mode.MEDIATED)),
+        (vcpu(mediated=True, version=0), MEDIATING, Pmu(Mode.OFF, Why.NO_CPUID)),
+        (vcpu(version=0), EMULATING, Pmu(Mode.OFF, Why.NO_CPUID)),
+        (vcpu(pmu=False, version=0), KvmPmu(enabled=False, mediated=False), Pmu(Mode.OFF, Why.HOST)),
+        (vcpu(pmu=False, version=0), EMULATING, Pmu(Mode.OFF, Why.TURNED_OFF)),
+        (vcpu(pmu=False, version=0), MEDIATING, Pmu(Mode.OFF, Why.TURNED_OFF)),
+        (vcpu(pmu=False, irqchip=False, version=0), EMULATING, Pmu(Mode.OFF, Why.TURNED_OFF)),
+        (vcpu(pmu=False, irqchip=False, version=0), MEDIATING, Pmu(Mode.OFF, Why.NO_IRQCHIP)),
+        # What decides cannot be read.
+        (vcpu(pmu=False, version=0), KvmPmu(enabled=None, mediated=False), Pmu(Mode.OFF, Why.UNKNOWN)),
+        (vcpu(pmu=False, irqchip=False), KvmPmu(enabled=True, mediated=None), Pmu(Mode.OFF, Why.UNKNOWN)),
+    ],
+)
+def test_what_a_vm_has(found: Vcpu, kvm: KvmPmu, expected: Pmu) -> None:
+    assert pmus([found, found], kvm) == {WEB: [expected]}
+
+
+def test_a_vm_that_is_being_set_up_is_not_known_yet() -> None:
+    new = vcpu(cpuid=False, version=0)
+    assert pmus([new], EMULATING) == {}
+    assert pmus([vcpu(version=0), new], EMULATING) == {}
+    assert pmus([vcpu(), new], EMULATING) == {WEB: [Pmu(Mode.EMULATED)]}
+
+
+def test_a_process_may_have_several_vms() -> None:
+    found = [vcpu(vm=1), vcpu(vm=2, pmu=False, version=0), vcpu(vm=3), vcpu(DB, vm=4)]
+    assert pmus(found, EMULATING) == {
+        WEB: [Pmu(Mode.EMULATED), Pmu(Mode.OFF, Why.TURNED_OFF)],
+        DB: [Pmu(Mode.EMULATED)],
+    }
+
+
+def test_every_pmu_has_its_sentence() -> None:
+    assert sentence(["web01"], Pmu(Mode.MEDIATED)) == (
+        "web01 has a mediated vPMU: the guest owns the host's counters while it runs, and KVM creates no "
+        "perf events for it, so there is nothing to trace"
+    )
+    assert sentence(["web01", "db01"], Pmu(Mode.OFF, Why.NO_IRQCHIP)).startswith(
+        "web01 and db01 have lost the vPMU: "
+    )
+    names = [f"vm{i}" for i in range(1000)]
+    assert sentence(names, Pmu(Mode.EMULATED)) == "vm0, vm1, vm2, vm3, vm4 and 995 more have an emulated vPMU"
+    said = {sentence(["web01"], Pmu(Mode.OFF, why)) for why in Why}
+    assert len(said) == len(Why)
+    assert all(text.endswith(", so there is nothing to trace") for text in said)
+
+
+def test_only_what_is_emulated_is_traced() -> None:
+    found = [
+        ("web01", Pmu(Mode.EMULATED)),
+        ("db01", Pmu(Mode.MEDIATED)),
+        ("db02", Pmu(Mode.MEDIATED)),
+        ("old", Pmu(Mode.OFF, Why.HOST)),
+    ]
+    assert untraced(found) == {Pmu(Mode.MEDIATED): ["db01", "db02"], Pmu(Mode.OFF, Why.HOST): ["old"]}
+
+
+class Pulls(Census):
+    """A census that finds what it is told to."""
+
+    def __init__(self, *found: Vcpu) -> None:
+        super().__init__(None)
+        self.found = list(found)
+        self.pulled = 0
+
+    def pull(self) -> list[Vcpu]:
+        self.pulled += 1
+        return self.found
+
+
+class Names:
+    def __init__(self) -> None:
+        self.forgotten: list[int] = []
+
+    def name(self, tgid: int) -> str:
+        return {WEB: "web01", DB: "db01"}[tgid]
+
+    def forget(self, tgid: int) -> None:
+        self.forgotten.append(tgid)
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The monotonic clock, and what a pull costs."""
+    times = [100.0, 0.0]
+    spent = itertools.count()
+    monkeypatch.setattr("time.monotonic", lambda: times[0])
+    monkeypatch.setattr("time.thread_time", lambda: next(spent) * times[1])
+    return times
+
+
+def test_a_vm_is_told_of_once_until_it_changes(now: list[float]) -> None:
+    modes, census = Modes(Names(), lambda: MEDIATING), Pulls(vcpu(mediated=True), vcpu(DB, vm=2))
+    assert modes.sweep(census) == [("web01", Pmu(Mode.MEDIATED)), ("db01", Pmu(Mode.EMULATED))]
+    assert modes.by_vm == {"db01": [Pmu(Mode.EMULATED)], "web01": [Pmu(Mode.MEDIATED)]}
+    now[0] += PULL_S
+    assert modes.sweep(census) == []
+    census.found = [vcpu(mediated=True, version=0)]
+    now[0] += PULL_S
+    assert modes.sweep(census) == [("web01", Pmu(Mode.OFF, Why.NO_CPUID))]
+    assert modes.by_vm == {"web01": [Pmu(Mode.OFF, Why.NO_CPUID)]}
+
+
+def test_pulls_take_no_more_than_their_share(now: list[float]) -> None:
+    modes, census = Modes(Names(), lambda: EMULATING), Pulls()
+    modes.sweep(census)
+    modes.sweep(census)
+    now[0] += PULL_S
+    now[1] = 0.062  # 300,000 files
+    modes.sweep(census)
+    assert census.pulled == 2
+    now[0] += 0.99 * 0.062 / SHARE
+    modes.sweep(census)
+    assert census.pulled == 2
+    now[0] += 0.02 * 0.062 / SHARE
+    modes.sweep(census)
+    assert census.pulled == 3
+
+
+def test_the_name_of_a_vm_that_is_gone_is_kept_for_the_ring(now: list[float]) -> None:
+    vms = Names()
+    modes, census = Modes(vms, lambda: EMULATING), Pulls(vcpu())
+    modes.sweep(census)
+    census.found = []
+    now[0] += PULL_S
+    modes.sweep(census)
+    assert modes.by_vm == {}
+    now[0] += FORGET_S - PULL_S
+    modes.sweep(census)
+    census.found = [vcpu()]  # it was only about to get other vCPUs
+    now[0] += PULL_S
+    modes.sweep(census)
+    now[0] += FORGET_S
+    modes.sweep(census)
+    assert vms.forgotten == []
+    census.found = []
+    for _ in range(3):
+        now[0] += FORGET_S
+        modes.sweep(census)
+    assert vms.forgotten == [WEB]
+
+
+def test_a_census_that_is_not_there_is_said_once() -> None:
+    modes = Modes(Names(), lambda: EMULATING)
+    without = Census(None, "cannot load the census: refused")
+    assert modes.sweep(without) == []
+    assert modes.newly_missing(without) == "cannot load the census: refused"
+    assert modes.newly_missing(without) == ""
+    assert modes.newly_missing(Census(None)) == ""
+    assert modes.newly_missing(without) == "cannot load the census: refused"
+
+
+def test_a_census_that_fails_is_missing_from_then_on() -> None:
+    census = Census(os.open(os.devnull, os.O_RDONLY))  # no link of an iterator
+    assert census.pull() == []
+    assert census.missing.startswith("cannot begin a pull of the census: ")
+    assert census.pull() == []
+    census.close()

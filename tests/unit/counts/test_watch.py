@@ -1,0 +1,361 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from itertools import islice
+
+import pytest
+
+from tests.support.counted import Maps, Processes
+from tests.support.scenes import Guest
+from vpmu_agent.counts import watch as module
+from vpmu_agent.counts.watch import Counts, Watch
+from vpmu_agent.model.call import CallName
+from vpmu_agent.probes.layout import VCPU
+from vpmu_agent.vms.names import VmInfo
+
+WEB, DB = 4242, 777
+
+
+def creates(counts: Counts) -> int:
+    return int(counts.numbers[VCPU.fields["calls"].start])
+
+
+def number(counts: Counts, field: str) -> int:
+    return sum(counts.numbers[VCPU.fields[field]])
+
+
+def created(watch: Watch) -> dict[str, int]:
+    """How many events each VM has created."""
+    return {name: creates(counts) for name, counts in watch.snapshot().vms.items()}
+
+
+@pytest.fixture
+def vms() -> Processes:
+    return Processes(web01=WEB, db01=DB)
+
+
+def test_vcpus_add_up_to_vms_in_the_order_of_names(vms: Processes) -> None:
+    web, db = Guest("web01", WEB), Guest("db01", DB)
+    watch = Watch(Maps(web.life(), web.life(vcpu=3, size=2), db.life()), vms)
+    assert list(created(watch).items()) == [("db01", 1), ("web01", 3)]
+    web01 = watch.snapshot().vms["web01"]
+    assert number(web01, "create_buckets") == 3
+    assert web01.pmc_calls() == {(0, "gp0"): [1, 1, 1, 1], (3, "gp0"): [2, 2, 0, 2]}
+
+
+def test_a_vm_that_is_gone_is_shown_once_more_and_then_not(vms: Processes) -> None:
+    web, db = Guest("web01", WEB), Guest("db01", DB)
+    maps = Maps(web.life(), islice(db.life(size=2), 4), [db.failed_create(pmc=1)])
+    watch = Watch(maps, vms)
+    before = watch.snapshot().vms["db01"]
+    assert (number(before, "events"), number(before, "groups")) == (2, 1)
+    vms.alive = {WEB}
+    watch.sweep()
+    watch.sweep()  # nobody has seen yet how it ended
+    last = watch.snapshot().vms["db01"]
+    assert creates(last) == creates(before) == 3
+    assert last.errors == {28: 1}
+    assert last.pmc_calls() == before.pmc_calls()
+    assert (number(last, "events"), number(last, "groups")) == (0, 0)
+    assert vms.forgotten == []
+    watch.sweep()
+    assert created(watch) == {"web01": 1}
+    assert vms.forgotten == [DB]
+
+
+def test_orphans_of_a_vm_that_is_gone_are_shown(vms: Processes) -> None:
+    web = Guest("web01", WEB)
+    first, second = (web.call(CallName.CREATE, web.new_event()) for _ in range(2))
+    maps = Maps([first, second])
+    watch = Watch(maps, vms)
+    assert number(watch.snapshot().vms["web01"], "orphans") == 1
+    vms.alive = {DB}
+    watch.sweep()
+    assert number(watch.snapshot().vms["web01"], "orphans") == 1
+
+
+def test_the_kernel_forgets_a_process_at_once(vms: Processes) -> None:
+    """Another process that gets its tgid must not inherit its counts."""
+    maps = Maps(Guest("db01", DB).life())
+    watch = Watch(maps, vms)
+    watch.snapshot()
+    vms.alive = {WEB}
+    watch.sweep()
+    assert [*maps.vcpus(), *maps.pmcs(), *maps.errors()] == []
+    vms.names[DB] = "web02"
+    vms.alive.add(DB)
+    maps.feed(islice(Guest("web02", DB).life(size=2), 2))
+    assert created(watch) == {"db01": 1, "web02": 2}
+    watch.sweep()
+    assert created(watch) == {"web02": 2}
+    assert vms.forgotten == []  # its tgid is another VM's now
+
+
+def test_calls_between_the_last_scrape_and_the_end_count(vms: Processes) -> None:
+    db = Guest("db01", DB)
+    maps = Maps(db.life())
+    watch = Watch(maps, vms)
+    watch.snapshot()
+    maps.feed(db.life())
+    vms.alive = {WEB}
+    watch.sweep()
+    assert created(watch) == {"db01": 2}
+
+
+def test_a_call_that_comes_after_the_end_is_still_the_vms(vms: Processes) -> None:
+    """A zombie's last thread may still be taking its VM down."""
+    db = Guest("db01", DB)
+    life = [*db.life(size=2)]
+    maps = Maps(life[:-1])
+    watch = Watch(maps, vms)
+    watch.snapshot()
+    vms.alive = {WEB}
+    watch.sweep()
+    maps.feed(life[-1:])
+    for _ in range(2):
+        counts = watch.snapshot().vms["db01"]
+        assert counts.numbers[VCPU.fields["calls"]].tolist() == [2, 2, 0, 2]
+        watch.sweep()
+    assert created(watch) == {}
+    assert vms.forgotten == [DB]
+
+
+def test_a_vm_that_was_restarted_goes_on_counting(vms: Processes) -> None:
+    maps = Maps(islice(Guest("web01", WEB).life(size=2), 4))
+    watch = Watch(maps, vms)
+    assert created(watch) == {"web01": 2}
+    vms.names[9999], vms.alive = "web01", {9999}
+    watch.sweep()
+    maps.feed(Guest("web01", 9999).life())
+    for _ in range(3):
+        web01 = watch.snapshot().vms["web01"]
+        assert (creates(web01), number(web01, "events")) == (3, 0)
+        assert web01.pmc_calls() == {(0, "gp0"): [3, 3, 1, 1]}
+        watch.sweep()
+    assert vms.forgotten == [WEB]
+    vms.alive = set()
+    watch.sweep()
+    assert created(watch) == {"web01": 3}
+    watch.sweep()
+    assert created(watch) == {}
+    assert vms.forgotten == [WEB, 9999]
+
+
+def test_without_a_scrape_a_vm_that_is_gone_is_dropped_in_the_end(
+    vms: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "READ_S", 0.0)  # nobody scrapes, but it looks for itself
+    maps = Maps(Guest("web01", WEB).life())
+    watch = Watch(maps, vms)
+    vms.alive = set()
+    watch.sweep()
+    assert list(maps.vcpus()) == []
+    assert vms.forgotten == []
+    monkeypatch.setattr(module, "GONE_S", 0.0)
+    watch.sweep()
+    assert vms.forgotten == [WEB]
+    assert created(watch) == {}
+
+
+def test_maps_are_not_read_at_every_sweep(vms: Processes) -> None:
+    maps = Maps(Guest("web01", WEB).life())
+    watch = Watch(maps, vms)
+    watch.snapshot()
+    maps.is_closed = True
+    watch.sweep()
+
+
+def test_one_sweep_finds_all_that_are_gone() -> None:
+    tgids = range(1, 96)
+    vms = Processes(**{f"guest-{tgid}": tgid for tgid in tgids})
+    maps = Maps(*(Guest(vms.names[tgid], tgid).life() for tgid in tgids))
+    watch = Watch(maps, vms)
+    watch.snapshot()
+    vms.alive = {17}
+    watch.sweep()
+    assert [tgid for tgid, _, _ in maps.vcpus()] == [17]
+
+
+def test_it_is_known_who_a_vm_is_until_it_was_shown_for_the_last_time(vms: Processes) -> None:
+    watch = Watch(Maps(Guest("web01", WEB).life(), Guest("db01", DB).life()), vms)
+    assert {name: about.tgid for name, about in watch.snapshot().about.items()} == {"db01": DB, "web01": WEB}
+    vms.alive = {WEB}
+    watch.sweep()
+    assert watch.snapshot().about["db01"].tgid == DB
+    watch.sweep()
+    assert list(watch.snapshot().about) == ["web01"]
+
+
+def test_a_vm_that_was_restarted_is_who_it_is_now(vms: Processes) -> None:
+    maps = Maps(Guest("web01", WEB).life())
+    watch = Watch(maps, vms)
+    watch.snapshot()
+    vms.names[9999], vms.alive = "web01", {9999}
+    watch.sweep()
+    maps.feed(Guest("web01", 9999).life())
+    assert watch.snapshot().about["web01"].tgid == 9999
+
+
+def test_a_vm_that_ended_twice_is_who_it_was_last(vms: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = Maps(Guest("web01", WEB).life())
+    watch = Watch(maps, vms)
+    monkeypatch.setattr(module, "READ_S", 0.0)  # nobody scrapes
+    watch.sweep()
+    vms.names[9999], vms.alive = "web01", {9999}
+    watch.sweep()
+    maps.feed(Guest("web01", 9999).life())
+    watch.sweep()
+    vms.alive = set()
+    watch.sweep()
+    assert watch.snapshot().about["web01"].tgid == 9999
+
+
+class Forgetful(Processes):
+    """`Vms` once it was told of a process's first call: it takes it for a new one until it looks again."""
+
+    told: frozenset[int] = frozenset()
+
+    def is_alive(self, tgid: int) -> bool:
+        return tgid not in self.told and super().is_alive(tgid)
+
+    def about(self, tgid: int) -> VmInfo:
+        self.told -= {tgid}
+        return super().about(tgid)
+
+
+def test_a_vm_with_another_vcpu_is_not_gone() -> None:
+    vms = Forgetful(web01=WEB)
+    watch = Watch(Maps(islice(Guest("web01", WEB).life(), 1)), vms)
+    watch.snapshot()
+    vms.told = frozenset({WEB})
+    watch.sweep()
+    assert number(watch.snapshot().vms["web01"], "events") == 1
+
+
+def test_a_tgid_that_is_in_use_again_was_the_former_vms() -> None:
+    vms = Forgetful(web01=WEB)
+    maps = Maps(Guest("web01", WEB).life())
+    watch = Watch(maps, vms)
+    watch.snapshot()
+    vms.told, vms.names[WEB] = frozenset({WEB}), "db01"
+    watch.sweep()
+    maps.feed(Guest("db01", WEB).life(size=2))
+    assert created(watch) == {"db01": 2, "web01": 1}
+
+
+def test_a_name_that_was_told_after_the_scrape_is_the_one_that_stays() -> None:
+    vms = Processes(**{"pid-4242": WEB})
+    watch = Watch(Maps(Guest("web01", WEB).life()), vms)
+    vms.alive = set()
+    assert created(watch) == {"pid-4242": 1}  # gone before anyone looked, and the ring is not read yet
+    vms.names[WEB] = "web01"
+    watch.sweep()
+    assert created(watch) == {"web01": 1}
+
+
+def test_who_came_and_went_since_the_probes_were_polled_is_for_the_next_sweep() -> None:
+    """The daemon was stopped in between, for as long as that took."""
+    vms = Processes(**{"pid-4242": WEB})
+    maps = Maps()
+    watch = Watch(maps, vms)
+    among = watch.processes()
+    maps.feed(Guest("web01", WEB).life())
+    vms.alive = set()
+    assert created(watch) == {"pid-4242": 1}
+    watch.sweep(among)
+    vms.names[WEB] = "web01"  # the ring is read
+    watch.sweep(watch.processes())
+    assert created(watch) == {"web01": 1}
+
+
+def test_other_probes_take_over_with_nothing_lost(vms: Processes) -> None:
+    web, db = Guest("web01", WEB), Guest("db01", DB)
+    former = Maps(islice(web.life(size=2), 2), db.life(), [web.failed_create(pmc=1)])
+    former.losses = {"ring_full": 2, "pmcs_full": 1}
+    watch = Watch(former, vms)
+    vms.alive = {WEB}
+    latter = Maps()
+    watch.replace(latter)
+    former.is_closed = True
+    latter.feed(web.life(vcpu=1))
+    latter.losses = {"ring_full": 5}
+    for _ in range(2):
+        found = watch.snapshot()
+        assert found.loads == 2
+        assert found.lost == {"ring_full": 7, "pmcs_full": 1}
+        assert creates(found.vms["web01"]) == 4
+        assert found.vms["web01"].errors == {28: 1}
+        assert number(found.vms["web01"], "events") == 0  # as far as the latter can know
+    assert creates(found.vms["db01"]) == 1
+    watch.sweep()
+    assert created(watch) == {"db01": 1, "web01": 4}
+    watch.sweep()
+    assert created(watch) == {"web01": 4}
+
+
+def test_counts_of_pmcs_are_read_only_where_they_are_wanted(
+    vms: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps = Maps(Guest("web01", WEB).life())
+    monkeypatch.delattr(Maps, "pmcs")
+    found = Watch(maps, vms, per_counter=False).snapshot()
+    assert not found.per_counter
+    assert found.vms["web01"].pmc_calls() == {}
+
+
+def test_no_count_goes_backwards_while_vms_come_and_go() -> None:
+    """Scrapes in threads, while a VM is restarted again and again and the probes are replaced."""
+    vms = Processes()
+    maps = [Maps()]
+    watch = Watch(maps[0], vms)
+    done = threading.Event()
+    seen: list[list[int]] = [[], []]
+
+    def look(at: list[int]) -> None:
+        while not done.is_set():
+            if "web01" in (found := created(watch)):
+                at.append(found["web01"])
+
+    threads = [threading.Thread(target=look, args=(at,)) for at in seen]
+    for thread in threads:
+        thread.start()
+    try:
+        for tgid in range(1, 40):
+            restart(vms, tgid)
+            maps[0].feed(Guest("web01", tgid).life())
+            watch.sweep()
+            if tgid % 10 == 0:
+                latter = Maps()
+                watch.replace(latter)
+                maps[0] = latter
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert created(watch) == {"web01": 39}
+    for at in seen:
+        assert at == sorted(at)
+        assert at
+
+
+def restart(vms: Processes, tgid: int) -> None:
+    vms.names[tgid], vms.alive = "web01", {tgid}
+
+
+def test_a_scrape_does_not_wait_for_a_look_into_proc(vms: Processes) -> None:
+    maps = Maps(Guest("web01", WEB).life())
+    watch = Watch(maps, vms)
+    watch.snapshot()
+    during: list[dict[str, int]] = []
+    is_alive: Callable[[int], bool] = vms.is_alive
+
+    def slow(tgid: int) -> bool:
+        scrape = threading.Thread(target=lambda: during.append(created(watch)))
+        scrape.start()
+        scrape.join(10)
+        return is_alive(tgid)
+
+    vms.is_alive = slow  # type: ignore[method-assign]
+    watch.sweep()
+    assert during == [{"web01": 1}]

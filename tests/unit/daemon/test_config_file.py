@@ -1,0 +1,535 @@
+"""The configuration file: what is in it, what is wrong with it, and what SIGHUP changes."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import time
+import tomllib
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support import commands
+from tests.support.commands import invoke, read_until, started
+from tests.support.counted import Maps
+from tests.support.places import ROOT
+from vpmu_agent.cli.main import check, run
+from vpmu_agent.counts.watch import Watch
+from vpmu_agent.daemon import config_file as config
+from vpmu_agent.daemon import run as daemon
+from vpmu_agent.daemon.config_file import ConfigError
+from vpmu_agent.daemon.run import Configuration, Settings
+from vpmu_agent.system.privileges import find_user
+from vpmu_agent.vms.names import Vms
+from vpmu_agent.web.config import WebFile
+from vpmu_agent.web.server import Address
+
+SHIPPED = ROOT / "systemd" / "vpmu-agent.toml"
+KEYS = ["listen", "web_config_file", "per_counter", "user", "wait", "attach"]
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="root alone may become somebody else")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "vpmu-agent.toml"
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A file that everyone may read; what pytest makes is for its own user."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder) / "vpmu-agent.toml"
+
+
+def mistakes(file: Path, command: click.Command = run) -> list[str]:
+    """The lines of the error, without the path."""
+    with pytest.raises(ConfigError) as raised:
+        config.read(file, command)
+    lines = str(raised.value).splitlines()
+    assert all(line.startswith(str(file)) for line in lines)
+    return [line.removeprefix(str(file)) for line in lines]
+
+
+# Keys and flags
+
+
+def test_every_flag_is_a_key_and_every_key_a_flag_and_a_setting() -> None:
+    flags = {flag for param in run.params for flag in param.opts} - {"--config", "--duration"}
+    assert {re.sub("[-.]", "_", flag.removeprefix("--")) for flag in flags} == set(config.keys(run))
+    assert {field.name for field in fields(Settings)} == set(config.keys(run)) == set(KEYS)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_flag_can_take_back_whatever_the_file_says(key: str) -> None:
+    param = config.keys(run)[key]
+    assert not isinstance(param.default, bool) or param.secondary_opts
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """What `run` would use, each time it gets as far as that."""
+    used: list[Settings] = []
+    monkeypatch.setattr(daemon, "run", lambda settings_now, **_: used.append(settings_now()))
+    return used
+
+
+@pytest.mark.parametrize(
+    ("written", "flags", "key", "value"),
+    [
+        ("", [], "listen", Address("127.0.0.1", 9775)),
+        ('listen = "[::1]:1"', [], "listen", Address("::1", 1)),
+        ('listen = "[::1]:1"', ["--listen", ":2"], "listen", Address("", 2)),
+        ('listen = "[::1]:1"', ["--listen", "127.0.0.1:9775"], "listen", Address("127.0.0.1", 9775)),
+        ("", [], "per_counter", True),
+        ("per_counter = false", [], "per_counter", False),
+        ("per_counter = false", ["--per-counter"], "per_counter", True),
+        ("per_counter = true", ["--no-per-counter"], "per_counter", False),
+        ("", [], "wait", False),
+        ("wait = true", [], "wait", True),
+        ("wait = true", ["--no-wait"], "wait", False),
+        ("", [], "user", find_user("nobody")),
+        ('user = "daemon"', [], "user", find_user("daemon")),
+        ('user = "daemon"', ["--user", "bin"], "user", find_user("bin")),
+        ("", [], "attach", "auto"),
+        ('attach = "kprobe"', [], "attach", "kprobe"),
+        ('attach = "kprobe"', ["--attach", "fexit"], "attach", "fexit"),
+    ],
+)
+def test_flags_win_over_the_file_and_the_file_over_defaults(
+    file: Path, settings: list[Settings], written: str, flags: list[str], key: str, value: object
+) -> None:
+    file.write_text(written)
+    assert invoke("run", "--config", str(file), *flags).exit_code == 0
+    assert getattr(settings.pop(), key) == value
+
+
+def test_without_a_file_there_are_flags_and_defaults(settings: list[Settings]) -> None:
+    assert invoke("run", "--no-per-counter").exit_code == 0
+    assert settings == [
+        Settings(
+            listen=Address("127.0.0.1", 9775),
+            web_config_file=None,
+            per_counter=False,
+            user=find_user("nobody"),
+            wait=False,
+            attach="auto",
+        )
+    ]
+
+
+# Mistakes
+
+
+def test_all_mistakes_are_told_each_with_its_line(file: Path, settings: list[Settings]) -> None:
+    file.write_text(
+        "# comment\n"
+        "per_conter = false\n"
+        "\n"
+        'listen = "localhost"  # no port\n'
+        "user = 1000\n"
+        'wait = "true"\n'
+        'attach = """\n'
+        'magic"""\n'
+        '"\\u001b[2J" = 1\n'
+        'web.config.file = "web.yml"\n'
+        "web.config.other = [\n"
+        "    1,\n"
+        "]\n"
+        "[run]\n"
+        'listen = ":1"\n'
+        "mode = 1\n"
+        "[mode]\n"
+    )
+    said = [
+        f"{file}:2: per_conter: there is no such key; did you mean per_counter?",
+        f"{file}:4: listen: 'localhost' has no port: write HOST:PORT",
+        f"{file}:5: user: found a number; write a string in quotes",
+        f"{file}:6: wait: found a string; write true or false",
+        f"{file}:7: attach: 'magic' is not one of 'auto', 'fexit', 'kprobe'",
+        f"{file}:9: '\\x1b[2J': there is no such key; the keys are {', '.join(KEYS)}",
+        f"{file}:10: web: there is no such table; the keys are {', '.join(KEYS)}",
+        f"{file}:14: run: there is no such table; the keys are {', '.join(KEYS)}",
+        f"{file}:17: mode: there is no such table; the keys are {', '.join(KEYS)}",
+    ]
+    ran = invoke("run", "--config", str(file))
+    assert (ran.exit_code, ran.stdout, ran.stderr.splitlines()) == (2, "", said)
+    assert not settings
+    checked = invoke("config", "check", str(file))
+    assert (checked.exit_code, checked.stdout.splitlines(), checked.stderr) == (2, said, "")
+    as_json = invoke("config", "check", str(file), "--output", "json")
+    assert as_json.exit_code == 2
+    first, *_, last = found = commands.lines(as_json)
+    assert len(found) == len(said)
+    assert first == {
+        **{"schema": 1, "kind": "mistake", "file": str(file), "line": 2, "key": "per_conter"},
+        "message": "there is no such key; did you mean per_counter?",
+    }
+    assert (last["line"], last["key"]) == (17, "mode")
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("per-counter = false", "per-counter: there is no such key; did you mean per_counter?"),
+        ("Listen = ':1'", "Listen: there is no such key; did you mean listen?"),
+        ("duration = 5", f"duration: there is no such key; the keys are {', '.join(KEYS)}"),
+        ('config = "x"', f"config: there is no such key; the keys are {', '.join(KEYS)}"),
+        ("wait = 1", "wait: found a number; write true or false"),
+        ("wait = 1.0", "wait: found a number; write true or false"),
+        ("wait = [true]", "wait: found an array; write true or false"),
+        ("wait = {}", "wait: found a table; write true or false"),
+        ("wait = 07:32:00", "wait: found a date or time; write true or false"),
+        ("listen = true", "listen: found a boolean; write a string in quotes"),
+        ("listen = 9775", "listen: found a number; write a string in quotes"),
+        ("listen = ''", "listen: '' has no port: write HOST:PORT"),
+        ("user = 'no-such-user'", "user: there is no user 'no-such-user'"),
+        (
+            r'user = "a\u0000b"',
+            r"user: found control characters in 'a\x00b'; write it without them",
+        ),
+    ],
+)
+def test_a_mistake(file: Path, written: str, said: str) -> None:
+    file.write_text(f"\n{written}\n")
+    assert mistakes(file) == [f":2: {said}"]
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("wait = True", ":1: not TOML: Invalid value; "),
+        ("wait =", ":1: not TOML: Invalid value; "),
+        ("\n\nlisten = 127.0.0.1:9775\n\n", ":3: not TOML: Expected newline or end of document "),
+        ("listen: ':1'", ":1: not TOML: Expected '=' after a key "),
+        ("wait = true\r\n\r\nwait = false", ":3: not TOML: Cannot overwrite a value; "),
+        ("wait = true\nuser = '''\nnobody\n", ":4: not TOML: "),
+        ("a = " + 2000 * "[", ": not TOML: "),
+        ("a = " + 5000 * "1", ": not TOML: Exceeds the limit "),
+    ],
+)
+def test_what_is_not_toml(file: Path, written: str, said: str) -> None:
+    file.write_text(written, newline="")
+    (mistake,) = mistakes(file)
+    assert mistake.startswith(said)
+    assert mistake.endswith("; write each key once, strings in quotes, and true or false in small letters")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"wait = true\nuser = '\xff'", ":2: not UTF-8: found the byte 0xff; save the file as UTF-8"),
+        (b"#" * (config.MAX_SIZE + 1), ": longer than 16 KiB; name a configuration file"),
+    ],
+)
+def test_what_is_not_text_of_that_kind(file: Path, data: bytes, said: str) -> None:
+    file.write_bytes(data)
+    assert mistakes(file) == [said]
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path, file: Path) -> None:
+    assert mistakes(file) == [": cannot be read: No such file or directory"]
+    assert mistakes(tmp_path) == [": cannot be read: Is a directory"]
+    assert mistakes(Path("/dev/zero")) == [": longer than 16 KiB; name a configuration file"]
+
+
+@AS_ROOT
+def test_a_file_that_this_user_may_not_read(file: Path) -> None:
+    file.touch(0o600)
+    os.seteuid(65534)
+    try:
+        (said,) = mistakes(file)
+    finally:
+        os.seteuid(0)
+    assert said == ": cannot be read: Permission denied; let uid 65534 read it, which this runs as"
+
+
+@click.command()
+@click.option("--count", type=click.IntRange(max=9), default=1)
+@click.option("--seconds", type=float, default=1.5)
+@click.option("--name")
+def numbers(**_: Any) -> None: ...
+
+
+def test_numbers_are_numbers(file: Path) -> None:
+    file.write_text("count = 2\nseconds = 3\n")
+    assert {key: setting.value for key, setting in config.read(file, numbers).items()} == {
+        **{"count": 2, "seconds": 3.0},
+    }
+    file.write_text("count = 2.0\nseconds = true\n")
+    assert mistakes(file, numbers) == [
+        ":1: count: found a number; write a whole number",
+        ":2: seconds: found a boolean; write a number",
+    ]
+    file.write_text("count = 10\nseconds = '3'\n")
+    assert mistakes(file, numbers) == [
+        ":1: count: 10 is not in the range x<=9",
+        ":2: seconds: found a string; write a number",
+    ]
+
+
+STATEMENTS = [
+    "# a comment",
+    "",
+    "K = 1  # [x]",
+    " 'K' = 'v'",
+    "K.a = 1\nK.b = 2",
+    'K = """\n[x]\nx = 1\n\\"""\n"""',
+    "K = '''\n\"\"\"\n[x]'''",
+    "K = [ # ]\n  1, '''\n]''',\n\n]",
+    "K = [\n[1]\n,[2]]",
+]
+TABLES = ["# a comment", "", "[K]", "  [K.sub]\nx = [\n]\n'[y]' = 1", "[[K]]\nx = 1\n[[K]]\nx = '''\n[z]'''"]
+
+
+@given(
+    st.lists(st.sampled_from(STATEMENTS), max_size=8),
+    st.lists(st.sampled_from(TABLES), max_size=4),
+    st.sampled_from(["\n", "\r\n"]),
+)
+def test_a_key_is_found_where_it_begins(
+    tmp_path_factory: pytest.TempPathFactory, statements: list[str], tables: list[str], newline: str
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "lines.toml"
+    text, expected = "", {}
+    for i, statement in enumerate(statements + tables):
+        if "K" in statement:
+            expected[f"key{i}"] = text.count("\n") + 1
+        text += statement.replace("K", f"key{i}") + "\n"
+    file.write_text(text, newline=newline)
+    if expected:
+        with pytest.raises(ConfigError) as raised:
+            config.read(file, run)
+        assert {mistake.key: mistake.line for mistake in raised.value.mistakes} == expected
+    else:
+        assert config.read(file, run) == {}
+
+
+# config check
+
+
+def test_check_prints_what_run_would_use_as_toml(file: Path) -> None:
+    file.write_text('# mine\nuser = "bin"\n\nper_counter = false\n')
+    result = invoke("config", "check", str(file))
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert [line.split() for line in result.stdout.splitlines()] == [
+        ["listen", "=", '"127.0.0.1:9775"', "#", "default"],
+        ["#", "web_config_file", "=", "#", "default"],
+        ["per_counter", "=", "false", "#", f"{file}:4"],
+        ["user", "=", '"bin"', "#", f"{file}:2"],
+        ["wait", "=", "false", "#", "default"],
+        ["attach", "=", '"auto"', "#", "default"],
+    ]
+    file.write_text(result.stdout)
+    assert {key: setting.written for key, setting in config.read(file, run).items()} == {
+        **{"listen": "127.0.0.1:9775", "per_counter": False, "user": "bin"},
+        **{"wait": False, "attach": "auto"},
+    }
+
+
+def test_check_as_json(file: Path) -> None:
+    file.write_text('listen = "[::]:1"\n')
+    result = invoke("config", "check", str(file), "--output", "json")
+    assert result.exit_code == 0
+    listen, _, per_counter, *_ = found = commands.lines(result)
+    assert listen == {
+        **{"schema": 1, "kind": "setting", "key": "listen", "value": "[::]:1"},
+        **{"from": "file", "file": str(file), "line": 1},
+    }
+    assert per_counter == {
+        **{"schema": 1, "kind": "setting", "key": "per_counter", "value": True},
+        **{"from": "default", "file": None, "line": None},
+    }
+    assert [line["key"] for line in found] == KEYS
+
+
+def test_what_has_no_default_is_shown_as_not_set(file: Path) -> None:
+    assert [line.split() for line in config.settings_text(file, {}, numbers)] == [
+        ["count", "=", "1", "#", "default"],
+        ["seconds", "=", "1.5", "#", "default"],
+        ["#", "name", "=", "#", "default"],
+    ]
+    *_, name = config.settings_json(file, {}, numbers)
+    assert '"key":"name","value":null,' in name
+
+
+def test_check_looks_at_the_installed_file_if_none_is_named() -> None:
+    assert check.params[0].default == config.DEFAULT
+    assert str(config.DEFAULT) in invoke("config", "check", "--help").stdout
+
+
+# The file that is installed
+
+
+def test_the_installed_file_shows_every_default_and_explains_it() -> None:
+    shown = re.findall(r"^# .+[.:]\n# ((\w+) = .+)$", SHIPPED.read_text(), re.MULTILINE)
+    assert [key for _, key in shown] == list(config.keys(run))
+    values = tomllib.loads("\n".join(line for line, _ in shown))
+    assert values.pop("web_config_file")  # an example: there is no default
+    assert values == {key: param.default for key, param in config.keys(run).items() if key in values}
+
+
+def test_the_installed_file_is_without_mistakes_as_it_is_and_uncommented(file: Path) -> None:
+    assert config.read(SHIPPED, run) == {}
+    text = re.sub(r"^# (\w+ = )", r"\1", SHIPPED.read_text(), flags=re.MULTILINE)
+    web = file.with_name("web.yml")
+    web.write_text("http_server_config: {http2: true}")
+    file.write_text(text.replace("/etc/vpmu-agent/web.yml", str(web)))
+    assert list(config.read(file, run)) == KEYS
+
+
+# SIGHUP
+
+
+@pytest.fixture
+def watch() -> Watch:
+    return Watch(Maps(), Vms())
+
+
+@pytest.fixture
+def configuration(file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Configuration]:
+    """Of a `run --config FILE --attach kprobe`, with series by counter."""
+    made: list[Configuration] = []
+    monkeypatch.setattr(daemon, "run", lambda settings_now, **_: made.append(Configuration(settings_now)))
+    file.write_text('user = "bin"\n')
+    former = signal.getsignal(signal.SIGHUP)
+    assert invoke("run", "--config", str(file), "--attach", "kprobe").exit_code == 0
+    yield made.pop()
+    signal.signal(signal.SIGHUP, former)
+
+
+@pytest.mark.parametrize(
+    ("written", "said", "again"),
+    [
+        ('# other words\nuser = "bin"', "nothing changed", "nothing changed"),
+        ('user = "bin"\nattach = "fexit"', "nothing changed", "nothing changed"),  # the flag wins
+        ('user = "bin"\nper_counter = false', "per_counter is false now", "nothing changed"),
+        ("", "restart to change user", "restart to change user"),
+        (
+            "per_counter = false\nwait = true\nlisten = ':1'",
+            "per_counter is false now; restart to change listen, user, wait",
+            "restart to change listen, user, wait",
+        ),
+    ],
+)
+def test_a_reload_does_what_it_can_and_tells_the_rest(
+    configuration: Configuration, watch: Watch, file: Path, written: str, said: str, again: str
+) -> None:
+    before = configuration.settings
+    file.write_text(written)
+    assert (configuration.reload(watch, None), configuration.reload(watch, None)) == (said, again)
+    per_counter = "per_counter = false" not in written
+    assert watch.snapshot().per_counter == per_counter
+    assert configuration.settings == replace(before, per_counter=per_counter)
+
+
+def test_a_reload_of_a_bad_file_changes_nothing(
+    configuration: Configuration, watch: Watch, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text("per_counter = false\nlisten = 1\nuser = 2\n")
+    before = configuration.settings
+    assert configuration.reload(watch, None) == "refused, all stays as it was"
+    assert capsys.readouterr().err.splitlines() == [
+        f"{file}:2: listen: found a number; write a string in quotes",
+        f"{file}:3: user: found a number; write a string in quotes",
+    ]
+    assert watch.snapshot().per_counter
+    assert configuration.settings is before
+    file.unlink()
+    assert configuration.reload(watch, None) == "refused, all stays as it was"
+    assert capsys.readouterr().err == f"{file}: cannot be read: No such file or directory\n"
+
+
+def test_a_reload_reads_the_web_configuration_too(
+    configuration: Configuration, watch: Watch, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = file.with_name("web.yml")
+    path.write_text("http_server_config: {http2: true}")
+    web = WebFile(path, report=pytest.fail)
+    assert configuration.reload(watch, web).startswith(f"{path} too")
+    path.write_text("basic_auth_user:\n")
+    file.write_text("per_counter = false")
+    assert configuration.reload(watch, web) == "refused, all stays as it was"
+    assert capsys.readouterr().err.startswith(f"{path}:1: basic_auth_user: is not known")
+    assert watch.snapshot().per_counter
+
+
+def test_each_sighup_is_acted_on_once_and_not_by_the_handler(
+    configuration: Configuration, watch: Watch, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configuration.renew(watch, None)
+    file.write_text("per_counter = false")
+    signal.raise_signal(signal.SIGHUP)
+    signal.raise_signal(signal.SIGHUP)
+    assert watch.snapshot().per_counter
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        configuration.renew(watch, None)
+    assert not watch.snapshot().per_counter
+    assert capsys.readouterr().err == (
+        "configuration read again: per_counter is false now; restart to change user\n"
+    )
+
+
+def test_a_daemon_that_runs_takes_what_sighup_brings(public: Path) -> None:
+    public.write_text('listen = "127.0.0.1:0"\n')
+    with commands.daemon(["run", "--config", str(public)]) as (process, address):
+        assert b"vpmu_pmc_calls_total" in metrics(address)
+        for written, said in (
+            ("per_counter = false", "per_counter is false now; restart to change listen"),
+            ("per_counter = 0", "refused, all stays as it was"),
+            ('listen = "127.0.0.1:0"', "per_counter is true now"),
+        ):
+            public.write_text(written)
+            process.send_signal(signal.SIGHUP)
+            line = read_until(process.stderr, b"configuration read again: ")
+            assert line.decode() == f"configuration read again: {said}\n"
+            assert (b"vpmu_pmc_calls_total" in metrics(address)) == ("true" in said)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+@AS_ROOT
+def test_the_daemon_says_so_if_it_may_not_read_the_file_again(file: Path) -> None:
+    file.write_text('listen = "127.0.0.1:0"\n')  # in a folder that is root's
+    with commands.daemon(["run", "--config", str(file)]) as (process, _):
+        process.send_signal(signal.SIGHUP)
+        nobody = find_user("nobody").uid
+        assert read_until(process.stderr, str(file).encode()).decode() == (
+            f"{file}: cannot be read: Permission denied; let uid {nobody} read it, which this runs as\n"
+        )
+        assert read_until(process.stderr, b"configuration").endswith(b": refused, all stays as it was\n")
+
+
+def test_sighup_ends_no_process_that_is_on_its_way_nor_without_a_file() -> None:
+    with started("run", "--listen", "127.0.0.1:0") as process:
+        while not catches_sighup(process):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGHUP)
+        read_until(process.stderr, b"serving http://")
+        assert read_until(process.stderr, b"configuration") == b"configuration read again: nothing changed\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+def catches_sighup(process: subprocess.Popen[bytes]) -> bool:
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    caught = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt"))
+    return bool(caught >> (signal.SIGHUP - 1) & 1)
+
+
+def metrics(address: str) -> bytes:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+        body: bytes = answer.read()
+    return body

@@ -1,0 +1,265 @@
+"""KVM comes, goes and comes again under a daemon, whose parent and loaders are the test's."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.counted import Maps
+from tests.support.scenes import Guest, checked
+from vpmu_agent import probes
+from vpmu_agent.counts.recent import KEPT, Recent
+from vpmu_agent.counts.watch import Watch
+from vpmu_agent.daemon import run as daemon
+from vpmu_agent.daemon.run import Attachment, Link
+from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError, ProbeError
+from vpmu_agent.kernel.trials import Trial
+from vpmu_agent.model.rules import Kind
+from vpmu_agent.model.verdict import Observation
+from vpmu_agent.probes import handover
+from vpmu_agent.system import privileges
+from vpmu_agent.vms.names import Vms
+
+
+class Loaded(Maps):
+    """Probes of one loader."""
+
+    is_stopped = False
+    sent: tuple[Observation, ...] = ()
+
+    def poll(self, _timeout_s: float) -> list[Observation]:
+        sent, self.sent = self.sent, ()
+        return list(sent)
+
+    def stop(self) -> list[Observation]:
+        self.is_stopped = True
+        return self.poll(0)
+
+    def close(self) -> None:
+        assert self.is_stopped
+        self.is_closed = True
+
+
+class Host:
+    """A KVM, and loaders that answer when the test says so."""
+
+    def __init__(self) -> None:
+        self.kvm: int | None = 1
+        self.answers: list[Loaded | KernelError] = []
+        self.time = 100.0
+        self.loaders: list[socket.socket] = []
+        control, self._parent = handover.channel()
+        first, loader = handover.channel()
+        self.loaders.append(loader)
+        self.link = Link(0, control, first)
+
+    def answer(self, what: Loaded | KernelError) -> None:
+        """The loader that was started last hands this over."""
+        self.answers.append(what)
+        self.loaders[-1].send(b"see answers")
+
+    def asked(self) -> bool:
+        """Whether the daemon asked for one more loader."""
+        self._parent.setblocking(False)
+        try:
+            _, (descriptor,), _, _ = socket.recv_fds(self._parent, 1, 1)
+        except BlockingIOError:
+            return False
+        self.loaders.append(socket.socket(fileno=descriptor))
+        return True
+
+    def adopt(self, channel: socket.socket, **_: object) -> Loaded:
+        channel.recv(99)
+        answer = self.answers.pop(0)
+        if isinstance(answer, KernelError):
+            raise answer
+        return answer
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    host = Host()
+    monkeypatch.setattr(probes, "adopt", host.adopt)
+    monkeypatch.setattr(daemon, "kvm_instance", lambda: host.kvm)
+    monkeypatch.setattr("time.monotonic", lambda: host.time)
+    yield host
+    for each in (*host.loaders, host.link.control, host.link.first):
+        each.close()
+
+
+@pytest.fixture
+def recent() -> Recent:
+    return Recent()
+
+
+@pytest.fixture
+def attachment(host: Host, recent: Recent) -> Attachment:
+    return Attachment(host.link, Vms(), host.kvm, recent.add)
+
+
+def start(attachment: Attachment, host: Host) -> tuple[Loaded, Watch]:
+    first = Loaded()
+    host.answer(first)
+    attachment.wait()
+    return first, Watch(attachment.probes, Vms())
+
+
+def test_for_as_long_as_kvm_stays_nothing_is_loaded(host: Host, attachment: Attachment) -> None:
+    first, watch = start(attachment, host)
+    for _ in range(3):
+        attachment.renew(watch)
+    assert not host.asked()
+    assert first is vars(attachment)["probes"]
+    assert attachment.line == "attached fexit probes to 4 functions"
+
+
+def test_kvm_is_loaded_anew_between_two_looks(
+    host: Host, attachment: Attachment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, watch = start(attachment, host)
+    guest = Guest("pid-1", 1)
+    first.feed(guest.life())
+    host.kvm = 2
+    attachment.renew(watch)
+    assert first.is_closed
+    assert (watch.snapshot().functions, attachment.is_attached) == ((), False)
+    assert host.asked()
+    assert attachment.missing == "the probes are being loaded"
+    attachment.renew(watch)  # the loader takes its time
+    assert not host.asked()
+    second = Loaded()
+    host.answer(second)
+    attachment.renew(watch)
+    assert second is vars(attachment)["probes"]
+    assert watch.snapshot().functions == second.functions
+    assert "pid-1" in watch.snapshot().vms  # not lost with the maps
+    attachment.renew(watch)
+    assert not host.asked()
+    assert capsys.readouterr().err.splitlines() == [
+        "KVM was unloaded: the probes are off until it is back",
+        "attached fexit probes to 4 functions",
+    ]
+
+
+def test_what_the_probes_send_is_reported_to_the_last(
+    host: Host, attachment: Attachment, recent: Recent
+) -> None:
+    first, watch = start(attachment, host)
+    guest = Guest("web01", 1)
+    failed, *unexpected = checked([guest.failed_create(), *guest.unexpected_pause(pmc=1)])
+    first.sent = (failed,)
+    attachment.poll(0)
+    assert recent.last() == (failed,)
+    first.sent = tuple(unexpected)
+    host.kvm = 2
+    attachment.renew(watch)  # KVM is unloaded before these were read
+    assert recent.last() == (unexpected[-1], failed)
+    assert [verdict.kind for _, verdict in recent.last()] == [Kind.UNEXPECTED_CALL, Kind.PREDICTED]
+
+
+def test_only_the_last_are_kept(recent: Recent) -> None:
+    guest = Guest("web01", 1)
+    failures = [*checked(guest.failed_create() for _ in range(KEPT + 5))]
+    for failure in failures:
+        recent.add(*failure)
+    assert recent.last() == tuple(reversed(failures[5:]))
+
+
+def test_kvm_is_away_for_a_while(host: Host, attachment: Attachment) -> None:
+    _, watch = start(attachment, host)
+    host.kvm = None
+    for _ in range(3):
+        attachment.renew(watch)
+    assert not attachment.is_attached
+    assert not host.asked()
+    assert attachment.missing == "KVM was unloaded"
+    host.kvm = 2
+    attachment.renew(watch)
+    assert host.asked()
+
+
+def test_kvm_is_loaded_once_more_while_a_loader_is_at_work(host: Host, attachment: Attachment) -> None:
+    _, watch = start(attachment, host)
+    host.kvm = 2
+    attachment.renew(watch)
+    assert host.asked()
+    host.kvm = 3
+    stale = Loaded()
+    host.answer(stale)
+    attachment.renew(watch)
+    assert stale.is_closed
+    assert host.asked()
+
+
+def test_a_loader_that_fails_is_tried_again_after_a_while(
+    host: Host, attachment: Attachment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, watch = start(attachment, host)
+    host.kvm = 2
+    attachment.renew(watch)
+    assert host.asked()
+    host.answer(ProbeError("no", "see there"))
+    attachment.renew(watch)
+    assert capsys.readouterr().err.endswith("no; see there; trying again in 30 s\n")
+    assert attachment.missing == "no; see there"
+    host.time += 29
+    attachment.renew(watch)
+    assert not host.asked()
+    host.time += 2
+    attachment.renew(watch)
+    assert host.asked()
+    host.answer(ProbeError("no"))
+    attachment.renew(watch)
+    host.kvm = 3  # there is no need to wait for this one
+    attachment.renew(watch)
+    assert host.asked()
+
+
+@pytest.mark.parametrize("error", [KvmNotLoadedError("no KVM", "load it"), KernelError("no BTF")])
+def test_the_first_failure_ends_it(host: Host, attachment: Attachment, error: KernelError) -> None:
+    host.answer(error)
+    with pytest.raises(type(error)):
+        attachment.wait()
+
+
+def test_it_waits_for_kvm_if_told_to_but_for_nothing_else(host: Host) -> None:
+    host.kvm = None
+    attachment = Attachment(host.link, Vms(), host.kvm, Recent().add)
+    host.answer(KvmNotLoadedError("no KVM", "load it"))
+    attachment.wait(even_without_kvm=True)
+    watch = Watch(attachment.probes, Vms())
+    attachment.renew(watch)
+    assert not host.asked()
+    assert attachment.missing == "no KVM"
+    host.kvm = 1
+    attachment.renew(watch)
+    assert host.asked()
+    host.answer(Loaded())
+    attachment.renew(watch)
+    assert attachment.is_attached
+    assert attachment.missing == ""
+
+
+def test_waiting_for_kvm_is_not_waiting_for_btf(host: Host, attachment: Attachment) -> None:
+    host.answer(KernelError("no BTF"))
+    with pytest.raises(KernelError, match="no BTF"):
+        attachment.wait(even_without_kvm=True)
+
+
+@pytest.mark.parametrize(
+    ("works", "denied", "kept"),
+    [(True, False, set()), (False, False, {"CAP_BPF"}), (False, True, set())],
+)
+def test_cap_bpf_is_kept_where_maps_cannot_be_read_without(
+    works: bool, denied: bool, kept: set[str], monkeypatch: pytest.MonkeyPatch, host: Host
+) -> None:
+    said: list[object] = []
+    trial = Trial(works, denied=denied)
+    monkeypatch.setattr(privileges, "try_map_access", lambda _user: trial)
+    monkeypatch.setattr(privileges, "drop", lambda user, keep: said.extend((user, keep)))
+    monkeypatch.setattr(privileges, "end_with", lambda parent, _signal: said.append(parent))
+    user = privileges.User(1, 2)
+    daemon.give_up_privileges(host.link, user)
+    assert said == [user, kept, host.link.parent]

@@ -1,0 +1,318 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from importlib.metadata import version
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.openmetrics import exposition as openmetrics_exposition
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
+from prometheus_client.parser import text_string_to_metric_families as text_families
+from prometheus_client.registry import Collector
+
+from tests.support.counted import Maps, Processes
+from tests.support.scenes import Guest
+from vpmu_agent.counts.watch import Watch
+from vpmu_agent.model.buckets import DURATION_BOUNDS_NS
+from vpmu_agent.model.call import Call, CallName, PmcType
+from vpmu_agent.model.rules import Kind, State
+from vpmu_agent.vms.modes import Mode, Pmu, Why
+from vpmu_agent.web import metrics
+from vpmu_agent.web.metrics import AGENT_FAMILIES, FAMILIES, PMC_FAMILIES, VM_FAMILIES, Exporter, Family
+
+WEB, DB = 4242, 777
+FORMATS = pytest.mark.parametrize("openmetrics", [False, True], ids=["text", "openmetrics"])
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+class Scraped:
+    """What one scrape showed, as Prometheus reads it."""
+
+    def __init__(self, exporter: Exporter, *, openmetrics: bool = False) -> None:
+        self.text = b"".join(exporter.scrape(openmetrics=openmetrics)).decode()
+        self.samples = samples(self.text, openmetrics=openmetrics)
+
+    def __call__(self, name: str, **labels: str) -> float | None:
+        return self.samples.get((name, tuple(sorted(labels.items()))))
+
+    def names(self, **labels: str) -> set[str]:
+        return {name for name, found in self.samples if labels.items() <= dict(found).items()}
+
+
+def samples(text: str, *, openmetrics: bool = False) -> Samples:
+    families = openmetrics_families(text) if openmetrics else text_families(text)
+    found = [
+        ((sample.name, tuple(sorted(sample.labels.items()))), sample.value)
+        for family in families
+        for sample in family.samples
+    ]
+    assert len(dict(found)) == len(found), "a series is there twice"
+    return dict(found)
+
+
+def exporter(maps: Maps, vms: Processes | None = None, *, per_counter: bool = True) -> Exporter:
+    return Exporter(Watch(maps, vms or Processes(web01=WEB, db01=DB), per_counter=per_counter))
+
+
+def scrape(*calls: Iterable[Call], per_counter: bool = True) -> Scraped:
+    return Scraped(exporter(Maps(*calls), per_counter=per_counter))
+
+
+def test_calls_and_predictions_are_counted_by_vm_and_call() -> None:
+    web, db = Guest("web01", WEB), Guest("db01", DB)
+    found = scrape(web.life(), web.life(vcpu=1, pmc=1), db.life(size=3))
+    for name in ("vpmu_calls_total", "vpmu_predicted_calls_total"):
+        assert {call: found(name, vm="web01", call=call) for call in CallName} == dict.fromkeys(CallName, 2)
+        assert [found(name, vm="db01", call=call) for call in CallName] == [3, 3, 0, 3]
+    assert found("vpmu_divergences_total", vm="web01", kind="unexpected_call") == 0
+
+
+def test_failures_are_counted_by_errno() -> None:
+    web = Guest("web01", WEB)
+    odd = replace(web.failed_create(), result=-524)
+    found = scrape([web.failed_create(), web.failed_create(), odd])
+    assert found("vpmu_call_errors_total", vm="web01", call="create", errno="ENOSPC") == 2
+    assert found("vpmu_call_errors_total", vm="web01", call="create", errno="524") == 1
+    assert found("vpmu_call_errors_total", vm="web01", call="enable", errno="ENOSPC") is None
+
+
+@FORMATS
+def test_a_vm_that_made_no_call_has_its_mode_too(openmetrics: bool) -> None:
+    watch = Watch(Maps(Guest("web01", WEB).life()), Processes(web01=WEB))
+    off = Pmu(Mode.OFF, Why.NO_IRQCHIP)
+    # One process may have several VMs.
+    watch.show_pmus({"web01": [Pmu(Mode.EMULATED)], 'd"b': [Pmu(Mode.MEDIATED), off]})
+    found = Scraped(Exporter(watch), openmetrics=openmetrics)
+    modes = {key: value for key, value in found.samples.items() if key[0] == "vpmu_mode"}
+    assert {(dict(labels)["vm"], dict(labels)["mode"]): value for (_, labels), value in modes.items()} == {
+        ("web01", "emulated"): 1,
+        ('d"b', "mediated"): 1,
+        ('d"b', "off"): 1,
+    }
+    assert found("vpmu_agent_vms") == 1
+
+
+def test_a_diverging_counter_is_found() -> None:
+    web = Guest("web01", WEB)
+    found = scrape(web.life(), web.unexpected_pause(pmc=3))
+    assert found("vpmu_divergences_total", vm="web01", kind="unexpected_call") == 1
+    diverged = {"vm": "web01", "vcpu": "0", "pmc": "gp3", "kind": "unexpected_call"}
+    assert found("vpmu_pmc_divergences_total", **diverged) == 1
+    assert found.names(pmc="gp0") == {"vpmu_pmc_calls_total"}
+    for kind in Kind:
+        assert (found("vpmu_divergences_total", vm="web01", kind=kind) is not None) == kind.is_divergence
+
+
+def test_what_the_model_cannot_know_is_unknown() -> None:
+    web = Guest("web01", WEB)
+    found = scrape([web.call(CallName.PAUSE, 1)], web.life(pmc=1))
+    assert found("vpmu_unknown_calls_total", vm="web01") == 1
+
+
+def test_each_vm_says_once_who_it_is() -> None:
+    vms = Processes(web01=WEB, db01=DB)
+    maps = Maps(Guest("web01", WEB).life(vcpu=0), Guest("web01", WEB).life(vcpu=1), Guest("db01", DB).life())
+    exported = exporter(maps, vms)
+    web01 = {"vm": "web01", "uuid": "", "vmm": "qemu", "pid": str(WEB), "pod_uid": ""}
+    assert Scraped(exported)("vpmu_vm_info", **web01) == 1
+    watch = Watch(maps, vms)
+    Scraped(Exporter(watch))
+    vms.names[9999], vms.alive = "web01", {9999}
+    watch.sweep()
+    maps.feed(Guest("web01", 9999).life())
+    found = Scraped(Exporter(watch))
+    # Two of one VM, and no query could join it to the VM's other series.
+    assert [dict(labels)["pid"] for name, labels in found.samples if name == "vpmu_vm_info"] == [
+        str(DB),
+        "9999",
+    ]
+
+
+def test_series_by_counter_can_be_turned_off() -> None:
+    calls = [*Guest("web01", WEB).life(vcpu=3, pmc=2)]
+    labels = {"vm": "web01", "vcpu": "3", "pmc": "gp2"}
+    assert [scrape(calls)("vpmu_pmc_calls_total", call=call, **labels) for call in CallName] == [1, 1, 1, 1]
+    assert "vpmu_pmc_" not in scrape(calls, per_counter=False).text
+
+
+def test_counters_have_their_names_and_those_of_one_name_are_one() -> None:
+    web = Guest("web01", WEB)
+    fixed = [replace(call, pmc_type=PmcType.FIXED, pmc=call.pmc + 64, pmc_idx=1) for call in web.life()]
+    lbr = [
+        replace(call, pmc_type=PmcType.LBR, pmc=address, pmc_idx=0, vcpu=-1)
+        for address in (0, 8)
+        for call in web.life()
+    ]
+    found = scrape(web.life(), fixed, lbr)
+    name, create = "vpmu_pmc_calls_total", {"vm": "web01", "call": "create"}
+    assert found(name, vcpu="0", pmc="gp0", **create) == 1
+    assert found(name, vcpu="0", pmc="fixed1", **create) == 1
+    assert found(name, vcpu="-1", pmc="lbr", **create) is None
+    assert found("vpmu_calls_total", **create) == 4
+
+
+def test_durations_are_a_histogram_in_seconds_with_inclusive_bounds() -> None:
+    enable = Guest("web01", WEB).call(CallName.ENABLE, 1)
+    found = scrape([replace(enable, duration_ns=ns) for ns in (50, 100, 101, 10_000_000, 20_000_000)])
+    name = "vpmu_call_duration_seconds"
+    labels = {"vm": "web01", "call": "enable"}
+    assert found(f"{name}_count", **labels) == 5
+    assert found(f"{name}_sum", **labels) == pytest.approx(0.030000251)
+    assert found(f"{name}_bucket", le="1e-07", **labels) == 2
+    assert found(f"{name}_bucket", le="5e-07", **labels) == 3
+    assert found(f"{name}_bucket", le="0.01", **labels) == 4
+    assert found(f"{name}_bucket", le="+Inf", **labels) == 5
+    assert found("vpmu_host_seconds_total", vm="web01") == pytest.approx(0.030000251)
+    bounds = re.findall(rf'{name}_bucket{{call="enable",le="([^"]+)"', found.text)
+    assert [float(bound) for bound in bounds[:-1]] == [ns / 1e9 for ns in DURATION_BOUNDS_NS]
+
+
+def test_groups_and_events_are_what_is_held_now() -> None:
+    web = Guest("web01", WEB)
+    group = [*web.life(size=4)]
+    found = scrape(group[:8], [*web.life(pmc=1)][:2])
+    assert found("vpmu_groups", vm="web01", state="running") == 1
+    assert found("vpmu_groups", vm="web01", state="paused") == 1
+    assert sum(found("vpmu_groups", vm="web01", state=state) or 0 for state in State) == 2
+    assert found("vpmu_orphaned_events", vm="web01") == 0
+    assert found("vpmu_events", vm="web01") == 5
+    assert found("vpmu_group_size_events_count", vm="web01") == 2
+    assert found("vpmu_group_size_events_sum", vm="web01") == 5
+    assert found("vpmu_group_size_events_bucket", vm="web01", le="1.0") == 1
+    assert found("vpmu_group_size_events_bucket", vm="web01", le="4.0") == 2
+    assert found("vpmu_pinned_siblings_total", vm="web01") == 3
+    assert scrape(group)("vpmu_events", vm="web01") == 0
+
+
+def test_the_agent_tells_of_itself() -> None:
+    maps = Maps(Guest("web01", WEB).life())
+    maps.losses = {"ring_full": 3, "missed_return": 0}
+    found = Scraped(exporter(maps))
+    assert found("vpmu_agent_build_info", version=version("vpmu-agent")) == 1
+    assert found("vpmu_agent_attached_probes", mode="fexit") == 4
+    assert found("vpmu_agent_loads_total") == 1
+    assert found("vpmu_agent_lost_records_total", reason="ring_full") == 3
+    assert found("vpmu_agent_lost_records_total", reason="missed_return") == 0
+    assert found("vpmu_agent_vms") == 1
+    assert found("vpmu_agent_map_entries", map="vcpus") == 1
+    assert found("vpmu_agent_map_max_entries", map="vcpus") == 8
+    duration = found("vpmu_agent_scrape_duration_seconds")
+    assert duration is not None
+    assert 0 < duration < 1
+
+
+@FORMATS
+def test_without_vms_there_are_only_the_agents_own_series(openmetrics: bool) -> None:
+    found = Scraped(exporter(Maps()), openmetrics=openmetrics)
+    assert all(name.startswith(("vpmu_agent_", "process_")) for name in found.names())
+
+
+@FORMATS
+def test_every_family_is_declared_once_and_exported_with_its_help(openmetrics: bool) -> None:
+    assert (*VM_FAMILIES, *PMC_FAMILIES, *AGENT_FAMILIES) == FAMILIES
+    assert len({family.name for family in FAMILIES}) == len(FAMILIES)
+    text = Scraped(exporter(Maps(Guest("web01", WEB).life())), openmetrics=openmetrics).text
+    for family in FAMILIES:
+        name = family.name.removesuffix("_total") if openmetrics else family.name
+        assert text.count(f"# HELP {name} {family.help}\n# TYPE {name} {family.type}\n") == 1
+        assert not set(family.help) & set('\\\n"')
+        assert family.name.startswith("vpmu_")
+        assert family.name.endswith("_total") == (family.type == "counter")
+    assert text.count("# HELP vpmu_") == len(FAMILIES)
+    assert text.count("# HELP process_") >= 5
+    assert text.endswith("# EOF\n") == openmetrics
+
+
+# prometheus-client's own writer as the yardstick
+
+ODD_NAMES = [
+    'a"b',
+    "back\\slash",
+    "new\nline",
+    "\\n",
+    "100%",
+    "%s %d %%",
+    "é\N{SNOWMAN}",
+    "{x},y=z",
+    " ",
+    "0",
+]
+
+
+class Reference(Collector):
+    """The same families and numbers, for prometheus-client to write."""
+
+    def __init__(self, found: Samples) -> None:
+        self._found = found
+
+    def collect(self) -> Iterable[Metric]:
+        return [self._family(family) for family in FAMILIES]
+
+    def _family(self, family: Family) -> Metric:
+        if family.type == "histogram":
+            return self._histogram(family)
+        made = CounterMetricFamily if family.type == "counter" else GaugeMetricFamily
+        metric = made(family.name, family.help, labels=family.labels)
+        for (name, labels), value in self._found.items():
+            if name == family.name:
+                metric.add_metric([dict(labels)[label] for label in family.labels], value)
+        return metric
+
+    def _histogram(self, family: Family) -> Metric:
+        metric = HistogramMetricFamily(family.name, family.help, labels=family.labels)
+        for (name, labels), total in self._found.items():
+            if name == f"{family.name}_sum":
+                buckets = [
+                    (dict(found)["le"], value)
+                    for (bucket, found), value in self._found.items()
+                    if bucket == f"{family.name}_bucket" and set(labels) < set(found)
+                ]
+                metric.add_metric([dict(labels)[label] for label in family.labels], buckets, total)
+        return metric
+
+
+@FORMATS
+def test_it_is_what_prometheus_client_would_write(openmetrics: bool) -> None:
+    """Line for line, but for the way in which numbers are written."""
+    names = {name: tgid for tgid, name in enumerate(ODD_NAMES, 100)}
+    maps = Maps()
+    for name, tgid in names.items():
+        guest = Guest(name, tgid)
+        maps.feed([*guest.life(size=1 + tgid % 4, vcpu=tgid % 3), *guest.unexpected_pause(pmc=1)])
+        maps.feed([guest.failed_create(pmc=2)] * (tgid % 3))
+    found = Scraped(exporter(maps, Processes(**names)), openmetrics=openmetrics)
+    # The process's own families are prometheus-client's already.
+    ours = {key: value for key, value in found.samples.items() if key[0].startswith("vpmu_")}
+    assert {dict(labels)["vm"] for _, labels in found.samples if "vm" in dict(labels)} == set(ODD_NAMES)
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Reference(ours))
+    generate = openmetrics_exposition.generate_latest if openmetrics else generate_latest
+    expected = generate(registry).decode()
+    assert samples(expected, openmetrics=openmetrics) == ours
+    assert without_numbers(found.text) == without_numbers(expected)
+
+
+def without_numbers(text: str) -> list[str]:
+    lines = [line for line in text.splitlines() if not re.match(r"(# (HELP|TYPE) )?process_", line)]
+    return sorted(line if line.startswith("#") else line.rpartition(" ")[0] for line in lines)
+
+
+def test_chunks_are_bounded() -> None:
+    guests = [Guest(f"guest-{tgid:0100}", tgid) for tgid in range(200)]
+    maps = Maps(*(guest.life(vcpu=vcpu) for guest in guests for vcpu in range(2)))
+    chunks = [
+        *exporter(maps, Processes(**{guest.vm: guest.tgid for guest in guests})).scrape(openmetrics=True)
+    ]
+    assert len(chunks) > 20
+    assert max(map(len, chunks)) < 2 * metrics.CHUNK
+
+
+def test_a_scrape_that_cannot_be_had_fails_before_its_first_line() -> None:
+    maps = Maps(Guest("web01", WEB).life())
+    maps.is_closed = True
+    with pytest.raises(AssertionError):
+        exporter(maps).scrape(openmetrics=True)

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from tests.support.counted import Maps, Processes
+from tests.support.scenes import Guest, checked
+from vpmu_agent.counts.recent import Recent
+from vpmu_agent.counts.watch import Watch
+from vpmu_agent.model.call import CallName
+from vpmu_agent.web import page as landing
+from vpmu_agent.web.page import observed, page
+from vpmu_agent.web.state import Overview, State, Untraced
+
+HOSTILE = "<script>alert('1')</script>\"&amp;$css"
+
+
+def state(*guests: Guest, missing: str = "") -> State:
+    """One counter of each diverges, and one was not created."""
+    maps, recent = Maps(), Recent()
+    for guest in guests:
+        calls = [*guest.unexpected_pause(), guest.failed_create(pmc=1)]
+        maps.feed(calls)
+        for said in checked(calls):
+            recent.add(*said)
+    watch = Watch(maps, Processes(**{guest.vm: guest.tgid for guest in guests}))
+    return Overview(watch, recent, lambda: missing).state()
+
+
+class Reader(HTMLParser):
+    """The text of a page, its tags, and which are open at its end."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        self.text = re.sub(r"\s+", " ", self.text)
+
+    def handle_starttag(self, tag: str, _attrs: object) -> None:
+        self.tags.append(tag)
+        if tag not in ("meta", "link", "wbr"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += f" {data}"
+
+
+def test_a_vm_of_which_there_is_nothing_to_trace_is_shown_with_its_reason() -> None:
+    seen = replace(
+        state(Guest("web01", 42)),
+        all_untraced=1002,
+        untraced=[Untraced("db01", "mediated", None), Untraced(HOSTILE, "off", "no_irqchip")],
+    )
+    read = Reader(page(seen))
+    assert "db01 has a mediated vPMU: the guest owns the host's counters" in read.text
+    assert f"{HOSTILE} has lost the vPMU: " in read.text
+    assert "1,000 more have nothing to trace." in read.text
+
+
+def test_what_a_person_sees() -> None:
+    read = Reader(page(state(Guest("web01", 42))))
+    assert read.open == []
+    for text in (
+        "● Watching since",
+        "fexit probes on 4 functions",
+        "No record was lost.",
+        "web01 qemu, pid 42",
+        "1 paused 1 event",
+        "web01 0 gp0 unexpected_ call 1",
+        "vCPU 0 gp0 unexpected_call nothing that KVM may do with this counter in the state it is in",
+        "Expected enable(event=0) or release(event=0) Observed pause(event=0) Event r076:uGD , took 1.34 µs",
+        "vCPU 0 gp1 ENOSPC the host did not create the event Observed create(event=0, leader=None, "
+        "disabled=0) failed with ENOSPC",
+    ):
+        assert text in read.text
+
+
+def test_nobody_has_used_its_pmu() -> None:
+    read = Reader(page(state()))
+    assert read.open == []
+    assert "No VM has used its PMU yet. Count something in a guest" in read.text
+    assert "None: what KVM did was as the model predicted" in read.text
+    assert "None since the agent was started." in read.text
+    assert "table" not in read.tags
+
+
+def test_probes_that_are_away_and_records_that_are_lost() -> None:
+    away = replace(state(missing="KVM was unloaded"), lost={"ring_full": 1200, "missed_return": 1})
+    text = Reader(page(away)).text
+    assert re.search(r"● Not watching since \S+ \S+ \S+ \(\w+ s\): KVM was unloaded", text)
+    assert "Records were lost: ring_full 1,200, missed_return 1." in text
+
+
+def test_a_vm_cannot_say_what_the_page_is() -> None:
+    hostile = page(state(Guest(HOSTILE, 42), Guest("</style></title>", 43)))
+    plain = page(state(Guest("a", 42), Guest("b", 43)))
+    assert Reader(hostile).tags == Reader(plain).tags
+    assert Reader(hostile).text.count(HOSTILE) == 4  # as a VM, a diverging counter, and in two of the last
+
+
+def test_nothing_but_this_script_and_this_style_may_run() -> None:
+    html, policy = page(state(Guest(HOSTILE, 42))), dict(landing.HEADERS)["Content-Security-Policy"]
+    for tag in ("script", "style"):
+        (inline,) = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}';" in policy
+    assert policy.startswith("default-src 'none';")
+    assert "frame-ancestors 'none'" in policy
+    assert not re.search(r" (?:src|style|on\w+)=", html)
+    assert "//" not in re.sub(r"<(script|style)>.*?</\1>", "", html, flags=re.DOTALL)
+
+
+def test_more_than_there_is_room_for() -> None:
+    crowded = replace(state(*(Guest(f"web{n}", n) for n in range(1, 31))), all_vms=1234, all_diverging=31)
+    text = Reader(page(crowded)).text
+    assert "1,204 more VMs have less tax; the metrics have them all." in text
+    assert "1 more, of smaller count." in text
+    assert "The last 20 of 60 that are kept." in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (61, "1 min 1 s"), (3 * 3600 + 59, "3 h 0 min"), (200_000, "2 d 7 h")]
+)
+def test_for_how_long(seconds: int, text: str) -> None:
+    old = state()
+    assert f"({text})" in page(replace(old, since_ns=old.time_ns - seconds * 1_000_000_000))
+
+
+def test_what_was_observed_is_told_as_what_was_expected() -> None:
+    create, *_ = checked(Guest("web01", 42).life(size=2))
+    assert observed(*create) == "create(event=0, leader=None, disabled=1)"
+    _, member, *_ = checked(Guest("web01", 42).life(size=2))
+    assert observed(*member) == "create(event=1, leader=0, disabled=1)"
+    guest = Guest("web01", 42)
+    unknown = next(checked([guest.call(CallName.CREATE, 16, leader=32)]))
+    assert observed(*unknown) == "create(event=?, leader=?, disabled=0)"
+    *_, last = checked(guest.unexpected_pause(pmc=1))
+    assert observed(*last) == "pause(event=0)"

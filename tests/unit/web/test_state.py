@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from tests.support.counted import Maps, Processes
+from tests.support.scenes import Guest, checked
+from vpmu_agent.counts.recent import Recent
+from vpmu_agent.counts.watch import Watch
+from vpmu_agent.model.call import Call, CallName
+from vpmu_agent.vms.modes import Mode, Pmu, Why
+from vpmu_agent.web import state as overview
+from vpmu_agent.web.state import Diverging, Overview, State, state_json
+
+WEB, DB = 4242, 4343
+
+
+class Clock:
+    """A time.monotonic() that goes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("time.monotonic", clock)
+    return clock
+
+
+@pytest.fixture
+def maps() -> Maps:
+    return Maps(Guest("web01", WEB).life(size=2))
+
+
+@pytest.fixture
+def vms() -> Processes:
+    return Processes(web01=WEB, db01=DB)
+
+
+@pytest.fixture
+def watch(maps: Maps, vms: Processes) -> Watch:
+    return Watch(maps, vms)
+
+
+@pytest.fixture
+def shown(watch: Watch) -> Overview:
+    return Overview(watch, Recent(), str)
+
+
+def test_vms_of_which_there_is_nothing_to_trace(shown: Overview, watch: Watch) -> None:
+    mediated = {f"vm{i:03}": [Pmu(Mode.MEDIATED)] for i in range(60)}
+    watch.show_pmus({"old": [Pmu(Mode.OFF, Why.NO_IRQCHIP)], "web01": [Pmu(Mode.EMULATED)], **mediated})
+    state = json.loads(state_json(shown.state()))
+    assert state["all_untraced"] == 61
+    assert len(state["untraced"]) == overview.SHOWN
+    assert state["untraced"][:2] == [
+        {"vm": "old", "mode": "off", "reason": "no_irqchip"},
+        {"vm": "vm000", "mode": "mediated", "reason": None},
+    ]
+    assert [vm["vm"] for vm in state["vms"]] == ["web01"]
+
+
+def test_a_vm_with_what_it_holds_and_its_tax(shown: Overview, maps: Maps) -> None:
+    maps.feed(Guest("db01", DB).unexpected_pause())
+    guest = Guest("db01", DB)
+    maps.feed([guest.failed_create(pmc=1)])
+    state = shown.state()
+    db01, web01 = sorted(state.vms, key=lambda vm: vm.vm)
+    assert (web01.groups, web01.events, web01.calls, web01.divergences) == ({}, 0, 6, 0)
+    # Two creates, enables and releases, of the durations of tests/unit/scenes.py.
+    assert web01.host_ns == 2 * (23_400 + 870 + 1_456_000)
+    assert (db01.groups, db01.events, db01.failed, db01.divergences) == ({"paused": 1}, 1, 1, 1)
+    assert (state.all_vms, state.all_events, state.all_failed, state.all_divergences) == (2, 1, 1, 1)
+    assert state.all_host_ns == web01.host_ns + db01.host_ns
+    assert [vm.vm for vm in state.vms] == ["web01", "db01"]  # by tax
+    assert (web01.vmm, web01.pid) == ("qemu", WEB)
+
+
+def test_the_share_is_that_of_the_time_between_two_reads(shown: Overview, maps: Maps, clock: Clock) -> None:
+    assert shown.state().vms[0].host_share is None
+    clock.now += 2
+    maps.feed([Guest("web01", WEB).call(CallName.RELEASE, 1)])
+    state = shown.state()
+    assert state.vms[0].host_share == pytest.approx(1_456_000 / 2e9)
+    assert state.all_host_share == pytest.approx(1_456_000 / 2e9)
+    clock.now += overview.NOW_S + 1
+    assert shown.state().vms[0].host_share is None  # that would be of no time in particular
+
+
+def test_however_many_ask_it_is_read_once_a_second(shown: Overview, maps: Maps, clock: Clock) -> None:
+    first = shown.state()
+    maps.feed(Guest("db01", DB).life())
+    clock.now += 0.9
+    assert shown.state() is first
+    clock.now += 0.2
+    assert shown.state().all_vms == 2
+
+
+def test_who_looks_at_the_page_takes_nothing_from_a_scrape(
+    shown: Overview, watch: Watch, vms: Processes, clock: Clock
+) -> None:
+    shown.state()
+    vms.alive = set()
+    watch.sweep()
+    for _ in range(3):
+        clock.now += 2
+        assert [vm.vm for vm in shown.state().vms] == ["web01"]
+        watch.sweep()
+    assert "web01" in watch.snapshot().vms
+    clock.now += 2
+    shown.state()
+    watch.sweep()  # shown by the scrape, and not unshown by the page
+    assert "web01" not in watch.snapshot().vms
+
+
+def diverging(guest: Guest, pmc: int) -> list[Call]:
+    """One divergence, after which the counter holds nothing."""
+    calls = guest.unexpected_pause(pmc=pmc)
+    return [*calls, guest.call(CallName.RELEASE, calls[0].event, pmc=pmc)]
+
+
+def test_diverging_counters_and_those_that_diverge_most_first(
+    shown: Overview, maps: Maps, vms: Processes
+) -> None:
+    maps.feed(diverging(Guest("web01", WEB), 1))
+    for pmc in (2, 2, 3):
+        maps.feed(replace(call, vcpu=1) for call in diverging(Guest("db01", DB), pmc))
+    state = shown.state()
+    assert state.diverging[0] == Diverging("db01", 1, "gp2", "unexpected_call", 2)
+    assert {(each.vm, each.pmc, each.count) for each in state.diverging[1:]} == {
+        ("db01", "gp3", 1),
+        ("web01", "gp1", 1),
+    }
+    by_vm = Overview(Watch(maps, vms, per_counter=False), Recent(), str).state()
+    assert by_vm.diverging[0] == Diverging("db01", None, None, "unexpected_call", 3)
+    assert by_vm.all_divergences == state.all_divergences == 4
+
+
+def test_only_so_many_are_shown_and_the_rest_counted(maps: Maps, vms: Processes, shown: Overview) -> None:
+    for tgid in range(1, 61):
+        vms.names[tgid] = f"guest-{tgid}"
+        guest = Guest(vms.names[tgid], tgid)
+        for _ in range(tgid):
+            maps.feed(diverging(guest, 0))
+    state = shown.state()
+    assert (state.all_vms, len(state.vms), state.vms[0].vm) == (61, overview.SHOWN, "guest-60")
+    assert (state.all_diverging, len(state.diverging), state.diverging[0].vm) == (60, 50, "guest-60")
+    assert state.all_divergences == sum(range(1, 61))
+
+
+def test_the_json_is_all_of_it_and_one_line(watch: Watch, maps: Maps) -> None:
+    recent = Recent()
+    for said in checked(Guest("web01", WEB).unexpected_pause()):
+        recent.add(*said)
+    maps.losses = {"ring_full": 3, "missed_return": 0}
+    text = state_json(Overview(watch, recent, lambda: "KVM was unloaded").state())
+    assert "\n" not in text
+    state = json.loads(text)
+    assert (state["schema"], state["kind"], state["missing"]) == (1, "state", "KVM was unloaded")
+    assert state["lost"] == {"ring_full": 3}
+    assert state["vms"][0]["vm"] == "web01"
+    assert [(call["kind"], call["verdict"], call["expected"]) for call in state["last"]] == [
+        ("call", "unexpected_call", "enable(event=0) or release(event=0)")
+    ]
+    assert {*state} - {"schema", "kind"} == {*State.__slots__}
+
+
+def test_since_when(monkeypatch: pytest.MonkeyPatch, maps: Maps, vms: Processes, clock: Clock) -> None:
+    monkeypatch.setattr("time.time_ns", lambda: 5_000)
+    watch = Watch(maps, vms)
+    shown = Overview(watch, Recent(), str)
+    assert shown.state().since_ns == 5_000
+    monkeypatch.setattr("time.time_ns", lambda: 9_000)
+    watch.replace(maps)
+    clock.now += 2
+    state = shown.state()
+    assert (state.since_ns, state.loads) == (9_000, 2)

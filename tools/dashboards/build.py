@@ -1,0 +1,29 @@
+"""Writes dashboards/*.json: `python -m tools.dashboards.build`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+
+from tools.dashboards.fleet import fleet
+from tools.dashboards.host import host
+from tools.dashboards.vm import vm
+
+FOLDER = Path(__file__).parents[2] / "dashboards"
+
+
+def texts() -> Mapping[Path, str]:
+    """What each file has to hold."""
+    return {
+        FOLDER / f"{made.uid}.json": json.dumps(made, cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
+        for made in (fleet(), host(), vm())
+    }
+
+
+if __name__ == "__main__":
+    for path, text in texts().items():
+        path.write_text(text)
+        print(path)
