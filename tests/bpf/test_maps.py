@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.bpf.conftest import Lookalike
-from tests.unit.system.test_privileges import in_child
+from tests.support.children import in_child
 from vpmu_agent import probes
 from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.kernel.libbpf import libbpf

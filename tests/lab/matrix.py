@@ -20,8 +20,8 @@ from xml.etree import ElementTree
 from tests.support import debian
 
 from . import hosts, places, run, vm
+from .checks import AUTO, TRIED
 from .hosts import HOSTS, Target
-from .test_agent import AUTO, TRIED
 
 PAGE = places.REPO / "docs" / "kernels.md"
 LIMIT_S = 2400.0

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from . import agent, pmu
-from .agent import Line, Seen
+from .agent import Line
+from .checks import AUTO, TRIED, assert_agrees, assert_as_predicted
 from .guests import guest_a, guest_b
 from .pmu import Counts
 from .scrape import Metrics, scrape_until, total
@@ -22,28 +23,6 @@ GUEST_B_CONFIGS = [0x76, 0xC0, 0xC2, 0xC3]  # AMD's cycles, instructions, branch
 
 
 # Properties of a test in pytest's JUnit report, for matrix.py.
-AUTO = "attached"
-TRIED = "tried"
-
-
-def assert_agrees(seen: Seen, vm: str, counts: Counts) -> None:
-    """The agent's calls for `vm`, and its summary of them, are what the test PMU saw; nothing was lost."""
-    calls = seen.count(vm)
-    assert (calls["create"], calls["release"]) == (counts.initialised, counts.destroyed)
-    summary = seen.summary(vm)
-    assert summary["calls"] == dict.fromkeys(summary["calls"], 0) | Counter(
-        line["call"] for line in seen.calls(vm)
-    )
-    assert summary["lost"] == 0
-
-
-def assert_as_predicted(seen: Seen, vm: str) -> None:
-    """The model had nothing to say against any call of `vm`."""
-    assert {line["verdict"] for line in seen.calls(vm)} == {"predicted"}
-    assert seen.summary(vm)["divergences"] == 0
-    assert seen.status == 0
-
-
 @pytest.mark.slim
 def test_guest_a(tmp_path: Path, record_property: Callable[[str, str], None]) -> None:
     recording = tmp_path / "guest_a.jsonl"

@@ -13,6 +13,7 @@ import pytest
 from . import agent, live, pmu
 from .agent import Agent
 from .guests import guest_a
+from .processes import status
 from .scrape import Metrics, parse, read, scrape_until, total
 
 LISTEN = "127.0.0.1:9775"
@@ -27,11 +28,6 @@ def daemon_of(running: Agent) -> psutil.Process:
             if "run" in child.cmdline():
                 return child
     pytest.fail("the daemon is gone")
-
-
-def status(process: psutil.Process) -> dict[str, str]:
-    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def pss_kb(process: psutil.Process) -> int:

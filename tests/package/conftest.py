@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tests.support import debian
 from tests.support.debian import Root
 
 ROOT = Path(__file__).parents[2]
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 BCC = "python3-bpfcc"
 SUITES = ("bookworm", "trixie")
 """The releases that the package is for: the same file, wherever it was built."""

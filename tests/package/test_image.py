@@ -23,7 +23,7 @@ import pytest
 
 from tests.image import bundle
 from tests.image.bundle import Confinement
-from tests.package.test_package import VERSION
+from tests.package.conftest import VERSION
 from tests.support import debian
 from tools.image.build import UID, build
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from pathlib import Path
 
-from tests.package.conftest import ROOT, build
+from tests.package.conftest import ROOT, VERSION, build
 from tests.support.debian import Root
 
-VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 CONFIGURATION = "/etc/vpmu-agent/vpmu-agent.toml"
 
 

@@ -20,8 +20,9 @@ from tests.support.places import ROOT
 from tests.support.scenes import checked
 from vpmu_agent.cli.main import cli
 from vpmu_agent.model.call import Call
+from vpmu_agent.trace.printers import JsonPrinter
 from vpmu_agent.trace.recording import Header, Recorder
-from vpmu_agent.trace.session import Filters, JsonPrinter, Session
+from vpmu_agent.trace.session import Filters, Session
 
 # click before 8.2 (Debian 12 has 8.1) mixes stderr into stdout unless told not to; later ones never do.
 SEPARATE: dict[str, Any] = {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}

@@ -28,9 +28,11 @@ from vpmu_agent.system.privileges import USER, User, find_user
 from vpmu_agent.system.stdout import OutputError, print_line, settle_stdout
 from vpmu_agent.trace import live
 from vpmu_agent.trace.call_json import PMC_NAMES
+from vpmu_agent.trace.printers import JsonPrinter, Printer, TextPrinter
 from vpmu_agent.trace.recording import Header, Recorder, Recording, RecordingError
-from vpmu_agent.trace.session import Filters, JsonPrinter, Printer, Session, TextPrinter
-from vpmu_agent.vms.names import Vms, running
+from vpmu_agent.trace.session import Filters, Session
+from vpmu_agent.vms.names import Vms
+from vpmu_agent.vms.process import running
 from vpmu_agent.web.server import Address, ListenError, WebConfigError, parse_address
 
 if TYPE_CHECKING:

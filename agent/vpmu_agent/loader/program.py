@@ -128,7 +128,8 @@ def compile_program(
     flags = [
         f"-D{name}={value}ULL" if value > 2**31 else f"-D{name}={value}" for name, value in defines.items()
     ]
-    flags += ["-DVPMU_FEXIT"] * fexit + ["-DVPMU_TWINS"] * twins + ["-DVPMU_USER_MEMORY"] * user_memory
+    forms = {"VPMU_FEXIT": fexit, "VPMU_TWINS": twins, "VPMU_USER_MEMORY": user_memory}
+    flags += [f"-D{name}" for name, is_wanted in forms.items() if is_wanted]
     folder = bpf_folder()
     with kernel_source():
         text = (folder / "vpmu.bpf.c").read_bytes()

@@ -111,8 +111,15 @@ _INTS = {
 }
 # The last fields of `Attr`.
 _FLAGS = (
-    *("disabled", "pinned", "exclude_user", "exclude_kernel", "exclude_hv", "exclude_idle"),
-    *("exclude_host", "exclude_guest", "precise_ip"),
+    "disabled",
+    "pinned",
+    "exclude_user",
+    "exclude_kernel",
+    "exclude_hv",
+    "exclude_idle",
+    "exclude_host",
+    "exclude_guest",
+    "precise_ip",
 )
 _CALLS = {str(name): name for name in CallName}
 # X86_PMC_IDX_MAX is 64, for gp and fixed counters together.
@@ -268,7 +275,9 @@ class _EventParts(dict[bytes, tuple[Attr, int, int, int]]):
     def __init__(self) -> None:
         self._selectors = _Parts(_selector, '{"attr":', "}}", ("attr",), ("type", "config"))
         self._counters = _Parts(
-            *(_counter, '{"attr":{"disabled":', "}"),
+            _counter,
+            '{"attr":{"disabled":',
+            "}",
             ("attr", "verdict", "expected", "tgid", "tid", "pmc_addr"),
             _FLAGS,
         )

@@ -1,26 +1,19 @@
-"""What a person or a script sees of the calls: a line for each, and a summary at the end."""
+"""What a trace and a replay do with each call: filter, count, print and record it."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import Protocol, TextIO
-
-import click
+from typing import TextIO
 
 from vpmu_agent.model.call import Call, CallName
-from vpmu_agent.model.rules import Kind
-from vpmu_agent.model.verdict import Observation, Verdict
+from vpmu_agent.model.verdict import Observation
 from vpmu_agent.system.stdout import OutputError
-from vpmu_agent.text import attr_text, duration_text, errno_name
-from vpmu_agent.trace.call_json import call_json, lost_json, summary_json, vpmu_json
+from vpmu_agent.trace.call_json import call_json
+from vpmu_agent.trace.printers import Printer
 from vpmu_agent.trace.recording import Recorder
 from vpmu_agent.trace.tally import Tally
-from vpmu_agent.vms.modes import Pmu, sentence, untraced
+from vpmu_agent.vms.modes import Pmu, untraced
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +45,6 @@ class Filters:
     def keeps_all(self) -> bool:
         """Whether there is no call that `keep()` refuses."""
         return not (self.vms or self.vcpus or self.pmcs)
-
-
-class Printer(Protocol):
-    """A way to print a stream of calls. Each returns whole lines, without their newlines."""
-
-    def call(self, call: Call, verdict: Verdict) -> list[str]:
-        """What there is to say of one call."""
-
-    def lost(self, records: int) -> list[str]:
-        """That records were lost here."""
-
-    def untraced(self, vms: Sequence[str], pmu: Pmu) -> list[str]:
-        """That there is nothing to trace of these VMs, and why."""
-
-    def summary(self, tally: Tally, lost: int) -> list[str]:
-        """What ends the stream; `lost` records were lost in all."""
 
 
 class Session:
@@ -173,176 +150,3 @@ class Session:
             self.unread = True
         except OSError as error:
             raise OutputError(f"cannot write the output: {error.strerror}") from error
-
-
-class JsonPrinter:
-    """One JSON object a line; see call_json.py."""
-
-    def call(self, call: Call, verdict: Verdict) -> list[str]:
-        """See Printer."""
-        return [call_json(call, verdict)]
-
-    def lost(self, records: int) -> list[str]:
-        """See Printer."""
-        return [lost_json(records)]
-
-    def untraced(self, vms: Sequence[str], pmu: Pmu) -> list[str]:
-        """See Printer."""
-        return [vpmu_json(vm, pmu) for vm in vms]
-
-    def summary(self, tally: Tally, lost: int) -> list[str]:
-        """See Printer."""
-        return summary_json(tally, lost)
-
-
-class TextPrinter:
-    """Aligned columns for a person, made for a width of 100 and using more for long VM names.
-
-    On a terminal a VM's name is cut to its column, at its front: numbered names differ at their end.
-    Elsewhere it stays whole, since somebody will search for it.
-    """
-
-    def __init__(self, out: TextIO) -> None:
-        self._terminal = out.isatty()
-        self._colour = self._terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-        self._width = max(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
-        self._vm_width = min(_VM_WIDTH + self._width - _WIDTH, 36)
-        self._heading_due = True
-        self._second = (-1, "")
-
-    def call(self, call: Call, verdict: Verdict) -> list[str]:
-        """See Printer."""
-        lines = []
-        if self._heading_due:
-            self._heading_due = False
-            heading = _COLUMNS.format(
-                "TIME",
-                f"{'VM':{self._vm_width}}",
-                "VCPU",
-                "PMC",
-                "CALL",
-                "EV",
-                "LEADER",
-                "ATTR",
-                "TOOK",
-                "VERDICT",
-            )
-            lines.append(self._style(heading, bold=True))
-        said = verdict.kind if call.result == 0 else f"{errno_name(-call.result)}, {verdict.kind}"
-        line = _COLUMNS.format(
-            self._time(call.time_ns),
-            self._vm(call.vm),
-            "-" if call.vcpu < 0 else call.vcpu,
-            call.pmc_name,
-            call.name,
-            _event_text(call, verdict),
-            _leader_text(call, verdict),
-            attr_text(call.attr) + (" off" if call.attr.disabled and call.name is CallName.CREATE else ""),
-            duration_text(call.duration_ns),
-            self._said(said, verdict.kind),
-        )
-        lines.append(line)
-        if verdict.kind.is_divergence and verdict.expected:
-            indent = " " * len("HH:MM:SS.mmmmmm ")
-            expected = textwrap.fill(
-                f"expected {verdict.expected}", self._width, initial_indent=indent, subsequent_indent=indent
-            )
-            lines += [self._style(part, fg="red") for part in expected.splitlines()]
-        return lines
-
-    def lost(self, records: int) -> list[str]:
-        """See Printer."""
-        return [self._style(f"-- {_count(records, 'record')} lost here --", fg="yellow", bold=True)]
-
-    def untraced(self, vms: Sequence[str], pmu: Pmu) -> list[str]:
-        """See Printer."""
-        lines = textwrap.wrap(
-            f"-- {sentence(vms, pmu)} --",
-            self._width,
-            subsequent_indent="   ",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        return [self._style(line, fg="yellow") for line in lines]
-
-    def summary(self, tally: Tally, lost: int) -> list[str]:
-        """See Printer."""
-        lines = [] if self._heading_due else [""]
-        if tally.vms:
-            width = max(self._vm_width, *(len(name) for name in tally.vms))
-            names = [name.upper() for name in CallName]
-            heading = f"{'VM':{width}}" + "".join(f" {name:>9}" for name in (*names, "FAILED", "DIVERGED"))
-            lines.append(self._style(f"{heading} {'HOST TIME':>10}", bold=True))
-            for name, vm in sorted(tally.vms.items()):
-                numbers = (*vm.calls.values(), sum(vm.errors.values()), sum(vm.divergences.values()))
-                lines.append(
-                    f"{name:{width}}"
-                    + "".join(f" {number:>9}" for number in numbers)
-                    + f" {duration_text(vm.host_ns):>10}"
-                )
-            lines += self._details(tally)
-        else:
-            lines.append("No calls were seen.")
-        if lost:
-            lines.append(
-                self._style(f"{_count(lost, 'record')} lost: no count here is complete.", fg="yellow")
-            )
-        return lines
-
-    def _details(self, tally: Tally) -> list[str]:
-        """Which calls failed, and which counters diverged and how."""
-        lines = []
-        for name, vm in sorted(tally.vms.items()):
-            for (call, number), count in sorted(vm.errors.items()):
-                lines.append(f"{name}: {call} failed with {errno_name(number)}: {count}")
-            if vm.pinned_siblings:
-                siblings = f"{name}: {_count(vm.pinned_siblings, 'sibling')} created pinned"
-                lines.append(self._style(f"{siblings}, which perf_event_open() refuses", fg="yellow"))
-            for (vcpu, pmc, kind), count in sorted(vm.divergences.items()):
-                lines.append(self._style(f"{name}: vCPU {vcpu} {pmc}: {kind}: {count}", fg="red"))
-        return ["", *lines] if lines else []
-
-    def _time(self, time_ns: int) -> str:
-        """Local time of day, to the microsecond. Calls come in bursts: most share their second."""
-        second, rest = divmod(time_ns, 1_000_000_000)
-        if second != self._second[0]:
-            self._second = (second, datetime.fromtimestamp(second).astimezone().strftime("%H:%M:%S"))
-        return f"{self._second[1]}.{rest // 1000:06}"
-
-    def _vm(self, name: str) -> str:
-        if self._terminal and len(name) > self._vm_width:
-            name = "…" + name[1 - self._vm_width :]
-        return f"{name:{self._vm_width}}"
-
-    def _said(self, text: str, kind: Kind) -> str:
-        if kind.is_divergence:
-            return self._style(text, fg="red", bold=True)
-        return self._style(text, fg="green" if kind is Kind.PREDICTED else "yellow")
-
-    def _style(self, text: str, *, fg: str | None = None, bold: bool = False) -> str:
-        return click.style(text, fg=fg, bold=bold or None) if self._colour else text
-
-
-_WIDTH = 100
-_VM_WIDTH = 10
-# With a VM column of 10 this leaves 21 for the verdict, the longest kind.
-_COLUMNS = "{:15} {} {:>4} {:6} {:7} {:>2} {:>6} {:12} {:>8} {}"
-
-
-def _event_text(call: Call, verdict: Verdict) -> str:
-    if verdict.event is not None:
-        return str(verdict.event)
-    return "?" if call.event else "-"
-
-
-def _leader_text(call: Call, verdict: Verdict) -> str:
-    """Only a create is given one."""
-    if call.name is not CallName.CREATE:
-        return ""
-    if verdict.leader is not None:
-        return str(verdict.leader)
-    return "?" if call.leader else "-"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-import resource
-import select
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
-from vpmu_agent.vms.command_line import Identity, Vmm, canonical_uuid, identify
+from vpmu_agent.vms.command_line import Identity, Vmm, identify
+from vpmu_agent.vms.libvirt import domain, domain_uuid
+from vpmu_agent.vms.process import Process, read_text
 
 MAX_NAME = 128
 """Characters. A VM's name becomes a label value of every one of its series."""
@@ -26,12 +21,6 @@ _TRUST_S = 1.0
 
 _COMMAND_SIZE = 511
 """Bytes of a command line that the probes send at most (VPMU_COMMAND_SIZE, but for its 0)."""
-
-_READ_SIZE = 64 * 1024
-"""Bytes that are read of a file in /proc: a QEMU with many disks has a command line of some ten thousand."""
-
-_DOMAIN_SIZE = 4 * 1024 * 1024
-"""Bytes that are read of the state of a libvirt domain, which is longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +40,7 @@ class VmInfo:
 @dataclass(slots=True)
 class _Vm:
     info: VmInfo
-    process: _Process | None  # None if it was gone before anyone looked
+    process: Process | None  # None if it was gone before anyone looked
     checked: float
 
     def is_alive(self) -> bool:
@@ -128,7 +117,7 @@ class Vms:
             if vm.is_alive():
                 vm.checked = now
                 return vm.info
-        process = _Process.find(tgid)
+        process = Process.find(tgid)
         if vm is not None and (process is None or not process.is_alive()):
             # A process that is gone may still have calls in the ring: they are its own.
             vm.checked = now
@@ -141,7 +130,7 @@ class Vms:
         self._names[name] = tgid
         return info
 
-    def _identity(self, tgid: int, process: _Process | None) -> Identity:
+    def _identity(self, tgid: int, process: Process | None) -> Identity:
         told = self._commands.pop(tgid, ())
         line = self._read(tgid, "cmdline").rstrip("\0")
         command = line.split("\0") if line else []
@@ -160,15 +149,15 @@ class Vms:
             if found.name and found.uuid:
                 break
             directory = f"{self._libvirt}/{driver}"
-            name = found.name or _domain(directory, tgid)
-            uuid = _domain_uuid(directory, name, tgid)
+            name = found.name or domain(directory, tgid)
+            uuid = domain_uuid(directory, name, tgid)
             if uuid or name != found.name:
                 found = Identity(vmm, name, found.uuid or uuid, found.pod_uid)
         return found
 
     def _read(self, tgid: int, file: str) -> str:
         """Empty if the process is gone, or /proc hides it (its mount option hidepid)."""
-        return _text(f"{self._proc}/{tgid}/{file}")
+        return read_text(f"{self._proc}/{tgid}/{file}")
 
     def _unshared(self, name: str, tgid: int) -> str:
         for candidate in (name, f"{name[: MAX_NAME - len(f'-{tgid}')]}-{tgid}"):
@@ -183,99 +172,11 @@ class Vms:
             del self._names[vm.info.name]
 
 
-def running() -> list[int]:
-    """The processes that hold a VM now; only those that this user may look into."""
-    return [tgid for tgid in psutil.pids() if _holds_vm(Path(f"/proc/{tgid}/fd"))]
-
-
 def clean_name(name: str) -> str:
     """`name` without what a label, a terminal or a log line would choke on, and of bounded length."""
     if name.isprintable() and len(name) <= MAX_NAME:
         return name
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name[:MAX_NAME])
-
-
-class _Process:
-    """One process, told from any later one with its number.
-
-    By a pidfd: whether it is there takes one system call then, also where /proc hides it. Without one by the
-    time when it started, or if /proc hides that, by its number alone.
-    """
-
-    __slots__ = ("_fd", "_poll", "_process", "_tgid")
-
-    @classmethod
-    def find(cls, tgid: int) -> _Process | None:
-        """The process that has this number now, if any; it may be a zombie."""
-        try:
-            fd = _pidfd(tgid)
-        except ProcessLookupError:
-            return None
-        if fd < 0 and not _exists(tgid):
-            return None
-        return cls(tgid, fd)
-
-    def __init__(self, tgid: int, fd: int) -> None:
-        self._tgid = tgid
-        self._fd = fd
-        self._process: psutil.Process | None = None
-        if fd >= 0:
-            self._poll = select.poll()
-            self._poll.register(fd, select.POLLIN)
-            return
-        with suppress(psutil.Error):  # if /proc hides it
-            self._process = psutil.Process(tgid)
-
-    def __del__(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-
-    def is_surely_alive(self) -> bool:
-        """Whether it is known to be alive, and to be no other process."""
-        return self._fd >= 0 and self.is_alive()
-
-    def is_alive(self) -> bool:
-        """Whether it runs; not as a zombie, of which nothing remains but its exit status."""
-        if self._fd >= 0:
-            return not self._poll.poll(0)  # readable once all its threads have ended
-        if self._process is None:
-            return _exists(self._tgid)
-        try:
-            return self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return False
-
-
-def _pidfd(tgid: int) -> int:
-    """A descriptor for a process, -1 if none can be had.
-
-    Raises ProcessLookupError if there is no such process.
-    """
-    try:
-        fd = os.pidfd_open(tgid)
-    except OSError as error:
-        # The number is now a thread's, of another process (EINVAL before Linux 6.9).
-        if error.errno in (errno.EINVAL, errno.ENOENT):
-            raise ProcessLookupError from error
-        if error.errno == errno.ESRCH:
-            raise
-        return -1  # the limit of open files, or a seccomp filter that does not know the call
-    # The kernel takes the lowest free number: half of them are left for whoever comes to read the metrics.
-    if fd >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2:
-        os.close(fd)
-        return -1
-    return fd
-
-
-def _exists(tgid: int) -> bool:
-    """Whether there is such a process, also one that /proc hides."""
-    try:
-        os.kill(tgid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _nameless(tgid: int) -> str:
@@ -296,53 +197,3 @@ def _may_be(line: str, told: Sequence[str]) -> bool:
 def _uncut(told: Sequence[str]) -> Sequence[str]:
     """Without the last argument if there may be more of it: half a name is another VM's name."""
     return told[:-1] if len("\0".join(told).encode()) >= _COMMAND_SIZE else told
-
-
-def _domain(directory: str, tgid: int) -> str:
-    """The libvirt domain whose process this is, "" if none or not to be known."""
-    try:
-        files = [file for file in Path(directory).iterdir() if file.suffix == ".pid"]
-    except OSError:
-        return ""
-    return next((file.stem for file in files if _text(str(file)).strip() == str(tgid)), "")
-
-
-def _domain_uuid(directory: str, name: str, tgid: int) -> str:
-    """The UUID of a libvirt domain, if this is its process: the state of one that ended may be left there."""
-    text = _text(f"{directory}/{name}.xml", _DOMAIN_SIZE) if name and "/" not in name else ""
-    if not text:
-        return ""
-    # Takes memory that most never need: the command line has the UUID, and the daemon may not read this.
-    from xml.etree import ElementTree
-
-    try:
-        root = ElementTree.fromstring(text)
-    except ElementTree.ParseError:
-        return ""
-    if root.get("pid") != str(tgid) or root.findtext("domain/name") != name:
-        return ""
-    return canonical_uuid(root.findtext("domain/uuid") or "")
-
-
-def _text(file: str, size: int = _READ_SIZE) -> str:
-    """The text of a small file, "" if it cannot be read; pathlib would take three times as long."""
-    try:
-        with open(file, "rb", buffering=0) as opened:  # noqa: PTH123
-            return (opened.read(size) or b"").decode(errors="replace")
-    except (OSError, ValueError):  # ValueError: a name with a 0 in it
-        return ""
-
-
-def _holds_vm(fds: Path) -> bool:
-    """Whether a process has a VM open: KVM_CREATE_VM returns a file of this name."""
-    try:
-        return any(_target(fd) == "anon_inode:kvm-vm" for fd in fds.iterdir())
-    except OSError:
-        return False
-
-
-def _target(link: Path) -> str:
-    try:
-        return str(link.readlink())
-    except OSError:  # closed since
-        return ""

@@ -21,7 +21,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.openmetrics import exposition
 from prometheus_client.registry import Collector
 
-from vpmu_agent.counts.watch import Counts, Snapshot, Watch
+from vpmu_agent.counts.counts import Counts, Snapshot
+from vpmu_agent.counts.watch import Watch
 from vpmu_agent.model.buckets import DURATION_BOUNDS_NS, SIZE_BOUNDS
 from vpmu_agent.model.call import CallName
 from vpmu_agent.model.rules import Kind, State

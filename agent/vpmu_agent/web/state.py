@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, fields
 from heapq import nlargest
 from importlib.metadata import version
 
+from vpmu_agent.counts.counts import Counts, Snapshot
 from vpmu_agent.counts.recent import Recent
-from vpmu_agent.counts.watch import Counts, Snapshot, Watch
+from vpmu_agent.counts.watch import Watch
 from vpmu_agent.model.rules import Kind
 from vpmu_agent.model.rules import State as GroupState
 from vpmu_agent.model.verdict import Observation

@@ -14,9 +14,10 @@ from vpmu_agent.model.rules import Kind
 
 from .. import agent, pmu
 from ..agent import COMMAND, Line, Seen
+from ..checks import assert_agrees, assert_as_predicted
 from ..guests import guest_a, guest_b
-from ..test_agent import assert_agrees, assert_as_predicted
 from . import control
+from .misbehaviour import MISBEHAVIOUR
 
 
 def divergences(seen: Seen, vm: str) -> Counter[str]:
@@ -102,16 +103,6 @@ def test_each_hazard_is_named_where_it_happens() -> None:
 
 
 # What KVM is made to do, and what it is to be called.
-MISBEHAVIOUR = {
-    "create_enabled": {Kind.ENABLED_EARLY},
-    "enable_early": {Kind.ENABLED_EARLY},
-    "wrong_leader": {Kind.WRONG_LEADER},
-    "swap_enables": {Kind.ENABLED_OUT_OF_ORDER},
-    "skip_enable": {Kind.NOT_ENABLED},
-    "release_backwards": {Kind.RELEASED_OUT_OF_ORDER},
-}
-
-
 def test_what_kvm_should_never_do_is_named() -> None:
     control.define_groups(3)
     with agent.trace() as tracing:

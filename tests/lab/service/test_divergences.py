@@ -6,7 +6,7 @@ from vpmu_agent.daemon import report as log
 from vpmu_agent.model.rules import Kind
 
 from ..grouped import control
-from ..grouped.test_agent_groups import MISBEHAVIOUR
+from ..grouped.misbehaviour import MISBEHAVIOUR
 from ..guests import guest_a
 from .unit import UNIT, journal, systemctl
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from .. import live, pmu
 from ..guests import guest_a
+from ..processes import status
 from ..scrape import parse, read, scrape_until, total
-from ..test_daemon import status
 from . import unit
 from .unit import CONFIG, LISTEN, UNIT, journal, show, systemctl, wait_for
 

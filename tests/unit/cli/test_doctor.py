@@ -15,14 +15,14 @@ import click
 import pytest
 
 from tests.support.compiled import object_file
-from tests.support.tree import plant
-from tests.unit.kernel.test_layout import (
+from tests.support.kernel_types import (
     FLEXIBLE_ARRAY,
     GROUPED_ARGUMENTS,
     GROUPED_FIELDS,
     SIZED_ARRAY,
     source,
 )
+from tests.support.tree import plant
 from vpmu_agent.cli.doctor import (
     CHECKS,
     WIDTH,

@@ -9,7 +9,8 @@ import pytest
 from tests.support.counted import Maps, Processes
 from tests.support.scenes import Guest
 from vpmu_agent.counts import watch as module
-from vpmu_agent.counts.watch import Counts, Watch
+from vpmu_agent.counts.counts import Counts
+from vpmu_agent.counts.watch import Watch
 from vpmu_agent.model.call import CallName
 from vpmu_agent.probes.layout import VCPU
 from vpmu_agent.vms.names import VmInfo

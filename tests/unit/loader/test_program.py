@@ -10,18 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.fake_bcc import LIBBCC, plant_bcc
 from tests.support.places import ROOT
-from tests.support.tree import plant
 from vpmu_agent.loader.program import compiler
 
 # It needs what it does not declare.
 PYPIS = {"__init__.py": "import no_such_module\n"}
-LIBBCC = "def _load(): ...\n"
 BCC = "__version__ = '0.26.0'\nclass BPF:\n    def ring_buffer_poll(self): ...\n"
-
-
-def plant_bcc(folder: Path, files: dict[str, str]) -> None:
-    plant(folder, {f"bcc/{name}": text for name, text in files.items()})
 
 
 def version(folder: Path) -> subprocess.CompletedProcess[str]:

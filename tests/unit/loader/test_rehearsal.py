@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.loader.test_program import LIBBCC, plant_bcc
+from tests.support.fake_bcc import LIBBCC, plant_bcc
 from vpmu_agent.loader import rehearsal
 from vpmu_agent.loader.program import BROKEN_BCC_TODO
 from vpmu_agent.loader.rehearsal import Outcome, rehearse

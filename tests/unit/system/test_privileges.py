@@ -5,32 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.support.children import in_child
 from vpmu_agent.kernel.facts import CAPABILITIES
 from vpmu_agent.system import privileges
 from vpmu_agent.system.privileges import USER, User, find_user
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges to give up")
 NONE = "0" * 16
-
-
-def in_child(do: Callable[[], None]) -> None:
-    """Runs it in a process of its own; what it raises fails the test."""
-    child = os.fork()
-    if not child:
-        status = 1
-        try:
-            do()
-            status = 0
-        except BaseException as error:
-            os.write(2, f"{type(error).__name__}: {error}\n".encode())
-        finally:
-            os._exit(status)
-    assert os.waitpid(child, 0)[1] == 0
 
 
 def status() -> dict[str, str]:

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from tests.unit.vms.test_command_line import PROCESSES, expected
+from tests.support.vmm_commands import PROCESSES, expected
 from vpmu_agent.probes.layout import SIZES
 from vpmu_agent.vms.command_line import Identity, Vmm
-from vpmu_agent.vms.names import MAX_NAME, VmInfo, Vms, clean_name, running
+from vpmu_agent.vms.names import MAX_NAME, VmInfo, Vms, clean_name
+from vpmu_agent.vms.process import running
 
 SLEEP = "import time; print(flush=True); time.sleep(60)"
 
