@@ -29,7 +29,7 @@ BENCH_PACKAGES := bpftrace bpftool
 
 .PHONY: demo demo-grouped test check lint format unit slow bpf verifier fuzz lab lab-stock lab-service lab-grouped \
 	lab-debian13 lab-matrix lab-kernel dashboards dashboards-check docs page recordings \
-	deb deb-test image image-test image-lab prometheus-rule bench clean
+	deb deb-test image image-test image-lab rules bench clean
 
 # Where the lab can choose, as in `make demo LAB_HOST=debian13 LAB_KERNEL=backports` (tests/lab/hosts.py).
 TARGET := $(if $(LAB_HOST),--host $(LAB_HOST)) $(if $(LAB_KERNEL),--kernel $(LAB_KERNEL))
@@ -146,9 +146,10 @@ image-test: .venv/image
 image-lab: image
 	$(PYTHON) -m tests.lab.image.run dist/vpmu-agent-*.oci.tar
 
-# Writes packaging/kubernetes/prometheusrule.yml anew from dashboards/rules/.
-prometheus-rule: .venv/ready
-	$(PYTHON) -m tools.prometheus_rule
+# Updates what is generated of the rules: the alerts' runbook addresses, packaging/kubernetes/prometheusrule.yml.
+# `make rules RUNBOOKS=https://wiki.example.org/vpmu` writes a copy to dist/rules/ whose alerts link there instead.
+rules: .venv/ready
+	$(PYTHON) -m tools.rules $(if $(RUNBOOKS),--runbooks '$(RUNBOOKS)' --to dist/rules)
 
 # What the monitor costs, held against its goals: some six minutes, best on an idle machine.
 bench: .venv/bench

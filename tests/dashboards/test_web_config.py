@@ -40,7 +40,7 @@ basic_auth_users:
 CLIENT = {"ca_file": "ca.crt", "cert_file": "client.crt", "key_file": "client.key"}
 
 
-@pytest.mark.parametrize("text", [documented(), EVERYTHING], ids=["documented", "everything"])
+@pytest.mark.parametrize("text", [documented(), EVERYTHING], ids=["docs/web.md", "everything"])
 def test_promtool_takes_the_same_file(tmp_path: Path, text: str) -> None:
     pki.make(tmp_path)
     path = written(tmp_path, text)
