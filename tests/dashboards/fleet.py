@@ -26,13 +26,13 @@ _STEP_S = 0.1
 
 
 def with_losses(calls: list[Call]) -> list[Call]:
-    """The same, where records were lost before the middle: what follows cannot be known."""
+    """Return the calls with records lost before the middle one: what follows cannot be judged."""
     middle = len(calls) // 2
     return [*calls[:middle], replace(calls[middle], lost=1), *calls[middle + 1 :]]
 
 
 def hosts() -> dict[str, Host]:
-    """A busy host, one where all goes wrong, one whose agent loses calls, and one whose agent is blind."""
+    """Return a busy host, one where all goes wrong, one that loses calls, and one without probes."""
     storm, groups = recorded("guest_a"), recorded("grouped")
     shared, failing = recorded("guest_b"), recorded("partial_groups")
     lossy, made_up = with_losses(shared), Guest("web01", 9000)

@@ -34,7 +34,7 @@ _UP_S = 600.0  # how long the agent has been counting
 
 
 def guest(name: str, tgid: int, recording: str) -> Iterator[Call]:
-    """The calls of a recording, over and over, as made by a VM of this name."""
+    """Return the calls of a recording, over and over, as those of a VM of this name."""
     return cycle(replace(call, vm=name, tgid=tgid) for call in recorded(recording))
 
 
@@ -71,12 +71,12 @@ class Shown:
         self._load = threading.Thread(target=self._move)
 
     def start(self) -> None:
-        """Answer, and move, from now on."""
+        """Start to answer, and to move."""
         self.server.start(application(Exporter(self.host.watch), self.host.overview))
         self._load.start()
 
     def close(self) -> None:
-        """End both."""
+        """Stop both."""
         self._stop.set()
         self._load.join()
         self.server.close()

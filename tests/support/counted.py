@@ -50,7 +50,8 @@ class Maps:
         for group in groups:
             numbers = held[group.tgid, group.vcpu]
             state = list(State).index(group.state)
-            numbers[VCPU.fields["groups"].start + state] += group.events > 0
+            if group.events:
+                numbers[VCPU.fields["groups"].start + state] += 1
             numbers[VCPU.fields["events"].start] += group.events
             numbers[VCPU.fields["orphans"].start] += group.orphans
         return iter([(*key, tuple(numbers)) for key, numbers in held.items()])
@@ -91,13 +92,14 @@ class Maps:
         vcpu[VCPU.fields["duration_ns"].start + index] += call.duration_ns
         _add(vcpu, f"{call.name}_buckets", DURATION_BOUNDS_NS, call.duration_ns)
         if call.name is CallName.CREATE and call.leader:
-            vcpu[VCPU.fields["pinned_siblings"].start] += call.attr.pinned
+            if call.attr.pinned:
+                vcpu[VCPU.fields["pinned_siblings"].start] += 1
         elif call.name is CallName.CREATE:
             _add(vcpu, "sizes", SIZE_BOUNDS, call.max_nr_events)
             vcpu[VCPU.fields["sizes_sum"].start] += call.max_nr_events
         if call.result:
             self._errors[call.tgid, -call.result] += 1
-        pmc_idx = call.pmc_idx + 32 * (call.pmc_type is PmcType.FIXED)
+        pmc_idx = call.pmc_idx + 32 if call.pmc_type is PmcType.FIXED else call.pmc_idx
         for field, number in {
             "vcpu_id": call.vcpu,
             "pmc_type": list(PmcType).index(call.pmc_type),

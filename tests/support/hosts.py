@@ -18,13 +18,13 @@ from vpmu_agent.web.state import Overview
 
 
 def recorded(name: str) -> list[Call]:
-    """The calls of one recording in tests/data/."""
+    """Return the calls of a recording in tests/data/."""
     with (DATA / f"{name}.jsonl").open("rb") as file:
         return [call for batch in Recording(file, name).batches() for call in batch]
 
 
 def orphans(guest: Guest) -> Iterator[Call]:
-    """A counter whose group shrinks before its release, again and again: the second event stays behind."""
+    """Yield the calls of a counter whose group shrinks before each release: the second event stays behind."""
     while True:
         *program, first, _second = guest.life(size=2)
         assert first.name is CallName.RELEASE
@@ -34,7 +34,7 @@ def orphans(guest: Guest) -> Iterator[Call]:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The calls of a VM, so many of them in every so many steps."""
+    """The calls of a VM: `count` of them in a step, in one step of `every`."""
 
     calls: Iterator[Call]
     count: int = 1

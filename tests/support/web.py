@@ -52,7 +52,7 @@ def serving(
     watch: Watch | None = None,
     missing: str = "",
 ) -> Iterator[Server]:
-    """A server, of a host without VMs if there is no `watch`."""
+    """Run a server; of a host without VMs, if there is no `watch`."""
     shown = watch or Watch(Maps(), Processes())
     with closing(Server(address, security)) as server:
         server.start(application(Exporter(shown), Overview(shown, Recent(), lambda: missing)))
@@ -61,7 +61,7 @@ def serving(
 
 @contextmanager
 def serving_file(folder: Path, text: str) -> Iterator[tuple[Server, list[str]]]:
-    """A server with such a file, and what that reports."""
+    """Run a server with such a web file; yield it and what the file reports."""
     reports: list[str] = []
     with serving(security=WebFile(written(folder, text), reports.append)) as server:
         yield server, reports
@@ -111,5 +111,5 @@ def get(
 
 
 def basic(user: str) -> str:
-    """The Authorization header of `NAME:PASSWORD`."""
+    """Return the Authorization header of `NAME:PASSWORD`."""
     return f"Basic {base64.b64encode(user.encode()).decode()}"

@@ -322,7 +322,7 @@ _UNSUPPORTED_TLS = {
 _VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
 _BROKEN_VERSIONS = dict.fromkeys(
     ("TLS10", "TLS11"),
-    "is not supported: RFC 8996 forbids it because it is broken; use TLS12",
+    "is not supported: RFC 8996 forbids it as insecure; use TLS12",
 )
 _CLIENT_AUTH = {
     "NoClientCert": ssl.CERT_NONE,

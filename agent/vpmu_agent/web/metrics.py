@@ -380,7 +380,7 @@ class _Agent(Collector):
     start: float
 
     def describe(self) -> list[Metric]:
-        """Return nothing: no other collector in the registry could have the same families."""
+        """Return nothing: the registry need not look for names that are there twice."""
         return []
 
     def collect(self) -> Iterator[Metric]:

@@ -461,7 +461,7 @@ def test_a_reload_reads_the_web_configuration_too(
     path.write_text("basic_auth_user:\n")
     file.write_text("per_counter = false")
     assert configuration.reload(watch, web) == "refused, all stays as it was"
-    assert capsys.readouterr().err.startswith(f"{path}:1: basic_auth_user: is not known")
+    assert capsys.readouterr().err.startswith(f"{path}:1: basic_auth_user: is not a known key")
     assert watch.snapshot().per_counter
 
 
