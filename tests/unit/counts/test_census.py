@@ -209,6 +209,6 @@ def test_a_census_that_is_not_there_is_said_once() -> None:
 def test_a_census_that_fails_is_missing_from_then_on() -> None:
     census = Census(os.open(os.devnull, os.O_RDONLY))  # no link of an iterator
     assert census.pull() == []
-    assert census.missing.startswith("cannot begin a pull of the census: ")
+    assert census.missing.startswith("cannot start to read the census: ")
     assert census.pull() == []
     census.close()
