@@ -65,7 +65,7 @@ def _pmu(vcpus: Sequence[Vcpu], kvm: KvmPmu) -> Pmu | None:
     if not vm.vm_pmu:
         return Pmu(Mode.OFF, _why_off(vm, kvm))
     if any(vcpu.pmu_version for vcpu in vcpus):
-        # kvm_vcpu_has_mediated_pmu() asks for the host's parameter, as it was when the first vCPU was created.
+        # kvm_vcpu_has_mediated_pmu() asks for the host's parameter, which the first vCPU was created under.
         return Pmu(Mode.MEDIATED if vm.mediated else Mode.EMULATED)
     if all(vcpu.has_cpuid for vcpu in vcpus):
         return Pmu(Mode.OFF, Why.NO_CPUID)
