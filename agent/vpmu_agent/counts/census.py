@@ -17,7 +17,7 @@ from vpmu_agent.vms.modes import Mode, Pmu, Why
 PULL_S = 1.0
 """Seconds from one pull of the census to the next, at least."""
 
-SHARE = 0.01
+CPU_SHARE = 0.01
 """The share of one CPU that pulls may take: their cost grows with the number of files open on the host."""
 
 FORGET_S = 60.0
@@ -110,7 +110,7 @@ class Names(Protocol):
 class Modes:
     """Keeps track of the PMUs of all VMs. For one thread, except that any may read `by_vm`.
 
-    The census is pulled every PULL_S, or less often if that would take more than SHARE of a CPU.
+    The census is pulled every PULL_S, or less often if that would take more than CPU_SHARE of a CPU.
     """
 
     def __init__(self, vms: Names, kvm: Callable[[], KvmPmu] = kvm_pmu) -> None:
@@ -130,7 +130,7 @@ class Modes:
         before = time.thread_time()
         new = self._take(pmus(census.pull(), self._kvm()))
         now = time.monotonic()
-        self._next_at = now + max(PULL_S, (time.thread_time() - before) / SHARE)
+        self._next_at = now + max(PULL_S, (time.thread_time() - before) / CPU_SHARE)
         for tgid, since in list(self._gone.items()):
             if now - since >= FORGET_S:
                 del self._gone[tgid]

@@ -15,7 +15,7 @@ from vpmu_agent.counts.counts import Counts, Snapshot
 from vpmu_agent.vms.modes import Pmu
 from vpmu_agent.vms.names import VmInfo
 
-GONE_S = 15 * 60.0
+KEEP_GONE_S = 15 * 60.0
 """How long the counts of a VM that is gone are kept for the next scrape."""
 
 LOOK_EVERY_S = 10.0
@@ -131,7 +131,7 @@ class Watch:
             return set(self._known)
 
     def sweep(self, among: Set[int] | None = None) -> None:
-        """Find out which of these processes (None: of all) are gone; for about once a second.
+        """Find the processes that are gone among these (None: among all); to be called about once a second.
 
         The probes must have been polled after processes() returned them. If a process was gone before anyone
         looked, its name is only in the ring; and this process may be stopped anywhere, for any time, while a
@@ -139,7 +139,7 @@ class Watch:
 
         The counts of a process that is gone are kept here, and its entries deleted from the maps: another
         process with its tgid starts from 0. A scrape has to show how a VM ended, so its counts are dropped
-        after the next one, or after GONE_S. A VM that is restarted under its name goes on counting.
+        after the next one, or after KEEP_GONE_S. A VM that is restarted under its name goes on counting.
         """
         if among is None:
             among = self.processes()
@@ -223,7 +223,7 @@ class Watch:
         now = time.monotonic()
         tgids: set[int] = set()
         for name, kept in list(self._kept.items()):
-            if kept.is_shown or now - kept.since >= GONE_S:
+            if kept.is_shown or now - kept.since >= KEEP_GONE_S:
                 tgids |= kept.tgids
                 kept.tgids = set()
                 if name not in alive:

@@ -69,7 +69,7 @@ def read(path: Path) -> str | None:
 
 
 def flag(path: Path) -> bool | None:
-    """Return whether a file holds Y or a number above 0; None if it holds neither that nor N or a number."""
+    """Return what a file that holds Y or N, or a number (above 0: True) says; None if it holds neither."""
     value = read(path)
     if value in ("Y", "y"):
         return True

@@ -64,7 +64,7 @@ def load(mode: Mode) -> Handover:
     known = constants(read_layout())
     census, no_census = _census_constants()
     refused: dict[str, KernelError] = {}
-    for way in (WAYS if mode == "auto" else (mode,)):
+    for way in WAYS if mode == "auto" else (mode,):
         try:
             handed = attached(way, known | census)
         except KernelError as error:

@@ -29,7 +29,7 @@ MAX_ENTRIES = {
     "left": 4096,  # events that KVM forgot
     "processes": 4096,  # whose command line was sent to user space
 }
-"""The size of each map, in entries. What a full map cannot take is counted as lost."""
+"""The room of each map, in entries. The metrics show how full each is, and what was lost for lack of room."""
 
 RING_PAGES = 1024
 """Pages of the ring buffer, a power of two: 4 MiB hold about 30,000 calls that user space has yet to read."""

@@ -134,7 +134,7 @@ def _failed(name: str, error: KernelError) -> Step:
 def _attach_and_detach(way: Way, known: Mapping[str, int]) -> str:
     handed = attached(way, known)
     handover.close([*handed.links, *handed.programs, *handed.maps.values()])
-    return "attached and taken off"
+    return "attached and detached"
 
 
 def _ask_verifier(known: Mapping[str, int]) -> str:

@@ -63,7 +63,8 @@ _MISSES_EVERY_S = 0.1  # how often to ask the kernel for calls that it did not r
 class Probes:
     """Attached probes: the counts in their maps, and the calls that they send.
 
-    One thread polls; others may read the maps meanwhile.
+    One thread polls; others may read the maps meanwhile. Methods that use the maps raise KernelError if the
+    kernel refuses.
     """
 
     def __init__(self, handed: Handover, *, vms: VmNames, stream: bool = False) -> None:
@@ -229,7 +230,7 @@ class Unattached:
         return {}
 
     def forget(self, tgids: Set[int]) -> None:
-        """Do nothing."""
+        """Do nothing: there are no entries."""
 
     def occupancy(self) -> dict[str, tuple[int, int]]:
         """Return no maps."""
@@ -240,7 +241,7 @@ class Unattached:
         return []
 
     def close(self) -> None:
-        """Do nothing."""
+        """Do nothing: nothing is attached."""
 
 
 def loader_command(mode: Mode | Literal["census"]) -> list[str]:

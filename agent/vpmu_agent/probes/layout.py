@@ -20,14 +20,14 @@ FIXED_BASE_IDX = 32  # KVM_FIXED_PMC_BASE_IDX
 def _body(text: str, declaration: str) -> str:
     match = re.search(rf"^{declaration} {{\n(.*?)^}};", text, re.MULTILINE | re.DOTALL)
     if match is None:
-        raise ValueError(f"bpf/vpmu.h does not declare `{declaration}`")
+        raise ValueError(f"the header does not declare `{declaration}`")
     return re.sub(r"/\*.*?\*/", "", match[1], flags=re.DOTALL)
 
 
 def struct_fields(text: str, name: str, sizes: Mapping[str, int]) -> list[tuple[str, str, int]]:
     """Return (name, format character for `struct`, count) of each field of `struct name` in C text.
 
-    `sizes` has the values of named array sizes.
+    `sizes` has the values of named array sizes. Raise ValueError if the struct is not declared.
     """
     return [
         (field, _FORMATS[c_type], int(sizes.get(size, size)) if size else 1)
@@ -52,7 +52,10 @@ class Layout:
 
 
 def enum_names(text: str, name: str) -> list[str]:
-    """Return the enumerators of `enum name` in C text; the one at index n has the value n."""
+    """Return the enumerators of `enum name` in C text; the one at index n has the value n.
+
+    Raise ValueError if the enum is not declared.
+    """
     return re.findall(r"(\w+),", _body(text, f"enum {name}"))
 
 

@@ -40,19 +40,19 @@ class JsonPrinter:
     """A Printer of one JSON object per line; see call_json.py."""
 
     def call(self, call: Call, verdict: Verdict) -> list[str]:
-        """See Printer."""
+        """Return the object of `call_json()`."""
         return [call_json(call, verdict)]
 
     def lost(self, records: int) -> list[str]:
-        """See Printer."""
+        """Return the object of `lost_json()`."""
         return [lost_json(records)]
 
     def untraced(self, vms: Sequence[str], pmu: Pmu) -> list[str]:
-        """See Printer."""
+        """Return the object of `vpmu_json()` for each VM."""
         return [vpmu_json(vm, pmu) for vm in vms]
 
     def summary(self, tally: Tally, lost: int) -> list[str]:
-        """See Printer."""
+        """Return the objects of `summary_json()`."""
         return summary_json(tally, lost)
 
 
@@ -72,7 +72,7 @@ class TextPrinter:
         self._second = (-1, "")
 
     def call(self, call: Call, verdict: Verdict) -> list[str]:
-        """See Printer."""
+        """Return a line; before the first one the heading, and after a divergence what was expected."""
         lines = []
         if self._heading_due:
             self._heading_due = False
@@ -112,11 +112,11 @@ class TextPrinter:
         return lines
 
     def lost(self, records: int) -> list[str]:
-        """See Printer."""
+        """Return a line that is set off by dashes."""
         return [self._style(f"-- {_count(records, 'record')} lost here --", fg="yellow", bold=True)]
 
     def untraced(self, vms: Sequence[str], pmu: Pmu) -> list[str]:
-        """See Printer."""
+        """Return `modes.sentence()`, wrapped to the width."""
         lines = textwrap.wrap(
             f"-- {sentence(vms, pmu)} --",
             self._width,
@@ -127,7 +127,7 @@ class TextPrinter:
         return [self._style(line, fg="yellow") for line in lines]
 
     def summary(self, tally: Tally, lost: int) -> list[str]:
-        """See Printer."""
+        """Return a table of the VMs, their failures and divergences, and how many records were lost."""
         lines = [] if self._heading_due else [""]
         if tally.vms:
             width = max(self._vm_width, *(len(name) for name in tally.vms))
@@ -146,7 +146,7 @@ class TextPrinter:
             lines.append("No calls were seen.")
         if lost:
             lines.append(
-                self._style(f"{_count(lost, 'record')} lost: the counts above are incomplete.", fg="yellow")
+                self._style(f"{_count(lost, 'record')} lost: the counts are incomplete.", fg="yellow")
             )
         return lines
 

@@ -106,11 +106,12 @@ def _vmm(command: Sequence[str], comm: str) -> Vmm:
 
 
 def _is_kubevirts(command: Sequence[str], name: str, pod_uid: str) -> bool:
-    """Return whether this is a virt-launcher's QEMU, in a pod and with a domain named NAMESPACE_NAME.
+    """Return whether this is the QEMU of KubeVirt's virt-launcher.
 
-    A namespace has no underscore, so the name has one. Without the pod: a launcher that is not root keeps
-    libvirt's files in /var/run/kubevirt-private, and the manufacturer is KubeVirt unless configured. libvirt
-    in a pod is not enough: others run it there too (openstack-helm).
+    It runs in a pod, and its domain is named NAMESPACE_NAME, with an underscore that a namespace cannot
+    contain. If the pod is not known: a launcher that is not root keeps libvirt's files in
+    /var/run/kubevirt-private, and the manufacturer is KubeVirt unless configured. A pod alone proves nothing:
+    others run libvirt in pods too (openstack-helm).
     """
     return (pod_uid != "" and "_" in name) or any(
         "/kubevirt-private/" in argument or "manufacturer=KubeVirt" in argument for argument in command

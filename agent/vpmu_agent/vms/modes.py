@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-NAMED = 5
+MAX_NAMED = 5
 """How many VMs one sentence names; of the rest it gives the number."""
 
 
@@ -65,7 +65,7 @@ def untraced(found: Iterable[tuple[str, Pmu]]) -> dict[Pmu, list[str]]:
 
 def sentence(vms: Sequence[str], pmu: Pmu) -> str:
     """Return a sentence, without full stop: which PMU these VMs have and what that means for a trace."""
-    shown = [*vms[:NAMED], f"{len(vms) - NAMED} more"] if len(vms) > NAMED else vms
+    shown = [*vms[:MAX_NAMED], f"{len(vms) - MAX_NAMED} more"] if len(vms) > MAX_NAMED else vms
     names = " and ".join((", ".join(shown[:-1]), shown[-1])) if len(shown) > 1 else shown[0]
     has = "have" if len(vms) > 1 else "has"
     match pmu.mode:

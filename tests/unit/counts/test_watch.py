@@ -153,7 +153,7 @@ def test_without_a_scrape_a_vm_that_is_gone_is_dropped_in_the_end(
     watch.sweep()
     assert list(maps.vcpus()) == []
     assert vms.forgotten == []
-    monkeypatch.setattr(module, "GONE_S", 0.0)
+    monkeypatch.setattr(module, "KEEP_GONE_S", 0.0)
     watch.sweep()
     assert vms.forgotten == [WEB]
     assert created(watch) == {}
