@@ -126,7 +126,7 @@ def follow(source: Source, session: Session, duration_s: float | None) -> None:
         session.feed(calls)
         session.feed_pmus(source.new_pmus())
         if missing := source.missing_census():
-            print(f"cannot tell which vPMU a VM has: {missing}", file=sys.stderr)
+            print(f"which vPMU each VM has cannot be determined: {missing}", file=sys.stderr)
         if session.unread:
             break
     session.feed(source.rest())
