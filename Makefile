@@ -32,7 +32,7 @@ BENCH_PACKAGES := bpftrace bpftool
 
 .PHONY: demo demo-grouped test check lint format unit slow bpf verifier fuzz lab lab-stock lab-service lab-grouped \
 	lab-debian13 lab-matrix lab-kernel generate dashboards dashboards-check docs page recordings \
-	deb deb-test image image-test image-lab prometheus-rule bench clean
+	deb deb-test image image-test image-lab rules bench clean
 
 # Where the lab can choose, as in `make demo LAB_HOST=debian13 LAB_KERNEL=backports` (tests/lab/hosts.py).
 TARGET := $(if $(LAB_HOST),--host $(LAB_HOST)) $(if $(LAB_KERNEL),--kernel $(LAB_KERNEL))
@@ -76,8 +76,11 @@ verifier: .venv/ready lab-kernel
 	$(PYTHON) -m tests.bpf.verifier --vm
 
 # The same tests on Debian 12's kernel and on the one whose KVM groups events, the service on both; and a part of
-# them on Debian 13 with the newest kernel that it has.
-lab: lab-stock lab-service lab-grouped lab-debian13
+# them on Debian 13 with the newest kernel that it has. Two VMs at a time, the longest first, for each takes one
+# processor; what each of them prints is shown when it is done.
+lab: .venv/deb lab-kernel
+	@echo "lab: grouped, stock, service and debian13, two at a time; some ten minutes until the first one is done"
+	$(MAKE) --no-print-directory -j 2 --output-sync=target lab-grouped lab-stock lab-service lab-debian13
 
 lab-stock: .venv/ready
 	$(PYTHON) -m tests.lab.run
@@ -125,7 +128,7 @@ docs: .venv/ready
 dashboards-check: .venv/ready
 	.venv/bin/pytest -q tests/dashboards
 
-# The page at / in headless Chromium; leaves screenshots in build/page/ to look at. Half a minute.
+# The page at / in headless Chromium; leaves screenshots in build/page/ to look at. A minute.
 page: .venv/page
 	.venv/bin/pytest -q tests/page
 
@@ -155,9 +158,10 @@ image-test: .venv/image
 image-lab: image
 	$(PYTHON) -m tests.lab.image.run dist/vpmu-agent-*.oci.tar
 
-# Writes packaging/kubernetes/prometheusrule.yml anew from dashboards/rules/.
-prometheus-rule: .venv/ready
-	$(PYTHON) -m tools.prometheus_rule
+# Updates what is generated of the rules: the alerts' runbook addresses, packaging/kubernetes/prometheusrule.yml.
+# `make rules RUNBOOKS=https://wiki.example.org/vpmu` writes a copy to dist/rules/ whose alerts link there instead.
+rules: .venv/ready
+	$(PYTHON) -m tools.rules $(if $(RUNBOOKS),--runbooks '$(RUNBOOKS)' --to dist/rules)
 
 # What the monitor costs, held against its goals: some six minutes, best on an idle machine.
 bench: .venv/bench

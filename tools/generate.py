@@ -48,7 +48,7 @@ def _formatted(text: str, program: str, *arguments: str) -> str:
     path = Path(sysconfig.get_path("scripts")) / program
     done = subprocess.run([path, *arguments], input=text, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{program} does not take what was generated:\n{done.stderr}\n{text}")
+        raise RuntimeError(f"{program} does not take what was generated:\n{done.stderr}")
     return done.stdout
 
 

@@ -28,15 +28,18 @@ IN_LAYER = Path("srv/vpmu-agent-image")
 
 # What podman and containerd both hide of /proc and /sys, and what they let nobody write.
 _MASKED = (
-    *("/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug"),
-    *(
-        "/proc/scsi",
-        "/proc/timer_list",
-        "/proc/timer_stats",
-        "/sys/dev/block",
-        "/sys/firmware",
-        "/sys/fs/selinux",
-    ),
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/dev/block",
+    "/sys/firmware",
+    "/sys/fs/selinux",
 )
 _READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
@@ -215,8 +218,20 @@ def command(root: Path, words: list[str], confinement: Confinement, folder: Path
     (folder / "config.json").write_text(json.dumps(spec(root, words, confinement)))
     name = re.sub(r"\W", "-", f"vpmu-agent{folder}")
     return [
-        *("unshare", "--mount", "sh", "-euc", ONE_CGROUP, "sh"),
-        *("crun", "--cgroup-manager=disabled", "--root", folder / "state", "run", "--bundle", folder, name),
+        "unshare",
+        "--mount",
+        "sh",
+        "-euc",
+        ONE_CGROUP,
+        "sh",
+        "crun",
+        "--cgroup-manager=disabled",
+        "--root",
+        folder / "state",
+        "run",
+        "--bundle",
+        folder,
+        name,
     ]
 
 

@@ -43,11 +43,32 @@ STDERR_PORT = Path("/dev/virtio-ports/vpmu_lab.stderr")
 # What udev would load at boot and nothing here uses: seconds of a boot without hardware virtualization. KVM
 # is among it because it has to wait for the test PMU. A module named to modprobe still loads.
 UNWANTED_MODULES = (
-    *("kvm_amd", "kvm_intel", "kvm", "ccp"),
-    *("aesni_intel", "ghash_clmulni_intel", "crct10dif_pclmul", "crc32_pclmul"),
-    *("sha512_ssse3", "sha256_ssse3", "sha1_ssse3"),
-    *("ahci", "sr_mod", "sg", "psmouse", "serio_raw", "evdev", "button", "pcspkr"),
-    *("i6300esb", "iTCO_wdt", "lpc_ich", "i2c_i801", "qemu_fw_cfg", "powernow_k8", "acpi_cpufreq"),
+    "kvm_amd",
+    "kvm_intel",
+    "kvm",
+    "ccp",
+    "aesni_intel",
+    "ghash_clmulni_intel",
+    "crct10dif_pclmul",
+    "crc32_pclmul",
+    "sha512_ssse3",
+    "sha256_ssse3",
+    "sha1_ssse3",
+    "ahci",
+    "sr_mod",
+    "sg",
+    "psmouse",
+    "serio_raw",
+    "evdev",
+    "button",
+    "pcspkr",
+    "i6300esb",
+    "iTCO_wdt",
+    "lpc_ich",
+    "i2c_i801",
+    "qemu_fw_cfg",
+    "powernow_k8",
+    "acpi_cpufreq",
 )
 
 KERNEL_ARGS = (
@@ -286,9 +307,12 @@ def _supervise(arguments: Sequence[str], timeout_s: float, output: Callable[[byt
     stderr_read, stderr_write = os.pipe()
     port = _qemu(
         [
-            *("-chardev", f"file,id=lab_stderr,path=/proc/self/fd/{stderr_write}"),
-            *("-device", "virtio-serial-pci"),
-            *("-device", f"virtserialport,name={STDERR_PORT.name},chardev=lab_stderr"),
+            "-chardev",
+            f"file,id=lab_stderr,path=/proc/self/fd/{stderr_write}",
+            "-device",
+            "virtio-serial-pci",
+            "-device",
+            f"virtserialport,name={STDERR_PORT.name},chardev=lab_stderr",
         ]
     )
     with tempfile.TemporaryDirectory(prefix="vpmu-lab-") as scratch:

@@ -153,10 +153,26 @@ def guest_b(name: str = "web01", *, rounds: int = 1, work_ms: int = 100, hold: b
     return Guest(
         [
             "qemu-system-x86_64",
-            *("-accel", "kvm", "-cpu", "host", "-name", f"guest={name}", "-m", "256"),
-            *("-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"),
-            *("-kernel", os.environ[GUEST_B_KERNEL], "-initrd", os.environ[GUEST_B_INITRAMFS]),
-            *("-append", f"{GUEST_B_KERNEL_ARGS} {options}"),
+            "-accel",
+            "kvm",
+            "-cpu",
+            "host",
+            "-name",
+            f"guest={name}",
+            "-m",
+            "256",
+            "-nodefaults",
+            "-display",
+            "none",
+            "-serial",
+            "stdio",
+            "-no-reboot",
+            "-kernel",
+            os.environ[GUEST_B_KERNEL],
+            "-initrd",
+            os.environ[GUEST_B_INITRAMFS],
+            "-append",
+            f"{GUEST_B_KERNEL_ARGS} {options}",
         ]
     )
 

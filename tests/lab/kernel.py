@@ -81,17 +81,24 @@ def of_debian(suite: str, userland: Path) -> Kernel:
     """
     folder = places.lab_dir() / "kernels" / suite
     if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        print(f"lab: fetching the kernel of {suite}", flush=True)
-        with (
-            tempfile.TemporaryDirectory(dir=folder.parent) as scratch,
-            debian.writable(userland) as root,
-        ):
-            made = Path(scratch) / "kernel"
-            made.mkdir()
-            _fetch(root, suite, made)
-            made.rename(folder)
+        # Two labs may be started at once, and both want it.
+        with debian.locked(f"kernel-{suite}"):
+            if not folder.exists():
+                _fetch_once(suite, userland, folder)
     return in_folder(folder)
+
+
+def _fetch_once(suite: str, userland: Path, folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    print(f"lab: fetching the kernel of {suite}", flush=True)
+    with (
+        tempfile.TemporaryDirectory(dir=folder.parent) as scratch,
+        debian.writable(userland) as root,
+    ):
+        made = Path(scratch) / "kernel"
+        made.mkdir()
+        _fetch(root, suite, made)
+        made.rename(folder)
 
 
 def in_folder(folder: Path) -> Kernel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from tests.package.conftest import ROOT, VERSION, build
@@ -77,10 +78,16 @@ def test_dashboards_rules_and_their_runbooks(installed: Root) -> None:
         f"/usr/share/vpmu-agent/dashboards/{path.name}" for path in (ROOT / "dashboards").glob("*.json")
     }
     rules = {f"/usr/share/vpmu-agent/rules/{path.name}" for path in (ROOT / "dashboards/rules").glob("*.yml")}
-    documents = {f"/usr/share/doc/vpmu-agent/{name}" for name in ("dashboards/README.md", "docs/metrics.md")}
+    documents = {
+        f"/usr/share/doc/vpmu-agent/{name}"
+        for name in ("README.md", "SECURITY.md", "dashboards/README.md", "docs/metrics.md", "docs/page.png")
+    }
     assert shipped(installed) >= dashboards | rules | documents
     assert len(dashboards) >= 3
     assert len(rules) >= 2
+    alerts = installed.run("cat", "/usr/share/vpmu-agent/rules/alerts.yml").stdout
+    (runbooks,) = re.findall(r"^# Runbooks: ([^ ,]+)", alerts, re.MULTILINE)
+    assert runbooks in documents
 
 
 def test_what_was_configured_outlives_an_upgrade_and_a_removal(installed: Root, tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def base(suite: str, packages: Sequence[str]) -> Path:
     sources, options = sources_of(suite), _options()
     made_from = "\0".join([suite, *sorted(packages), *sources, options])
     path = cache() / f"{suite}-{hashlib.sha256(made_from.encode()).hexdigest()[:12]}"
-    with _locked(suite):
+    with locked(suite):
         if not path.exists():
             _bootstrap(path, suite, packages, sources, options)
     return path
@@ -214,7 +214,8 @@ def _options() -> str:
 
 
 @contextlib.contextmanager
-def _locked(name: str) -> Iterator[None]:
+def locked(name: str) -> Iterator[None]:
+    """Hold the lock of this name, of all processes on this machine; wait for it."""
     with (cache() / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -242,7 +242,7 @@ def _make(command: Sequence[str], folder: Path) -> None:
 def _sources() -> list[str]:
     """Lines for apt: the mirrors of Debian that this machine has, with SUITE for its own release."""
     found = _output(
-        *("apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Origin: Debian")
+        "apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Origin: Debian"
     )
     lines = set()
     for uri, release, component in (line.split() for line in found.splitlines()):

@@ -33,7 +33,8 @@ from vpmu_agent.trace.recording import Header, Recorder, Recording, RecordingErr
 from vpmu_agent.trace.session import Filters, Session
 from vpmu_agent.vms.names import Vms
 from vpmu_agent.vms.process import running
-from vpmu_agent.web.server import Address, ListenError, WebConfigError, parse_address
+from vpmu_agent.web.address import Address, ListenError, parse_address
+from vpmu_agent.web.errors import WebConfigError
 
 if TYPE_CHECKING:
     from vpmu_agent.probes import Mode

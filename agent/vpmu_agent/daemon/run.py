@@ -35,14 +35,17 @@ from vpmu_agent.system.notify import notify
 from vpmu_agent.system.privileges import User
 from vpmu_agent.trace.live import POLL_S, attached_line, stop_requests
 from vpmu_agent.vms.names import Vms
+from vpmu_agent.web.address import Address
+from vpmu_agent.web.app import application
+from vpmu_agent.web.errors import WebConfigError
 from vpmu_agent.web.metrics import Exporter
-from vpmu_agent.web.server import Address, Server, WebConfigError
+from vpmu_agent.web.server import Server
 from vpmu_agent.web.state import Overview
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from vpmu_agent.web.config import WebFile
+    from vpmu_agent.web.web_file import WebFile
 
 _SWEEP_S = 1.0
 _RETRY_S = 30.0
@@ -140,7 +143,8 @@ def run(settings_now: Callable[[], Settings], *, duration_s: float | None) -> No
         attachment.wait(even_without_kvm=settings.wait)
         watch = Watch(attachment.probes, vms, per_counter=settings.per_counter)
         with stop_requests() as stopped:
-            server.start(Exporter(watch), Overview(watch, recent, lambda: attachment.missing))
+            overview = Overview(watch, recent, lambda: attachment.missing)
+            server.start(application(Exporter(watch), overview))
             tell(f"serving {server.url}/metrics")
             if attachment.is_attached:
                 tell_state(attachment.line)
@@ -347,7 +351,7 @@ def look_at_modes(census: Census, modes: Modes, watch: Watch) -> None:
 
 def open_web_config(path: Path) -> WebFile:
     """The file of --web.config.file; only who has one needs what reads it. Raises WebConfigError."""
-    from vpmu_agent.web.config import WebFile
+    from vpmu_agent.web.web_file import WebFile
 
     return WebFile(path, lambda error: tell(error, Level.ERROR))
 

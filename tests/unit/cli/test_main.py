@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -172,7 +173,7 @@ def test_wrong_usage_names_what_is_wrong(arguments: list[str], named: str) -> No
 
 
 def test_help_and_version() -> None:
-    assert invoke("--version").stdout == "vpmu-agent, version 0.1.0\n"
+    assert invoke("--version").stdout == f"vpmu-agent, version {version('vpmu-agent')}\n"
     for command in ("trace", "replay", "run", "doctor"):
         result = invoke(command, "--help")
         assert result.exit_code == 0
@@ -213,7 +214,7 @@ def test_a_recording_replays_as_it_was_traced(tmp_path: Path, monkeypatch: pytes
     assert {"schema": 1, "kind": "lost", "records": 2} in lines(replayed)
     header = json.loads(path.read_text().splitlines()[0])
     assert header == {
-        **{"schema": 1, "kind": "recording", "agent": "0.1.0", "kernel": os.uname().release},
+        **{"schema": 1, "kind": "recording", "agent": version("vpmu-agent"), "kernel": os.uname().release},
         **{"attach": "fexit", "filters": {"vm": [], "vcpu": [], "pmc": []}},
     }
 

@@ -15,6 +15,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from tests.dashboards.panels import FILES, queries
 from tests.dashboards.prometheus import RULES
 from tests.support.places import ROOT
+from tools import rules
 from tools.dashboards.build import texts
 from vpmu_agent.web.metrics import FAMILIES
 
@@ -118,8 +119,31 @@ def test_every_metric_is_shown_somewhere(family: Any) -> None:
 @pytest.mark.parametrize("alert", ALERTS)
 def test_every_alert_has_a_runbook(alert: str) -> None:
     assert f"\n### {alert}\n" in README
-    assert f'runbook_url: "dashboards/README.md#{alert.lower()}"' in RULES_TEXT
+    assert f'runbook_url: "{rules.RUNBOOKS}#{alert.lower()}"' in RULES_TEXT
 
 
 def test_every_runbook_has_an_alert() -> None:
     assert re.findall(r"^### (Vpmu\w+)$", README, re.MULTILINE) == ALERTS
+
+
+def test_runbooks_are_where_the_project_is() -> None:
+    assert rules.ALERTS.read_text() == rules.alerts(), "make rules"
+    homepage = re.search(r"^Homepage: (\S+)$", (ROOT / "debian/control").read_text(), re.MULTILINE)
+    assert homepage
+    assert rules.RUNBOOKS.startswith(f"{homepage[1]}/")
+    assert rules.RUNBOOKS.endswith("/dashboards/README.md")
+
+
+def test_runbooks_can_be_somewhere_else() -> None:
+    moved = rules.alerts("https://wiki.example.org/vpmu")
+    assert moved.count('runbook_url: "https://wiki.example.org/vpmu#vpmu') == len(ALERTS)
+    assert rules.RUNBOOKS not in moved
+    for wrong in ("dashboards/README.md", "https://wiki.example.org/#vpmu", 'https://wiki.example.org/"'):
+        with pytest.raises(ValueError, match="is no web address"):
+            rules.alerts(wrong)
+
+
+def test_the_packages_rules_say_where_its_runbooks_are() -> None:
+    """debian/rules rewrites this line of the installed copy."""
+    (old,) = re.findall(r"s\|\^(# Runbooks: [^|]+)\|", (ROOT / "debian/rules").read_text())
+    assert f"\n{old}" in rules.ALERTS.read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import json
+import re
 import tomllib
 from typing import Any
 
@@ -12,7 +13,7 @@ import yaml
 
 from tests.image import bundle
 from tests.image.bundle import PACKAGING
-from tools import prometheus_rule
+from tools import rules
 from tools.image import seccomp
 from tools.image.build import CONFIG, Source, dependencies, labels
 
@@ -42,12 +43,13 @@ def service_capabilities() -> set[str]:
 
 
 def test_the_prometheus_rule_is_what_the_rules_make() -> None:
-    assert prometheus_rule.OUTPUT.read_text() == prometheus_rule.text(), "make prometheus-rule"
+    assert rules.OPERATOR.read_text() == rules.operator(), "make rules"
 
 
 def test_the_prometheus_rule_has_every_group() -> None:
     (rule,) = documents("prometheusrule.yml")
-    groups = [group for path in prometheus_rule.RULES for group in yaml.safe_load(path.read_text())["groups"]]
+    files = (rules.RECORDING, rules.ALERTS)
+    groups = [group for path in files for group in yaml.safe_load(path.read_text())["groups"]]
     assert rule["spec"] == {"groups": groups}
 
 
@@ -58,6 +60,12 @@ def test_the_monitor_names_the_job_that_the_alerts_ask_for() -> None:
     pod = documents("daemonset.yml")[2]["spec"]["template"]
     assert pod["metadata"]["labels"].items() >= monitor["spec"]["selector"]["matchLabels"].items()
     assert endpoint["port"] in [port["name"] for port in pod["spec"]["containers"][0]["ports"]]
+
+
+def test_every_file_names_this_version() -> None:
+    for path in PACKAGING.rglob("*"):
+        if path.is_file():
+            assert set(re.findall(r"vpmu-agent[:-](\d+\.\d+\.\d+)", path.read_text())) <= {VERSION}, path
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])

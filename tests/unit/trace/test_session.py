@@ -106,7 +106,16 @@ def test_the_columns_are_aligned_and_fit_a_width_of_100() -> None:
     assert len(lines) == len(calls)
     assert max(map(len, (heading, *lines))) <= 100
     assert re.split(" +", heading) == [
-        *("TIME", "VM", "VCPU", "PMC", "CALL", "EV", "LEADER", "ATTR", "TOOK", "VERDICT")
+        "TIME",
+        "VM",
+        "VCPU",
+        "PMC",
+        "CALL",
+        "EV",
+        "LEADER",
+        "ATTR",
+        "TOOK",
+        "VERDICT",
     ]
     for column in ("VM", "PMC", "CALL", "ATTR", "VERDICT"):
         start = heading.index(column)
@@ -143,10 +152,11 @@ def test_a_lost_record_is_shown_where_it_was_lost() -> None:
     first, second, *_ = Guest("web01", 1).life()
     lines = shown([first, replace(second, lost=12)], lost=13).splitlines()
     assert [line for line in lines if line.startswith("--")] == [
-        *("-- 12 records lost here --", "-- 1 record lost here --")
+        "-- 12 records lost here --",
+        "-- 1 record lost here --",
     ]
     assert lines.index("-- 12 records lost here --") == 2
-    assert lines[-1] == "13 records lost: no count here is complete."
+    assert lines[-1] == "13 records lost: the counts are incomplete."
 
 
 def test_a_loss_before_a_call_that_is_filtered_out_is_shown_all_the_same() -> None:
@@ -154,7 +164,10 @@ def test_a_loss_before_a_call_that_is_filtered_out_is_shown_all_the_same() -> No
     calls = [web[0], replace(other[0], lost=2), replace(other[1], lost=3), web[1]]
     found = objects(calls, filters=Filters(vms=frozenset({"web01"})), lost=5)
     assert [(line["kind"], line.get("records")) for line in found] == [
-        *(("call", None), ("lost", 5), ("call", None), ("summary", None))
+        ("call", None),
+        ("lost", 5),
+        ("call", None),
+        ("summary", None),
     ]
     assert found[-1]["lost"] == 5
 
@@ -164,7 +177,7 @@ def test_the_summary_counts_each_vm_and_names_failures() -> None:
     text = shown([*web.life(), *web.life(pmc=1), *other.life(size=2), other.failed_create(pmc=3)])
     summary = text.split("\n\n", 1)[1].splitlines()
     rows = [line.split() for line in summary[:3]]
-    assert rows[0] == [*("VM", "CREATE", "ENABLE", "PAUSE", "RELEASE", "FAILED", "DIVERGED", "HOST", "TIME")]
+    assert rows[0] == ["VM", "CREATE", "ENABLE", "PAUSE", "RELEASE", "FAILED", "DIVERGED", "HOST", "TIME"]
     assert rows[1][:7] == ["db01", "3", "2", "0", "2", "1", "0"]
     assert rows[2][:7] == ["web01", "2", "2", "2", "2", "0", "0"]
     assert "db01: create failed with ENOSPC: 1" in summary

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from importlib.metadata import version
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -191,7 +192,7 @@ def test_the_agent_tells_of_itself() -> None:
     maps = Maps(Guest("web01", WEB).life())
     maps.losses = {"ring_full": 3, "missed_return": 0}
     found = Scraped(exporter(maps))
-    assert found("vpmu_agent_build_info", version="0.1.0") == 1
+    assert found("vpmu_agent_build_info", version=version("vpmu-agent")) == 1
     assert found("vpmu_agent_attached_probes", mode="fexit") == 4
     assert found("vpmu_agent_loads_total") == 1
     assert found("vpmu_agent_lost_records_total", reason="ring_full") == 3
