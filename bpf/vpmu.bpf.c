@@ -45,6 +45,7 @@ struct vpmu_left_key {
 
 _Static_assert((VPMU_STATES & (VPMU_STATES - 1)) == 0, "a state is masked to stay within bounds");
 _Static_assert((VPMU_SLOTS & (VPMU_SLOTS - 1)) == 0, "and so is an index into events[]");
+_Static_assert(VPMU_ALL_BUCKETS == VPMU_CALLS * VPMU_BUCKETS, "all calls have the same buckets");
 
 /* By thread and not by CPU, because a creation can sleep. */
 BPF_HASH(inflight, u32, struct vpmu_inflight, VPMU_MAX_INFLIGHT);
@@ -579,7 +580,7 @@ static __always_inline int call_return(u32 name, u64 returned)
 	vcpu->calls[name]++;
 	pmc->calls[name]++;
 	vcpu->duration_ns[name] += duration;
-	vcpu->create_buckets[name * VPMU_BUCKETS + duration_bucket(duration)]++;
+	vcpu->duration_buckets[name * VPMU_BUCKETS + duration_bucket(duration)]++;
 	vcpu->verdicts[kind & VPMU_KINDS_MASK]++;
 	if (kind != VPMU_KIND_PREDICTED)
 		pmc->verdicts[kind & VPMU_KINDS_MASK]++;

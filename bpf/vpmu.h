@@ -2,9 +2,10 @@
 /*
  * What the probes share with user space: the keys and values of the maps, and the records in the ring.
  *
- * agent/vpmu_agent/probes/layout.py reads this text, so that the layout is written in one place. A struct may
- * have `__uN name;`, `__sN name;` and arrays of these only, naturally aligned and without padding; an enum
- * only names, counted from 0. VPMU_KINDS, VPMU_STATES and VPMU_SLOTS come from the model (model/rules.py).
+ * agent/vpmu_agent/probes/layout.py reads this text, so that the layout is written in one place. A struct
+ * may have `__uN name;`, `__sN name;` and arrays of these only, naturally
+ * aligned and without padding; an enum only names, counted from 0. VPMU_KINDS, VPMU_STATES and VPMU_SLOTS
+ * come from the model (model/rules.py).
  */
 #ifndef VPMU_H
 #define VPMU_H
@@ -34,9 +35,10 @@ enum vpmu_lost {
 	VPMU_LOST_REASONS,
 };
 
-#define VPMU_CALLS   4  /* enum vpmu_call_name */
-#define VPMU_BUCKETS 12 /* of durations: model/buckets.py, and one for the rest */
-#define VPMU_SIZES   6  /* of group sizes: model/buckets.py, and one for the rest */
+#define VPMU_CALLS       4  /* enum vpmu_call_name */
+#define VPMU_BUCKETS     12 /* of durations: model/buckets.py, and one for the rest */
+#define VPMU_ALL_BUCKETS 48 /* VPMU_CALLS * VPMU_BUCKETS */
+#define VPMU_SIZES       6  /* of group sizes: model/buckets.py, and one for the rest */
 
 /* The one entry of the map `control`, which user space writes. */
 struct vpmu_control {
@@ -58,11 +60,8 @@ struct vpmu_vcpu {
 	__u64 calls[VPMU_CALLS];
 	__u64 predicted[VPMU_CALLS];
 	__u64 duration_ns[VPMU_CALLS];
-	__u64 create_buckets[VPMU_BUCKETS];
-	__u64 enable_buckets[VPMU_BUCKETS];
-	__u64 pause_buckets[VPMU_BUCKETS];
-	__u64 release_buckets[VPMU_BUCKETS];
-	__u64 verdicts[VPMU_KINDS]; /* by enum vpmu_kind */
+	__u64 duration_buckets[VPMU_ALL_BUCKETS]; /* those of one call after those of another */
+	__u64 verdicts[VPMU_KINDS];               /* by enum vpmu_kind */
 	__u64 pinned_siblings;
 	__u64 sizes[VPMU_SIZES];
 	__u64 sizes_sum;

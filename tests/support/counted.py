@@ -13,7 +13,7 @@ from vpmu_agent.model.call import Call, CallName, PmcType
 from vpmu_agent.model.check import Checker
 from vpmu_agent.model.rules import Kind, State
 from vpmu_agent.model.verdict import Observation, Verdict
-from vpmu_agent.probes.layout import VCPU, pmc_layout
+from vpmu_agent.probes.layout import DURATION_BUCKETS, VCPU, pmc_layout
 from vpmu_agent.vms.command_line import Vmm
 from vpmu_agent.vms.names import VmInfo
 
@@ -90,12 +90,12 @@ class Maps:
         for name in verdict.predicted:
             vcpu[VCPU.fields["predicted"].start + list(CallName).index(name)] += 1
         vcpu[VCPU.fields["duration_ns"].start + index] += call.duration_ns
-        _add(vcpu, f"{call.name}_buckets", DURATION_BOUNDS_NS, call.duration_ns)
+        _add(vcpu, DURATION_BUCKETS[index], DURATION_BOUNDS_NS, call.duration_ns)
         if call.name is CallName.CREATE and call.leader:
             if call.attr.pinned:
                 vcpu[VCPU.fields["pinned_siblings"].start] += 1
         elif call.name is CallName.CREATE:
-            _add(vcpu, "sizes", SIZE_BOUNDS, call.max_nr_events)
+            _add(vcpu, VCPU.fields["sizes"], SIZE_BOUNDS, call.max_nr_events)
             vcpu[VCPU.fields["sizes_sum"].start] += call.max_nr_events
         if call.result:
             self._errors[call.tgid, -call.result] += 1
@@ -127,5 +127,5 @@ class Processes:
         self.forgotten.append(tgid)
 
 
-def _add(numbers: list[int], field: str, bounds: tuple[int, ...], value: int) -> None:
-    numbers[VCPU.fields[field].start + bisect_left(bounds, value)] += 1
+def _add(numbers: list[int], buckets: slice, bounds: tuple[int, ...], value: int) -> None:
+    numbers[buckets.start + bisect_left(bounds, value)] += 1

@@ -79,6 +79,12 @@ ERROR_KEY = Layout("vpmu_error_key")
 PMC_KEY = Layout("vpmu_pmc_key")
 CALLS = [CallName(_short(name, "VPMU_")) for name in enum_names(_TEXT, "vpmu_call_name")]
 PMC_TYPES = [PmcType(_short(name, "VPMU_")) for name in enum_names(_TEXT, "vpmu_pmc_type")]
+_BUCKETS = SIZES["VPMU_BUCKETS"]
+_FIRST_BUCKET = VCPU.fields["duration_buckets"].start
+DURATION_BUCKETS = [
+    slice(_FIRST_BUCKET + i * _BUCKETS, _FIRST_BUCKET + (i + 1) * _BUCKETS) for i in range(len(CALLS))
+]
+"""The place of each call's buckets among the numbers of `VCPU`."""
 PMC_TYPE_LBR = PMC_TYPES.index(PmcType.LBR)
 
 

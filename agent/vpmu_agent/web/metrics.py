@@ -26,7 +26,7 @@ from vpmu_agent.counts.watch import Watch
 from vpmu_agent.model.buckets import DURATION_BOUNDS_NS, SIZE_BOUNDS
 from vpmu_agent.model.call import CallName
 from vpmu_agent.model.rules import Kind, State
-from vpmu_agent.probes.layout import VCPU
+from vpmu_agent.probes.layout import DURATION_BUCKETS, VCPU
 from vpmu_agent.text import errno_name
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -258,7 +258,6 @@ class _VmFamily:
 
 _VM = "\0"
 _FIELDS = VCPU.fields
-_BUCKETS = [_FIELDS[f"{call}_buckets"] for call in CallName]
 
 
 def _plain(
@@ -277,7 +276,7 @@ def _cumulative(counts: Sequence[int], total: float) -> list[float]:
 
 def _durations(numbers: Sequence[int]) -> list[float]:
     all_calls: list[float] = []
-    for buckets, nanoseconds in zip(_BUCKETS, numbers[_FIELDS["duration_ns"]], strict=True):
+    for buckets, nanoseconds in zip(DURATION_BUCKETS, numbers[_FIELDS["duration_ns"]], strict=True):
         all_calls += _cumulative(numbers[buckets], nanoseconds / 1e9)
     return all_calls
 

@@ -12,7 +12,7 @@ from vpmu_agent.counts import watch as module
 from vpmu_agent.counts.counts import Counts
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.model.call import CallName
-from vpmu_agent.probes.layout import VCPU
+from vpmu_agent.probes.layout import DURATION_BUCKETS, VCPU
 from vpmu_agent.vms.names import VmInfo
 
 WEB, DB = 4242, 777
@@ -41,7 +41,7 @@ def test_vcpus_add_up_to_vms_in_the_order_of_names(vms: Processes) -> None:
     watch = Watch(Maps(web.life(), web.life(vcpu=3, size=2), db.life()), vms)
     assert list(created(watch).items()) == [("db01", 1), ("web01", 3)]
     web01 = watch.snapshot().vms["web01"]
-    assert number(web01, "create_buckets") == 3
+    assert sum(web01.numbers[DURATION_BUCKETS[0]]) == 3
     assert web01.pmc_calls() == {(0, "gp0"): [1, 1, 1, 1], (3, "gp0"): [2, 2, 0, 2]}
 
 

@@ -556,9 +556,9 @@ def _steps() -> Iterator[str]:
     yield from (
         "## What KVM does",
         "",
-        "`agent/vpmu_agent/model/mechanism.py` has the kernel's steps as small functions named for those of "
-        "`arch/x86/kvm/pmu.c`. These are the calls that they make; `create 1 → 0` creates event 1 with "
-        "event 0 as its group leader.",
+        "`agent/vpmu_agent/model/mechanism.py` has the kernel's steps as small functions, named after those "
+        "of KVM's pmu.c (arch/x86/kvm in Linux). These are the calls that they make; `create 1 → 0` creates "
+        "event 1 with event 0 as its group leader.",
         "",
         "| the guest | kernel function | N = 1 | N = 3 |",
         "| --- | --- | --- | --- |",
