@@ -80,7 +80,9 @@ class Lookalike:
         stop: bool = True,
         **plan: int,
     ) -> Run:
-        words = [f"{key}={value}" for key, value in plan.items()] + [f"--name=guest={name}"] * bool(name)
+        words = [f"{key}={value}" for key, value in plan.items()]
+        if name:
+            words.append(f"--name=guest={name}")
         process = subprocess.Popen(
             [self.path, "run", *words],
             stdin=subprocess.PIPE,

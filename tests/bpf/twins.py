@@ -61,8 +61,21 @@ class TestRun:
 
     def __init__(self, descriptor: int, arguments: ctypes.Array[ctypes.c_char]) -> None:
         attr = _TEST.pack(
-            *(descriptor, 0, 0, 0, 0, 0, 0, 0, len(arguments), 0),
-            *(ctypes.addressof(arguments), 0, 0, 0, 0),
+            descriptor,
+            0,  # retval
+            0,  # data_size_in
+            0,  # data_size_out
+            0,  # data_in
+            0,  # data_out
+            0,  # repeat
+            0,  # duration
+            len(arguments),
+            0,  # ctx_size_out
+            ctypes.addressof(arguments),
+            0,  # ctx_out
+            0,  # flags
+            0,  # cpu
+            0,  # batch_size
         )
         self._attr = ctypes.create_string_buffer(attr, len(attr))
 
@@ -152,7 +165,7 @@ class Twins:
 
     def leave(self, call: Call) -> None:
         """Its return."""
-        created = self._event(call.event) or call.result & 2**64 - 1
+        created = self._event(call.event) or (call.result & (2**64 - 1))
         self._run(call.name, "return", created if call.name is CallName.CREATE else 0)
 
     def received(self) -> list[Observation]:
@@ -204,9 +217,8 @@ class Twins:
             vcpus, pmcs = self._room
             assert len(self._pmcs) < vcpus * pmcs
             address = self._pmcs[call.pmc] = self._first_pmc + len(self._pmcs) * _PMC
-        struct.pack_into(
-            *("=IBBxxQ", self._memory, address - self._base, 0, call.pmc_idx, call.max_nr_events, vcpu)
-        )
+        where = address - self._base
+        struct.pack_into("=IBBxxQ", self._memory, where, 0, call.pmc_idx, call.max_nr_events, vcpu)
         struct.pack_into("=iB", self._memory, vcpu - self._base, call.vcpu, call.event_count & 0xFF)
         return address
 

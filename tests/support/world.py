@@ -62,7 +62,10 @@ class World:
     def act(self, counter: VirtualCounter, *, hazards: bool) -> None:
         """One guest does one thing with one counter."""
         pmc = counter.pmc
-        action = self._rng.choice(["program", "program", "pause", "resume", "stop", *["resize"] * hazards])
+        actions = ["program", "program", "pause", "resume", "stop"]
+        if hazards:
+            actions.append("resize")
+        action = self._rng.choice(actions)
         config = pmc.current_config or 0x76
         if action == "resize":
             pmc.max_nr_events = self._rng.choice(self._sizes)
@@ -106,7 +109,8 @@ class World:
     def _before_create(self, counter: VirtualCounter, index: int, *, failed: bool) -> None:
         size = counter.pmc.max_nr_events
         if index == 0:
-            self.hazards[Kind.DEGRADED_GROUP] += counter.programmed > 1 == size
+            if counter.programmed > 1 and size == 1:
+                self.hazards[Kind.DEGRADED_GROUP] += 1
             counter.programmed = size
         elif failed:
             self.hazards[Kind.PARTIAL_GROUP] += 1
@@ -116,7 +120,8 @@ class World:
     def _after_release(self, counter: VirtualCounter) -> None:
         """What is still there now, nobody will release, unless N grows again before it is overwritten."""
         left = {i for i, event in enumerate(counter.pmc.perf_events) if event is not None}
-        self.hazards[Kind.ORPHANED_MEMBER] += bool(left - counter.orphans)
+        if left - counter.orphans:
+            self.hazards[Kind.ORPHANED_MEMBER] += 1
         counter.orphans = left
 
     def _event(self, counter: VirtualCounter, name: CallName, index: int, *, failed: bool) -> int:

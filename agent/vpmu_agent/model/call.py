@@ -28,8 +28,8 @@ class PmcType(StrEnum):
 class Attr:
     """The fields of `struct perf_event_attr` that KVM sets (include/uapi/linux/perf_event.h).
 
-    Nobody changes one, or a call. They are not frozen only because making them would then take five times as
-    long, and a replay makes millions.
+    Treat it, and a call, as immutable. They are not frozen because a frozen dataclass takes five times as
+    long to make, and a replay makes millions.
     """
 
     type: int
@@ -79,7 +79,7 @@ class Call:
 
     @property
     def pmc_name(self) -> str:
-        """`gp0`, `fixed1`, or `lbr`."""
+        """Return `gp0`, `fixed1`, or `lbr`."""
         return _pmc_name(self.pmc_type, self.pmc_idx)
 
 

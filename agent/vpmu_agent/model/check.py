@@ -31,7 +31,7 @@ class Group:
 
 
 class Checker:
-    """Follows every pmc it sees a call of, by its VM's process and its address."""
+    """Follows every pmc that calls are about, by its VM's process and its address."""
 
     def __init__(self) -> None:
         self._pmcs: dict[tuple[int, int], Registers] = {}
@@ -39,12 +39,12 @@ class Checker:
         self._epoch = 0
 
     def observe(self, call: Call) -> Verdict:
-        """Says what the model makes of the next call, and moves on."""
+        """Return the verdict on the next call, and follow it."""
         if call.lost:
-            # Nobody knows whose calls they were: nothing is known of any pmc, nor of a vCPU's count.
+            # They may have been of any pmc: no state is known any more, nor any vCPU's count.
             self._epoch += 1
             self._event_counts.clear()
-        # The guest-LBR event belongs to no pmc: it is one of its own.
+        # The guest-LBR event belongs to no pmc: it has registers of its own.
         key = call.tgid, call.pmc or call.event
         pmc = self._pmcs.get(key)
         if pmc is None:
@@ -62,8 +62,9 @@ class Checker:
             del self._pmcs[key]
         if event_count < 0:
             return found
-        # KVM counts an event once it was created, and no more after it was released: at the entry of either
-        # call its count is still without it, or with it (pmc_reprogram_counter, pmc_release_perf_event).
+        # KVM counts an event after it was created, and stops counting it after it was released: at the entry
+        # of a create the event is not in its count yet, at that of a release it still is
+        # (pmc_reprogram_counter, pmc_release_perf_event).
         vcpu = call.tgid, call.vcpu
         expected = self._event_counts.get(vcpu, event_count)
         if name is CallName.CREATE:
@@ -87,7 +88,7 @@ class Checker:
         )
 
     def groups(self) -> Iterator[Group]:
-        """The pmcs that hold events now, or have left some behind."""
+        """Yield the pmcs that hold events now, or have left some behind."""
         for pmc in self._pmcs.values():
             events = pmc.members.bit_count()
             orphans = pmc.left + pmc.orphans.bit_count()
@@ -95,6 +96,6 @@ class Checker:
                 yield Group(pmc.vm, pmc.tgid, pmc.vcpu, pmc.name, pmc.state, pmc.size, events, orphans)
 
     def forget(self, tgid: int) -> None:
-        """Drops all that is known of a VM that is gone."""
+        """Forget a VM that is gone."""
         self._pmcs = {key: pmc for key, pmc in self._pmcs.items() if key[0] != tgid}
         self._event_counts = {key: n for key, n in self._event_counts.items() if key[0] != tgid}

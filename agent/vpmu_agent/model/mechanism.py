@@ -2,7 +2,7 @@
 
 Each step is a generator named for the kernel function that it stands for: it yields the calls that KVM makes
 and is sent what the kernel answers, changes the state as the kernel does, and returns what the function
-returns. So a step can be run against answers made up (a prediction) or random ones (a test).
+returns. So a step can be run with made-up answers (a prediction) or random ones (a test).
 
 Sources: arch/x86/kvm/pmu.c and pmu.h of Linux 6.1; for groups "KVM: x86/pmu: Use flex *event arrays to
 implement grouped events" (RFC 7/8, Like Xu, 2022-12-12), failure paths included.
@@ -65,10 +65,10 @@ Returns 0 or -errno.
 
 
 def pmc_reprogram_counter(pmc: Pmc, *, intr: bool = False, pebs: bool = False) -> Steps:
-    """Creates the pmc's events and, of a group, enables them once the last exists.
+    """Create the pmc's events and, of a group, enable them once the last exists.
 
-    A creation that fails ends it there: the members before it are held, disabled, and nothing that says how
-    the counter stands is updated.
+    A creation that fails ends it: the members before it stay, disabled, and the state of the counter is not
+    updated.
     """
     disabled = pmc.max_nr_events > 1
     for i in range(pmc.max_nr_events):
@@ -86,7 +86,7 @@ def pmc_reprogram_counter(pmc: Pmc, *, intr: bool = False, pebs: bool = False) -
 
 
 def pmc_pause_counter(pmc: Pmc) -> Steps:
-    """Pauses a single event and folds its count in; a group is stopped instead."""
+    """Pause a single event and add up its count; a group is stopped instead."""
     if pmc.max_nr_events > 1:
         yield from pmc_stop_counter(pmc)
     if pmc.perf_events[0] is None or pmc.is_paused:
@@ -97,7 +97,7 @@ def pmc_pause_counter(pmc: Pmc) -> Steps:
 
 
 def pmc_resume_counter(pmc: Pmc) -> Steps:
-    """Enables the event there is; -1 (the kernel's false) if there is none, as after a group was stopped."""
+    """Enable the event; return -1 (the kernel's false) if there is none, as after a group was stopped."""
     if pmc.perf_events[0] is None:
         return -1
     yield Step(CallName.ENABLE, 0)
@@ -106,16 +106,16 @@ def pmc_resume_counter(pmc: Pmc) -> Steps:
 
 
 def pmc_stop_counter(pmc: Pmc) -> Steps:
-    """Releases all, if there is an event 0 to read the counter from."""
+    """Release all events, if there is an event 0 to read the counter from."""
     if pmc.perf_events[0] is not None:
         yield from pmc_release_perf_event(pmc)
     return 0
 
 
 def pmc_release_perf_event(pmc: Pmc) -> Steps:
-    """Releases what exists among the first `max_nr_events`, in order, and forgets that there was a group.
+    """Release what exists among the first `max_nr_events`, in order, and forget that there was a group.
 
-    What lies past `max_nr_events` is not looked at.
+    Events past `max_nr_events` are not looked at.
     """
     for i in range(pmc.max_nr_events):
         if pmc.perf_events[i] is not None:
@@ -128,7 +128,7 @@ def pmc_release_perf_event(pmc: Pmc) -> Steps:
 
 
 def reprogram_counter(pmc: Pmc, config: int, *, hardware_nr_events: int = 1, enabled: bool = True) -> Steps:
-    """What a guest's write to a selector, or a counter overflow, leads to.
+    """Do what a guest's write to a selector, or a counter overflow, leads to.
 
     `hardware_nr_events` is the N that the hardware definition gives the counter that the guest accesses, and
     `enabled` whether the guest's selector and global control let it count.

@@ -52,16 +52,16 @@ STEPS: dict[str, Callable[[Pmc, int], Steps]] = {
     "resume": _resume,
     "release": _release,
 }
-"""What a guest can do to a counter: select an event, stop it, let the same event go on, leave it unused."""
+"""What a guest can do to a counter: select an event, stop it, let it go on, or leave it unused."""
 
 
 def predict(
     steps: Sequence[str], *, events: int, fail_at: int | None = None
 ) -> Iterator[Prediction | Outcome]:
-    """The calls of each step, in order, and after those of a step its outcome.
+    """Yield the calls of each step, in order, and after those of a step its outcome.
 
     `events` is N, `fail_at` the index of the event whose creation fails with ENOSPC whenever it is tried.
-    Raises ValueError for an N that the kernel cannot have, an index past it, or a step that there is not.
+    Raise ValueError for an N that the kernel cannot have, an index past it, or an unknown step.
     """
     if not 1 <= events <= MAX_EVENTS:
         raise ValueError(f"a group has 1 to {MAX_EVENTS} events (max_nr_events is a u8), not {events}")

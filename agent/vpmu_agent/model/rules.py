@@ -45,12 +45,12 @@ class Kind(StrEnum):
 
     @property
     def is_divergence(self) -> bool:
-        """True for everything that the model did not predict and could have."""
+        """Return whether the model could have predicted the call, and did not."""
         return self not in (Kind.PREDICTED, Kind.UNKNOWN)
 
     @property
     def meaning(self) -> str:
-        """The kind in a sentence, for people."""
+        """Return what the kind means, in a sentence."""
         return _MEANINGS[self]
 
 
@@ -87,7 +87,7 @@ class State(StrEnum):
 
     @property
     def meaning(self) -> str:
-        """The state in a sentence, for people."""
+        """Return what the state means, in a sentence."""
         return _STATE_MEANINGS[self]
 
 
@@ -114,7 +114,7 @@ INVARIANTS = {
     State.PARTIAL: _HAS_EVENT_0,
     State.RELEASING: {"walk": True},
 }
-"""What is so in a state, whatever KVM does; for docs/model.md, whose table would have impossible cases."""
+"""What holds in a state whatever KVM does. Without it, docs/model.md would have impossible cases."""
 
 
 class Expected(StrEnum):

@@ -14,10 +14,10 @@ NO_CALLS = (0, 0, 0, 0)
 class Verdict:
     """What the model says of one call.
 
-    `event` and `leader` are indices within the pmc's group, None where there is none or it is not known.
-    `counts` says how many calls of each name the model predicts on seeing this one (itself included where it
+    `event` and `leader` are indices within the pmc's group, None if there is none or it is not known.
+    `counts` says how many calls of each name the model predicts on seeing this one (itself included if it
     opened something new): their running total equals that of the observed calls as long as KVM does as
-    predicted. Made by `verdict()`, which gives the same object for the same verdict.
+    predicted. `verdict()` makes it, and returns the same object for the same verdict.
     """
 
     __slots__ = ("__dict__", "_at", "_event_count", "_expected", "_size", "counts", "event", "kind", "leader")
@@ -44,7 +44,7 @@ class Verdict:
 
     @cached_property
     def expected(self) -> str:
-        """In words what was expected instead; empty unless this is a divergence."""
+        """Return in words what was expected instead; empty unless this is a divergence."""
         if not self.kind.is_divergence:
             return ""
         at, size = self._at, self._size
@@ -59,7 +59,7 @@ class Verdict:
 
     @cached_property
     def predicted(self) -> tuple[CallName, ...]:
-        """The calls of `counts`."""
+        """Return the calls of `counts`."""
         return tuple(name for name, n in zip(CallName, self.counts, strict=True) for _ in range(n))
 
     def __repr__(self) -> str:

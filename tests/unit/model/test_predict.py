@@ -59,8 +59,10 @@ def test_a_group_is_stopped_by_a_pause_and_programmed_anew_by_a_resume() -> None
     stopped = [(Step(CallName.RELEASE, i), 0) for i in range(3)]
     program = calls("program", events=3)
     assert calls("program", "pause", "resume", "release", events=3) == [
-        *(*program, *stopped),
-        *(*program, *stopped),
+        *program,
+        *stopped,
+        *program,
+        *stopped,
     ]
 
 

@@ -107,7 +107,9 @@ RIGHT = {
     ("swap", "single", "enable"): [Kind.UNEXPECTED_CALL],
     ("swap", "single", "release"): [Kind.ORPHANED_MEMBER, Kind.RELEASED_OUT_OF_ORDER],
     ("swap", "group", "first"): [
-        *(Kind.WRONG_LEADER, Kind.ENABLED_OUT_OF_ORDER, Kind.RELEASED_OUT_OF_ORDER),
+        Kind.WRONG_LEADER,
+        Kind.ENABLED_OUT_OF_ORDER,
+        Kind.RELEASED_OUT_OF_ORDER,
     ],
     ("swap", "group", "member"): [Kind.ENABLED_OUT_OF_ORDER, Kind.RELEASED_OUT_OF_ORDER],
     ("swap", "group", "last member"): [Kind.ENABLED_EARLY],
