@@ -11,8 +11,7 @@ from pathlib import Path
 
 import click
 
-from vpmu_agent.cli.main import cli
-from vpmu_agent.daemon.config_file import DEFAULT
+from vpmu_agent.cli.main import CONFIG_FILE, cli
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
@@ -35,7 +34,7 @@ there is nothing to trace.
 """
 
 FILES = {
-    f"{DEFAULT}": "What the service is configured with; each key is an option of `run`.",
+    f"{CONFIG_FILE}": "What the service is configured with; each key is an option of `run`.",
     "/usr/share/vpmu-agent/dashboards/": "Grafana dashboards.",
     "/usr/share/vpmu-agent/rules/": "Recording and alerting rules for Prometheus.",
     "/usr/share/doc/vpmu-agent/dashboards/README.md": "The runbooks of the alerts.",

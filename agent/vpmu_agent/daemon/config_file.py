@@ -19,9 +19,6 @@ import click
 
 from vpmu_agent.trace.call_json import SCHEMA, dumps
 
-DEFAULT = Path("/etc/vpmu-agent/vpmu-agent.toml")
-"""Where the Debian package puts it."""
-
 MAX_SIZE = 16 * 1024
 """Bytes. A file that is longer was not meant to be one of these."""
 

@@ -24,13 +24,13 @@ from tests.support import commands
 from tests.support.commands import invoke, read_until, started
 from tests.support.counted import Maps
 from tests.support.places import ROOT
-from vpmu_agent.cli.main import check, run
+from vpmu_agent.cli.main import CONFIG_FILE, check, run, settings_now
 from vpmu_agent.counts.watch import Watch
-from vpmu_agent.daemon import config_file as config
-from vpmu_agent.daemon import run as daemon
+from vpmu_agent.daemon import config_file
 from vpmu_agent.daemon.config_file import ConfigError
-from vpmu_agent.daemon.run import Configuration, Settings
-from vpmu_agent.system.privileges import find_user
+from vpmu_agent.daemon.settings import Configuration, Settings
+from vpmu_agent.system.signals import reload_requests
+from vpmu_agent.system.user import find_user
 from vpmu_agent.vms.names import Vms
 from vpmu_agent.web.config import WebFile
 from vpmu_agent.web.server import Address
@@ -56,7 +56,7 @@ def public() -> Iterator[Path]:
 def mistakes(file: Path, command: click.Command = run) -> list[str]:
     """The lines of the error, without the path."""
     with pytest.raises(ConfigError) as raised:
-        config.read(file, command)
+        config_file.read(file, command)
     lines = str(raised.value).splitlines()
     assert all(line.startswith(str(file)) for line in lines)
     return [line.removeprefix(str(file)) for line in lines]
@@ -67,22 +67,20 @@ def mistakes(file: Path, command: click.Command = run) -> list[str]:
 
 def test_every_flag_is_a_key_and_every_key_a_flag_and_a_setting() -> None:
     flags = {flag for param in run.params for flag in param.opts} - {"--config", "--duration"}
-    assert {re.sub("[-.]", "_", flag.removeprefix("--")) for flag in flags} == set(config.keys(run))
-    assert {field.name for field in fields(Settings)} == set(config.keys(run)) == set(KEYS)
+    assert {re.sub("[-.]", "_", flag.removeprefix("--")) for flag in flags} == set(config_file.keys(run))
+    assert {field.name for field in fields(Settings)} == set(config_file.keys(run)) == set(KEYS)
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_a_flag_can_take_back_whatever_the_file_says(key: str) -> None:
-    param = config.keys(run)[key]
+    param = config_file.keys(run)[key]
     assert not isinstance(param.default, bool) or param.secondary_opts
 
 
-@pytest.fixture
-def settings(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
-    """What `run` would use, each time it gets as far as that."""
-    used: list[Settings] = []
-    monkeypatch.setattr(daemon, "run", lambda settings_now, **_: used.append(settings_now()))
-    return used
+def used(*arguments: str) -> Settings:
+    """What `run` with these arguments would use."""
+    with run.make_context("run", list(arguments)) as context:
+        return settings_now(context)
 
 
 @pytest.mark.parametrize(
@@ -108,31 +106,27 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     ],
 )
 def test_flags_win_over_the_file_and_the_file_over_defaults(
-    file: Path, settings: list[Settings], written: str, flags: list[str], key: str, value: object
+    file: Path, written: str, flags: list[str], key: str, value: object
 ) -> None:
     file.write_text(written)
-    assert invoke("run", "--config", str(file), *flags).exit_code == 0
-    assert getattr(settings.pop(), key) == value
+    assert getattr(used("--config", str(file), *flags), key) == value
 
 
-def test_without_a_file_there_are_flags_and_defaults(settings: list[Settings]) -> None:
-    assert invoke("run", "--no-per-counter").exit_code == 0
-    assert settings == [
-        Settings(
-            listen=Address("127.0.0.1", 9775),
-            web_config_file=None,
-            per_counter=False,
-            user=find_user("nobody"),
-            wait=False,
-            attach="auto",
-        )
-    ]
+def test_without_a_file_there_are_flags_and_defaults() -> None:
+    assert used("--no-per-counter") == Settings(
+        listen=Address("127.0.0.1", 9775),
+        web_config_file=None,
+        per_counter=False,
+        user=find_user("nobody"),
+        wait=False,
+        attach="auto",
+    )
 
 
 # Mistakes
 
 
-def test_all_mistakes_are_told_each_with_its_line(file: Path, settings: list[Settings]) -> None:
+def test_all_mistakes_are_told_each_with_its_line(file: Path) -> None:
     file.write_text(
         "# comment\n"
         "per_conter = false\n"
@@ -143,8 +137,8 @@ def test_all_mistakes_are_told_each_with_its_line(file: Path, settings: list[Set
         'attach = """\n'
         'magic"""\n'
         '"\\u001b[2J" = 1\n'
-        'web.config.file = "web.yml"\n'
-        "web.config.other = [\n"
+        'web.config_file.file = "web.yml"\n'
+        "web.config_file.other = [\n"
         "    1,\n"
         "]\n"
         "[run]\n"
@@ -165,7 +159,6 @@ def test_all_mistakes_are_told_each_with_its_line(file: Path, settings: list[Set
     ]
     ran = invoke("run", "--config", str(file))
     assert (ran.exit_code, ran.stdout, ran.stderr.splitlines()) == (2, "", said)
-    assert not settings
     checked = invoke("config", "check", str(file))
     assert (checked.exit_code, checked.stdout.splitlines(), checked.stderr) == (2, said, "")
     as_json = invoke("config", "check", str(file), "--output", "json")
@@ -230,7 +223,7 @@ def test_what_is_not_toml(file: Path, written: str, said: str) -> None:
     ("data", "said"),
     [
         (b"wait = true\nuser = '\xff'", ":2: not UTF-8: found the byte 0xff; save the file as UTF-8"),
-        (b"#" * (config.MAX_SIZE + 1), ": longer than 16 KiB; name a configuration file"),
+        (b"#" * (config_file.MAX_SIZE + 1), ": longer than 16 KiB; name a configuration file"),
     ],
 )
 def test_what_is_not_text_of_that_kind(file: Path, data: bytes, said: str) -> None:
@@ -264,7 +257,7 @@ def numbers(**_: Any) -> None: ...
 
 def test_numbers_are_numbers(file: Path) -> None:
     file.write_text("count = 2\nseconds = 3\n")
-    assert {key: setting.value for key, setting in config.read(file, numbers).items()} == {
+    assert {key: setting.value for key, setting in config_file.read(file, numbers).items()} == {
         **{"count": 2, "seconds": 3.0},
     }
     file.write_text("count = 2.0\nseconds = true\n")
@@ -310,10 +303,10 @@ def test_a_key_is_found_where_it_begins(
     file.write_text(text, newline=newline)
     if expected:
         with pytest.raises(ConfigError) as raised:
-            config.read(file, run)
+            config_file.read(file, run)
         assert {mistake.key: mistake.line for mistake in raised.value.mistakes} == expected
     else:
-        assert config.read(file, run) == {}
+        assert config_file.read(file, run) == {}
 
 
 # config check
@@ -332,7 +325,7 @@ def test_check_prints_what_run_would_use_as_toml(file: Path) -> None:
         ["attach", "=", '"auto"', "#", "default"],
     ]
     file.write_text(result.stdout)
-    assert {key: setting.written for key, setting in config.read(file, run).items()} == {
+    assert {key: setting.written for key, setting in config_file.read(file, run).items()} == {
         **{"listen": "127.0.0.1:9775", "per_counter": False, "user": "bin"},
         **{"wait": False, "attach": "auto"},
     }
@@ -355,18 +348,18 @@ def test_check_as_json(file: Path) -> None:
 
 
 def test_what_has_no_default_is_shown_as_not_set(file: Path) -> None:
-    assert [line.split() for line in config.settings_text(file, {}, numbers)] == [
+    assert [line.split() for line in config_file.settings_text(file, {}, numbers)] == [
         ["count", "=", "1", "#", "default"],
         ["seconds", "=", "1.5", "#", "default"],
         ["#", "name", "=", "#", "default"],
     ]
-    *_, name = config.settings_json(file, {}, numbers)
+    *_, name = config_file.settings_json(file, {}, numbers)
     assert '"key":"name","value":null,' in name
 
 
 def test_check_looks_at_the_installed_file_if_none_is_named() -> None:
-    assert check.params[0].default == config.DEFAULT
-    assert str(config.DEFAULT) in invoke("config", "check", "--help").stdout
+    assert check.params[0].default == CONFIG_FILE
+    assert str(CONFIG_FILE) in invoke("config", "check", "--help").stdout
 
 
 # The file that is installed
@@ -374,19 +367,19 @@ def test_check_looks_at_the_installed_file_if_none_is_named() -> None:
 
 def test_the_installed_file_shows_every_default_and_explains_it() -> None:
     shown = re.findall(r"^# .+[.:]\n# ((\w+) = .+)$", SHIPPED.read_text(), re.MULTILINE)
-    assert [key for _, key in shown] == list(config.keys(run))
+    assert [key for _, key in shown] == list(config_file.keys(run))
     values = tomllib.loads("\n".join(line for line, _ in shown))
     assert values.pop("web_config_file")  # an example: there is no default
-    assert values == {key: param.default for key, param in config.keys(run).items() if key in values}
+    assert values == {key: param.default for key, param in config_file.keys(run).items() if key in values}
 
 
 def test_the_installed_file_is_without_mistakes_as_it_is_and_uncommented(file: Path) -> None:
-    assert config.read(SHIPPED, run) == {}
+    assert config_file.read(SHIPPED, run) == {}
     text = re.sub(r"^# (\w+ = )", r"\1", SHIPPED.read_text(), flags=re.MULTILINE)
     web = file.with_name("web.yml")
     web.write_text("http_server_config: {http2: true}")
     file.write_text(text.replace("/etc/vpmu-agent/web.yml", str(web)))
-    assert list(config.read(file, run)) == KEYS
+    assert list(config_file.read(file, run)) == KEYS
 
 
 # SIGHUP
@@ -398,15 +391,10 @@ def watch() -> Watch:
 
 
 @pytest.fixture
-def configuration(file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Configuration]:
+def configuration(file: Path) -> Configuration:
     """Of a `run --config FILE --attach kprobe`, with series by counter."""
-    made: list[Configuration] = []
-    monkeypatch.setattr(daemon, "run", lambda settings_now, **_: made.append(Configuration(settings_now)))
     file.write_text('user = "bin"\n')
-    former = signal.getsignal(signal.SIGHUP)
-    assert invoke("run", "--config", str(file), "--attach", "kprobe").exit_code == 0
-    yield made.pop()
-    signal.signal(signal.SIGHUP, former)
+    return Configuration(lambda: used("--config", str(file), "--attach", "kprobe"))
 
 
 @pytest.mark.parametrize(
@@ -468,14 +456,15 @@ def test_a_reload_reads_the_web_configuration_too(
 def test_each_sighup_is_acted_on_once_and_not_by_the_handler(
     configuration: Configuration, watch: Watch, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    configuration.renew(watch, None)
-    file.write_text("per_counter = false")
-    signal.raise_signal(signal.SIGHUP)
-    signal.raise_signal(signal.SIGHUP)
-    assert watch.snapshot().per_counter
-    assert capsys.readouterr().err == ""
-    for _ in range(2):
-        configuration.renew(watch, None)
+    with reload_requests() as requested:
+        configuration.reload_if(requested(), watch, None)
+        file.write_text("per_counter = false")
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
+        assert watch.snapshot().per_counter
+        assert capsys.readouterr().err == ""
+        for _ in range(2):
+            configuration.reload_if(requested(), watch, None)
     assert not watch.snapshot().per_counter
     assert capsys.readouterr().err == (
         "configuration read again: per_counter is false now; restart to change user\n"

@@ -15,7 +15,7 @@ from tests.support.scenes import Guest
 from tools.docs import manpage, metrics
 from vpmu_agent.cli.main import cli
 from vpmu_agent.counts.watch import Watch
-from vpmu_agent.daemon import report as log
+from vpmu_agent.daemon import report
 from vpmu_agent.web.metrics import Exporter
 
 
@@ -75,7 +75,7 @@ def test_the_man_page_has_nested_commands() -> None:
 
 def test_the_man_page_has_the_fields_of_the_journal() -> None:
     (section,) = re.findall(r"^\.SH JOURNAL\n(.*?)^\.SH", man(), re.MULTILINE | re.DOTALL)
-    used = set(re.findall(r"(VPMU_\w+)=", Path(log.__file__).read_text()))
+    used = set(re.findall(r"(VPMU_\w+)=", Path(report.__file__).read_text()))
     assert used == set(re.findall(r"VPMU_\w+", section))
 
 
