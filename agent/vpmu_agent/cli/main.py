@@ -443,9 +443,10 @@ def predict(*, events: int, fail_at: int | None, steps: str, output: str) -> Non
 @_output
 def doctor(*, output: str) -> None:
     """Check whether this host can be traced, and say what to do where it cannot."""
-    from vpmu_agent.cli.doctor import run
+    from vpmu_agent.cli.doctor.examination import run
+    from vpmu_agent.cli.doctor.host import Host
 
-    sys.exit(run(as_json=output == "json"))
+    sys.exit(run(Host(), as_json=output == "json"))
 
 
 def main(stand_ins: StandIns | None = None) -> None:
