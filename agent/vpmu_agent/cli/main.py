@@ -43,9 +43,9 @@ CONFIG_FILE = Path("/etc/vpmu-agent/vpmu-agent.toml")
 
 @dataclass(frozen=True, slots=True)
 class StandIns:
-    """What `trace` and `run` use instead of this host's probes and VMs, where it is given as click's `obj`.
+    """Replacements for this host's probes and VMs, which tests give to a command as click's `obj`.
 
-    That is for tests; None stands for the real one.
+    None stands for the real one.
     """
 
     attach: Attach | None = None
@@ -140,7 +140,7 @@ def _address(_ctx: click.Context, _param: click.Parameter, text: str) -> Address
 
 
 def _web_config(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:
-    """What is wrong with the file shows with what is wrong with the other settings."""
+    """Check the file now, so that its mistakes are reported together with those of other settings."""
     if path:
         from vpmu_agent.web.config import check
         from vpmu_agent.web.server import WebConfigError
@@ -162,7 +162,7 @@ def _known_user(_ctx: click.Context, _param: click.Parameter, name: str) -> User
 
 
 def _filters(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds the options that pick calls; the command gets them as `vm`, `vcpu`, `pmc` and `call`."""
+    """Add the options that pick calls; the command gets them as `vm`, `vcpu`, `pmc` and `call`."""
     return _vm(_vcpu(_pmc(_call(command))))
 
 

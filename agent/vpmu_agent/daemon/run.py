@@ -118,7 +118,7 @@ def look_at_modes(census: Census, modes: Modes, watch: Watch) -> None:
     tell_untraced(modes.sweep(census))
     watch.show_pmus(modes.by_vm)
     if missing := modes.newly_missing(census):
-        tell(f"which vPMU a VM has cannot be told, all else works: {missing}", Level.WARNING)
+        tell(f"which vPMU each VM has cannot be determined, all else works: {missing}", Level.WARNING)
 
 
 def open_web_config(path: Path) -> WebFile:

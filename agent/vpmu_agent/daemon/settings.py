@@ -45,7 +45,7 @@ class Configuration:
         """Reload where that was requested, and tell the service manager and the log how it went."""
         if requested:
             notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-            tell(f"configuration read again: {self.reload(watch, web)}")
+            tell(f"configuration reload: {self.reload(watch, web)}")
             notify("READY=1")
 
     def reload(self, watch: Watch, web: WebFile | None) -> str:
@@ -62,11 +62,11 @@ class Configuration:
         except (ConfigError, WebConfigError) as error:
             for line in str(error).splitlines():
                 tell(line, Level.ERROR)
-            return "refused, all stays as it was"
+            return "rejected, the previous settings stay in force"
         if new.per_counter != self.settings.per_counter:
             watch.count_per_counter(new.per_counter)
             self.settings = replace(self.settings, per_counter=new.per_counter)
-            done.append(f"per_counter is {str(new.per_counter).lower()} now")
+            done.append(f"per_counter is now {str(new.per_counter).lower()}")
         differ = [
             each.name for each in fields(new) if getattr(new, each.name) != getattr(self.settings, each.name)
         ]

@@ -1,4 +1,4 @@
-"""What the service manager is told of the daemon, as sd_notify(3) does it."""
+"""Messages to the service manager, as sd_notify(3) sends them."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def follow(source: Source, session: Session, duration_s: float | None) -> None:
         session.feed(calls)
         session.feed_pmus(source.new_pmus())
         if missing := source.missing_census():
-            print(f"which vPMU a VM has cannot be told: {missing}", file=sys.stderr)
+            print(f"which vPMU each VM has cannot be determined: {missing}", file=sys.stderr)
         if session.unread:
             break
     session.feed(source.rest())

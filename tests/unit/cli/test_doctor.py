@@ -160,7 +160,7 @@ def test_colours_are_for_terminals_that_want_them(
         ({"proc/self/status": "CapEff:\t000000c400000000\n"}, "capabilities", "ok", 0, "CAP_BPF"),
         ({LOCKDOWN: "none integrity [confidentiality]"}, "lockdown", "fail", 3, "confidentiality"),
         ({LOCKDOWN: "none [integrity] confidentiality"}, "lockdown", "ok", 0, "integrity"),
-        ({LOCKDOWN: None}, "lockdown", "warn", 0, "cannot be seen"),
+        ({LOCKDOWN: None}, "lockdown", "warn", 0, "cannot be checked"),
         (
             {LOCKDOWN: None, "proc/config.gz": "# CONFIG_SECURITY_LOCKDOWN_LSM is not set\n"},
             "lockdown",
@@ -221,10 +221,10 @@ def test_colours_are_for_terminals_that_want_them(
             0,
             "off",
         ),
-        ({MOUNTS: None}, "hidepid", "warn", 0, "cannot be seen"),
+        ({MOUNTS: None}, "hidepid", "warn", 0, "cannot be checked"),
         ({"sys/kernel/btf/vmlinux": "rubbish"}, "btf", "fail", 3, "cannot read BTF"),
         ({f"{PARAMETERS}/enable_pmu": "N\n"}, "vpmu", "fail", 1, "nothing to trace"),
-        ({f"{PARAMETERS}/enable_pmu": None}, "vpmu", "warn", 0, "cannot be seen"),
+        ({f"{PARAMETERS}/enable_pmu": None}, "vpmu", "warn", 0, "cannot be checked"),
         (
             {"sys/module/kvm_amd/parameters/enable_mediated_pmu": "N\n"},
             "mediated_vpmu",
@@ -271,7 +271,7 @@ def test_vms_of_which_there_is_nothing_to_trace(well: Host) -> None:
     ]
     assert findings[1].todo == "see mediated_vpmu"
     assert "kernel_irqchip=on" in findings[2].todo
-    assert by_check(replace(well, pmus=dict))["vms"].found == "no VM runs now"
+    assert by_check(replace(well, pmus=dict))["vms"].found == "no VM is running"
 
 
 @pytest.mark.parametrize("why", Why)
@@ -341,7 +341,7 @@ def test_grouped_events(well: Host, tmp_path: Path) -> None:
     findings = by_check(well)
     assert findings["types"].found.endswith("6 arguments")
     assert findings["groups"].status is Status.OK
-    assert findings["groups"].found == "grouped events, up to 4 a counter"
+    assert findings["groups"].found == "grouped events, up to 4 per counter"
 
 
 def test_an_event_array_that_overlaps_the_next_counter(well: Host, tmp_path: Path) -> None:
@@ -477,13 +477,13 @@ NO_WAY = [Step(way, Outcome.NO_WAY, f"no {way}") for way in ("fexit", "kprobe")]
 @pytest.mark.parametrize(
     ("steps", "status", "can_trace", "says", "todo"),
     [
-        ([FEXIT, KPROBE], "ok", True, "attached by fexit and by kprobe, and taken off", ""),
-        ([FEXIT, NO_WAY[1]], "ok", True, "compiled, attached by fexit, and taken off", ""),
+        ([FEXIT, KPROBE], "ok", True, "attached by fexit and by kprobe, and detached", ""),
+        ([FEXIT, NO_WAY[1]], "ok", True, "compiled, attached by fexit, and detached", ""),
         (
             [FEXIT, REFUSED[1]],
             "warn",
             True,
-            "by fexit, and taken off; kprobe: the verifier refuses vpmu_x: R2 invalid mem access",
+            "by fexit, and detached; kprobe: the verifier refuses vpmu_x: R2 invalid mem access",
             "nothing, unless you want --attach kprobe: then report this",
         ),
         (
@@ -505,7 +505,7 @@ NO_WAY = [Step(way, Outcome.NO_WAY, f"no {way}") for way in ("fexit", "kprobe")]
             [*NO_WAY, Step("verifier", Outcome.WORKS, "loaded, but not attached")],
             "fail",
             False,
-            "compiled and taken by the verifier, but this kernel lets no program be attached",
+            "compiled and accepted by the verifier, but this kernel lets no program attach",
             "see kprobes and fentry",
         ),
         (
@@ -596,7 +596,7 @@ def test_no_sysfs_and_probes_that_fail(well: Host) -> None:
 
     shutil.rmtree(well.root / "sys")
     findings = by_check(replace(well, try_kprobe=refused("no devices"), try_fexit=no_btf))
-    assert findings["kprobes"].todo == "mount the host's /sys, read-only will do"
+    assert findings["kprobes"].todo == "mount the host's /sys, read-only is enough"
     assert findings["fentry"].todo == "mount it"
 
 

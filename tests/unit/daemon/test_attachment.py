@@ -113,7 +113,7 @@ def test_for_as_long_as_kvm_stays_nothing_is_loaded(host: FakeHost, attachment: 
     assert attachment.line == "attached fexit probes to 4 functions"
 
 
-def test_kvm_is_loaded_anew_between_two_looks(
+def test_kvm_is_reloaded_between_two_looks(
     host: FakeHost, attachment: Attachment, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, watch = start(attachment, host)

@@ -147,15 +147,15 @@ def test_all_mistakes_are_told_each_with_its_line(file: Path) -> None:
         "[mode]\n"
     )
     said = [
-        f"{file}:2: per_conter: there is no such key; did you mean per_counter?",
+        f"{file}:2: per_conter: unknown key; did you mean per_counter?",
         f"{file}:4: listen: 'localhost' has no port: write HOST:PORT",
         f"{file}:5: user: found a number; write a string in quotes",
         f"{file}:6: wait: found a string; write true or false",
         f"{file}:7: attach: 'magic' is not one of 'auto', 'fexit', 'kprobe'",
-        f"{file}:9: '\\x1b[2J': there is no such key; the keys are {', '.join(KEYS)}",
-        f"{file}:10: web: there is no such table; the keys are {', '.join(KEYS)}",
-        f"{file}:14: run: there is no such table; the keys are {', '.join(KEYS)}",
-        f"{file}:17: mode: there is no such table; the keys are {', '.join(KEYS)}",
+        f"{file}:9: '\\x1b[2J': unknown key; the keys are {', '.join(KEYS)}",
+        f"{file}:10: web: unknown table; the keys are {', '.join(KEYS)}",
+        f"{file}:14: run: unknown table; the keys are {', '.join(KEYS)}",
+        f"{file}:17: mode: unknown table; the keys are {', '.join(KEYS)}",
     ]
     ran = invoke("run", "--config", str(file))
     assert (ran.exit_code, ran.stdout, ran.stderr.splitlines()) == (2, "", said)
@@ -167,7 +167,7 @@ def test_all_mistakes_are_told_each_with_its_line(file: Path) -> None:
     assert len(found) == len(said)
     assert first == {
         **{"schema": 1, "kind": "mistake", "file": str(file), "line": 2, "key": "per_conter"},
-        "message": "there is no such key; did you mean per_counter?",
+        "message": "unknown key; did you mean per_counter?",
     }
     assert (last["line"], last["key"]) == (17, "mode")
 
@@ -175,10 +175,10 @@ def test_all_mistakes_are_told_each_with_its_line(file: Path) -> None:
 @pytest.mark.parametrize(
     ("written", "said"),
     [
-        ("per-counter = false", "per-counter: there is no such key; did you mean per_counter?"),
-        ("Listen = ':1'", "Listen: there is no such key; did you mean listen?"),
-        ("duration = 5", f"duration: there is no such key; the keys are {', '.join(KEYS)}"),
-        ('config = "x"', f"config: there is no such key; the keys are {', '.join(KEYS)}"),
+        ("per-counter = false", "per-counter: unknown key; did you mean per_counter?"),
+        ("Listen = ':1'", "Listen: unknown key; did you mean listen?"),
+        ("duration = 5", f"duration: unknown key; the keys are {', '.join(KEYS)}"),
+        ('config = "x"', f"config: unknown key; the keys are {', '.join(KEYS)}"),
         ("wait = 1", "wait: found a number; write true or false"),
         ("wait = 1.0", "wait: found a number; write true or false"),
         ("wait = [true]", "wait: found an array; write true or false"),
@@ -223,7 +223,7 @@ def test_what_is_not_toml(file: Path, written: str, said: str) -> None:
     ("data", "said"),
     [
         (b"wait = true\nuser = '\xff'", ":2: not UTF-8: found the byte 0xff; save the file as UTF-8"),
-        (b"#" * (config_file.MAX_SIZE + 1), ": longer than 16 KiB; name a configuration file"),
+        (b"#" * (config_file.MAX_SIZE + 1), ": longer than 16 KiB; check that this is a configuration file"),
     ],
 )
 def test_what_is_not_text_of_that_kind(file: Path, data: bytes, said: str) -> None:
@@ -234,7 +234,7 @@ def test_what_is_not_text_of_that_kind(file: Path, data: bytes, said: str) -> No
 def test_a_file_that_cannot_be_read(tmp_path: Path, file: Path) -> None:
     assert mistakes(file) == [": cannot be read: No such file or directory"]
     assert mistakes(tmp_path) == [": cannot be read: Is a directory"]
-    assert mistakes(Path("/dev/zero")) == [": longer than 16 KiB; name a configuration file"]
+    assert mistakes(Path("/dev/zero")) == [": longer than 16 KiB; check that this is a configuration file"]
 
 
 @AS_ROOT
@@ -245,7 +245,7 @@ def test_a_file_that_this_user_may_not_read(file: Path) -> None:
         (said,) = mistakes(file)
     finally:
         os.seteuid(0)
-    assert said == ": cannot be read: Permission denied; let uid 65534 read it, which this runs as"
+    assert said == ": cannot be read: Permission denied; make it readable for uid 65534, which this runs as"
 
 
 @click.command()
@@ -402,11 +402,11 @@ def configuration(file: Path) -> Configuration:
     [
         ('# other words\nuser = "bin"', "nothing changed", "nothing changed"),
         ('user = "bin"\nattach = "fexit"', "nothing changed", "nothing changed"),  # the flag wins
-        ('user = "bin"\nper_counter = false', "per_counter is false now", "nothing changed"),
+        ('user = "bin"\nper_counter = false', "per_counter is now false", "nothing changed"),
         ("", "restart to change user", "restart to change user"),
         (
             "per_counter = false\nwait = true\nlisten = ':1'",
-            "per_counter is false now; restart to change listen, user, wait",
+            "per_counter is now false; restart to change listen, user, wait",
             "restart to change listen, user, wait",
         ),
     ],
@@ -427,7 +427,7 @@ def test_a_reload_of_a_bad_file_changes_nothing(
 ) -> None:
     file.write_text("per_counter = false\nlisten = 1\nuser = 2\n")
     before = configuration.settings
-    assert configuration.reload(watch, None) == "refused, all stays as it was"
+    assert configuration.reload(watch, None) == "rejected, the previous settings stay in force"
     assert capsys.readouterr().err.splitlines() == [
         f"{file}:2: listen: found a number; write a string in quotes",
         f"{file}:3: user: found a number; write a string in quotes",
@@ -435,7 +435,7 @@ def test_a_reload_of_a_bad_file_changes_nothing(
     assert watch.snapshot().per_counter
     assert configuration.settings is before
     file.unlink()
-    assert configuration.reload(watch, None) == "refused, all stays as it was"
+    assert configuration.reload(watch, None) == "rejected, the previous settings stay in force"
     assert capsys.readouterr().err == f"{file}: cannot be read: No such file or directory\n"
 
 
@@ -448,7 +448,7 @@ def test_a_reload_reads_the_web_configuration_too(
     assert configuration.reload(watch, web).startswith(f"{path} too")
     path.write_text("basic_auth_user:\n")
     file.write_text("per_counter = false")
-    assert configuration.reload(watch, web) == "refused, all stays as it was"
+    assert configuration.reload(watch, web) == "rejected, the previous settings stay in force"
     assert capsys.readouterr().err.startswith(f"{path}:1: basic_auth_user: is not known")
     assert watch.snapshot().per_counter
 
@@ -467,7 +467,7 @@ def test_each_sighup_is_acted_on_once_and_not_by_the_handler(
             configuration.reload_if(requested(), watch, None)
     assert not watch.snapshot().per_counter
     assert capsys.readouterr().err == (
-        "configuration read again: per_counter is false now; restart to change user\n"
+        "configuration reload: per_counter is now false; restart to change user\n"
     )
 
 
@@ -476,14 +476,14 @@ def test_a_daemon_that_runs_takes_what_sighup_brings(public: Path) -> None:
     with commands.daemon(["run", "--config", str(public)]) as (process, address):
         assert b"vpmu_pmc_calls_total" in metrics(address)
         for written, said in (
-            ("per_counter = false", "per_counter is false now; restart to change listen"),
-            ("per_counter = 0", "refused, all stays as it was"),
-            ('listen = "127.0.0.1:0"', "per_counter is true now"),
+            ("per_counter = false", "per_counter is now false; restart to change listen"),
+            ("per_counter = 0", "rejected, the previous settings stay in force"),
+            ('listen = "127.0.0.1:0"', "per_counter is now true"),
         ):
             public.write_text(written)
             process.send_signal(signal.SIGHUP)
-            line = read_until(process.stderr, b"configuration read again: ")
-            assert line.decode() == f"configuration read again: {said}\n"
+            line = read_until(process.stderr, b"configuration reload: ")
+            assert line.decode() == f"configuration reload: {said}\n"
             assert (b"vpmu_pmc_calls_total" in metrics(address)) == ("true" in said)
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
@@ -496,9 +496,12 @@ def test_the_daemon_says_so_if_it_may_not_read_the_file_again(file: Path) -> Non
         process.send_signal(signal.SIGHUP)
         nobody = find_user("nobody").uid
         assert read_until(process.stderr, str(file).encode()).decode() == (
-            f"{file}: cannot be read: Permission denied; let uid {nobody} read it, which this runs as\n"
+            f"{file}: cannot be read: Permission denied; "
+            f"make it readable for uid {nobody}, which this runs as\n"
         )
-        assert read_until(process.stderr, b"configuration").endswith(b": refused, all stays as it was\n")
+        assert read_until(process.stderr, b"configuration").endswith(
+            b": rejected, the previous settings stay in force\n"
+        )
 
 
 def test_sighup_ends_no_process_that_is_on_its_way_nor_without_a_file() -> None:
@@ -507,7 +510,7 @@ def test_sighup_ends_no_process_that_is_on_its_way_nor_without_a_file() -> None:
             time.sleep(0.01)
         process.send_signal(signal.SIGHUP)
         read_until(process.stderr, b"serving http://")
-        assert read_until(process.stderr, b"configuration") == b"configuration read again: nothing changed\n"
+        assert read_until(process.stderr, b"configuration") == b"configuration reload: nothing changed\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
 

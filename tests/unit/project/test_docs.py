@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 import pytest
 
-from tests.support.commands import invoke
 from tests.support.counted import Maps, Processes
 from tests.support.scenes import Guest
 from tools.docs import manpage, metrics
@@ -85,14 +84,11 @@ def test_the_man_page_has_the_exit_statuses() -> None:
 
 
 @pytest.mark.parametrize("line", manpage.EXAMPLES.values())
-def test_an_example_is_right_usage(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_example_is_right_usage(line: str) -> None:
     """Up to the point where the command would be run."""
     name, *arguments = shlex.split(line)
     assert name == "vpmu-agent"
     command: click.Command = cli
-    for word in arguments:
-        if isinstance(command, click.Group):
-            command = command.commands[word]
-    monkeypatch.setattr(command, "callback", lambda **_: None)
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output
+    while isinstance(command, click.Group):
+        command = command.commands[arguments.pop(0)]
+    command.make_context(command.name, arguments)  # raises UsageError

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 PROGRAM = "program"
-"""The check of the real program, attached and taken off."""
+"""The check that attaches the real program and detaches it."""
 
 SUCCESS, PROBLEM, CANNOT_RUN = 0, 1, 3  # exit statuses
 

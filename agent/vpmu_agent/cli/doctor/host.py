@@ -17,7 +17,7 @@ from vpmu_agent.vms.modes import Pmu
 from vpmu_agent.vms.names import Vms
 
 AS_ROOT = "run vpmu-agent as root"
-MOUNT_SYS = "mount the host's /sys, read-only will do"
+MOUNT_SYS = "mount the host's /sys, read-only is enough"
 
 
 @dataclass(frozen=True, slots=True)

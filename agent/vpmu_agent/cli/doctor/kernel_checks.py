@@ -58,14 +58,18 @@ def check_pid_namespace(host: Host) -> Iterator[Finding]:
     if container.is_hosts_namespace("pid", root=host.root):
         yield Finding("pid_namespace", Status.OK, "the host's")
     else:
-        yield Finding("pid_namespace", Status.WARN, "cannot be seen: no /proc/self/ns/pid", "mount /proc")
+        yield Finding(
+            "pid_namespace", Status.WARN, "cannot be checked: there is no /proc/self/ns/pid", "mount /proc"
+        )
 
 
 def check_hidepid(host: Host) -> Iterator[Finding]:
     """Check whether the daemon, which switches to a user of its own, can see other users' processes."""
     value = container.hidepid(root=host.root)
     if value is None:
-        yield Finding("hidepid", Status.WARN, "cannot be seen: no /proc/self/mountinfo", "mount /proc")
+        yield Finding(
+            "hidepid", Status.WARN, "cannot be checked: there is no /proc/self/mountinfo", "mount /proc"
+        )
     elif value:
         yield Finding(
             "hidepid",
@@ -85,7 +89,7 @@ def check_lockdown(host: Host) -> Iterator[Finding]:
         yield Finding(
             "lockdown",
             Status.FAIL,
-            "confidentiality: the kernel lets nobody probe it or read its memory",
+            "confidentiality: the kernel allows nobody to probe it or to read its memory",
             "boot with lockdown=integrity or without lockdown (it may come with Secure Boot)",
             blocks=True,
         )
@@ -97,7 +101,7 @@ def check_lockdown(host: Host) -> Iterator[Finding]:
         yield Finding(
             "lockdown",
             Status.WARN,
-            "cannot be seen: there is no /sys/kernel/security/lockdown",
+            "cannot be checked: there is no /sys/kernel/security/lockdown",
             "mount securityfs (mount -t securityfs none /sys/kernel/security)",
         )
 
@@ -111,7 +115,7 @@ def check_kptr_restrict(host: Host) -> Iterator[Finding]:
         yield Finding(
             "kptr_restrict",
             Status.FAIL,
-            f"{value}: the kernel hides its addresses from everybody, KVM's overflow handler among them",
+            f"{value}: the kernel hides all addresses from everyone, that of KVM's overflow handler too",
             "sysctl kernel.kptr_restrict=1 (hides them from all but root)",
         )
     else:
@@ -148,7 +152,7 @@ def check_privileges(host: Host) -> Iterator[Finding]:
     """Check which privileges the daemon of `vpmu-agent run` keeps."""
     trial = host.try_map_access()
     if trial.works:
-        yield Finding("privileges", Status.OK, "the daemon keeps none: it can read BPF maps without")
+        yield Finding("privileges", Status.OK, "the daemon keeps none: it can read BPF maps without any")
     elif _lacks_privileges(host, trial):
         yield not_tried("privileges")
     elif trial.denied:
@@ -175,11 +179,11 @@ def check_probes(host: Host) -> Iterator[Finding]:
         ("fentry", fexit, kprobe, fexit_todo),
     ):
         if trial.works:
-            yield Finding(check, Status.OK, f"attached to all of {len(functions)} functions and taken off")
+            yield Finding(check, Status.OK, f"attached to all {len(functions)} functions and detached")
         elif _lacks_privileges(host, trial):
             yield not_tried(check)
         elif other.works:
-            yield Finding(check, Status.WARN, trial.reason, "nothing: the other kind of probe will do")
+            yield Finding(check, Status.WARN, trial.reason, "nothing: the other kind of probe is enough")
         elif _lacks_privileges(host, other):
             yield Finding(check, Status.WARN, trial.reason, "nothing, if the other kind of probe works")
         else:

@@ -39,14 +39,14 @@ def _groups(layout: KernelLayout) -> Finding:
     """Return whether a counter can have several events, and whether KVM has room for them."""
     array = layout.pmc_events
     if array is None:
-        return Finding("groups", Status.OK, "this kernel has no grouped events: one event a counter")
+        return Finding("groups", Status.OK, "this kernel has no grouped events: one event per counter")
     if not array.is_flexible:
-        return Finding("groups", Status.OK, f"grouped events, up to {array.room} a counter")
+        return Finding("groups", Status.OK, f"grouped events, up to {array.room} per counter")
     return Finding(
         "groups",
         Status.FAIL,
         f"perf_events of struct kvm_pmc is a flexible array with room for {array.room}, and KVM keeps its "
-        f"counters side by side: event {array.room} of one lies on the next one's type and idx",
+        f"counters side by side: event {array.room} of one overlaps the next one's type and idx",
         f"keep max_nr_events at {array.room}, or run a kernel that gives the array a size",
     )
 
@@ -67,7 +67,7 @@ def check_pmu(host: Host) -> Iterator[Finding]:
     """Check that the host has a hardware PMU."""
     devices = facts.pmu_devices(root=host.root)
     if not facts.can_see_pmus(root=host.root):
-        found = f"cannot be seen: there is no {host.root / 'sys/bus/event_source/devices'}"
+        found = f"cannot be checked: there is no {host.root / 'sys/bus/event_source/devices'}"
         yield Finding("pmu", Status.WARN, found, MOUNT_SYS)
     elif devices:
         yield Finding("pmu", Status.OK, ", ".join(devices))
@@ -86,7 +86,7 @@ def check_vpmu(host: Host) -> Iterator[Finding]:
     if enabled:
         yield Finding("vpmu", Status.OK, "enable_pmu=Y")
     elif enabled is None:
-        yield Finding("vpmu", Status.WARN, "KVM shows no parameter enable_pmu, so this cannot be seen")
+        yield Finding("vpmu", Status.WARN, "cannot be checked: KVM has no parameter enable_pmu")
     elif facts.pmu_devices(root=host.root):
         yield Finding(
             "vpmu",
@@ -110,7 +110,7 @@ def check_mediated_vpmu(host: Host) -> Iterator[Finding]:
             f"on in {' and '.join(on)}: guests own the counters while they run, and KVM creates no perf "
             "events for them, so there is nothing to trace; a VM without an in-kernel interrupt controller "
             "has no PMU at all",
-            f"nothing, if that is wanted; else stop the guests and load {on[0]} with enable_mediated_pmu=0",
+            f"nothing, if this is intended; else stop the guests and load {on[0]} with enable_mediated_pmu=0",
         )
         if facts.nmi_watchdog(root=host.root):
             # Its event has no exclude_guest: perf_create_mediated_pmu() returns EBUSY (kernel/events/core.c).
@@ -134,7 +134,7 @@ def check_vms(host: Host) -> Iterator[Finding]:
     try:
         by_vm = host.pmus()
     except KernelError as error:
-        found = f"which vPMU a VM has cannot be told: {error.found}"
+        found = f"which vPMU each VM has cannot be determined: {error.found}"
         todo = "see bcc" if isinstance(error, ProbeError) else error.todo
         yield Finding("vms", Status.WARN, found, todo or "nothing: all else works without")
         return
@@ -144,14 +144,14 @@ def check_vms(host: Host) -> Iterator[Finding]:
     for pmu, vms in untraced(has).items():
         yield Finding("vms", Status.WARN, sentence(vms, pmu), _PMU_TODO[pmu.why])
     if not has:
-        yield Finding("vms", Status.OK, "no VM runs now")
+        yield Finding("vms", Status.OK, "no VM is running")
 
 
 _PMU_TODO = {
     Why.HOST: "see vpmu",
     Why.NO_IRQCHIP: "start it with an in-kernel interrupt controller (QEMU: -machine kernel_irqchip=on)",
-    Why.TURNED_OFF: "nothing, if that is wanted; QEMU gives a VM a PMU with -cpu host,pmu=on",
-    Why.NO_CPUID: "nothing, if that is wanted; QEMU gives a VM a PMU with -cpu host,pmu=on",
+    Why.TURNED_OFF: "nothing, if this is intended; QEMU gives a VM a PMU with -cpu host,pmu=on",
+    Why.NO_CPUID: "nothing, if this is intended; QEMU gives a VM a PMU with -cpu host,pmu=on",
     Why.UNKNOWN: "see vpmu and mediated_vpmu",
     None: "see mediated_vpmu",
 }
@@ -161,12 +161,14 @@ def check_nmi_watchdog(host: Host) -> Iterator[Finding]:
     """Check whether the watchdog takes a counter from the guests."""
     on = facts.nmi_watchdog(root=host.root)
     if on is None and not (host.root / "proc/sys/kernel").is_dir():
-        yield Finding("nmi_watchdog", Status.WARN, "cannot be seen", "mount /proc")
+        yield Finding(
+            "nmi_watchdog", Status.WARN, "cannot be checked: there is no /proc/sys/kernel", "mount /proc"
+        )
     elif on:
         yield Finding(
             "nmi_watchdog",
             Status.WARN,
-            "on: it holds one hardware counter of every CPU, which guests then lack",
+            "on: it takes one hardware counter of every CPU, which guests cannot use",
             "sysctl kernel.nmi_watchdog=0 if guests are short of counters",
         )
     else:
@@ -180,9 +182,9 @@ def once_loaded(check: str, look: Callable[[Host], Iterator[Finding]]) -> Callab
         try:
             require_kvm(root=host.root)
         except KvmNotLoadedError:
-            yield Finding(check, Status.WARN, "cannot be seen before KVM is loaded", "see kvm")
+            yield Finding(check, Status.WARN, "cannot be checked before KVM is loaded", "see kvm")
         except KernelError:
-            yield Finding(check, Status.WARN, "cannot be seen, as KVM cannot", "see kvm")
+            yield Finding(check, Status.WARN, "cannot be checked without KVM's types", "see kvm")
         else:
             yield from look(host)
 

@@ -44,7 +44,7 @@ def _attached_program(tried: Sequence[Step]) -> Finding:
     One way is enough. A kernel that has only one is no warning: see kprobes and fentry.
     """
     ways = " and by ".join(step.name for step in tried if step.outcome is Outcome.WORKS)
-    found = f"compiled, attached by {ways}, and taken off"
+    found = f"compiled, attached by {ways}, and detached"
     odd = [step for step in tried if step.outcome not in (Outcome.WORKS, Outcome.NO_WAY)]
     if not odd:
         return Finding(PROGRAM, Status.OK, found, proves=True)
@@ -55,7 +55,7 @@ def _attached_program(tried: Sequence[Step]) -> Finding:
 def _unattached_program(tried: Sequence[Step], toolchain: str) -> Finding:
     told = [step for step in tried if step.outcome is not Outcome.NO_WAY]
     if all(step.outcome is Outcome.WORKS for step in told):
-        found = "compiled and taken by the verifier, but this kernel lets no program be attached"
+        found = "compiled and accepted by the verifier, but this kernel lets no program attach"
         return Finding(PROGRAM, Status.FAIL, found, "see kprobes and fentry", blocks=True)
     todo = "; ".join(dict.fromkeys(step.todo for step in told if step.todo))
     found = f"{toolchain}: {_told(told)}"
