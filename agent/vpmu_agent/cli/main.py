@@ -427,7 +427,7 @@ def check(*, file: Path, output: str) -> None:
 )
 @_output
 def predict(*, events: int, fail_at: int | None, steps: str, output: str) -> None:
-    """Print the calls that KVM makes for one counter, according to the model."""
+    """Print the calls that the model predicts for one counter."""
     from vpmu_agent.cli.prediction import predicted_json, predicted_text
     from vpmu_agent.model import predict as model
 
@@ -442,7 +442,10 @@ def predict(*, events: int, fail_at: int | None, steps: str, output: str) -> Non
 @cli.command()
 @_output
 def doctor(*, output: str) -> None:
-    """Check whether this host can be traced, and say what to do where it cannot."""
+    """Check whether this host can be traced.
+
+    Where it cannot, or not fully, each check says what to do.
+    """
     from vpmu_agent.cli.doctor.examination import run
     from vpmu_agent.cli.doctor.host import Host
 

@@ -154,5 +154,5 @@ def _check(result: int) -> None:
 @cache
 def _libc() -> ctypes.CDLL:
     library = ctypes.CDLL(None, use_errno=True)
-    library.prctl.argtypes = (ctypes.c_int, *(ctypes.c_ulong,) * 4)
+    library.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
     return library
