@@ -116,7 +116,7 @@ docs: .venv/ready
 dashboards-check: .venv/ready
 	.venv/bin/pytest -q tests/dashboards
 
-# The page at / in headless Chromium; leaves screenshots in build/page/ to look at. Half a minute.
+# The page at / in headless Chromium; leaves screenshots in build/page/ to look at. A minute.
 page: .venv/page
 	.venv/bin/pytest -q tests/page
 

@@ -22,10 +22,10 @@ _TYPE_HARDWARE, _TYPE_RAW = 0, 4  # enum perf_type_id
 
 
 def attr_text(attr: Attr) -> str:
-    """An event in perf's notation: `r076:uGD` is raw event 0x76, user mode, guest only, pinned.
+    """Return an event in perf's notation: `r076:uGD` is raw event 0x76, user mode, guest only, pinned.
 
-    Modifiers are those of perf-list(1). What means nothing on x86 is left out: `h` (unless nothing else is
-    counted) and `I`.
+    The modifiers are those of perf-list(1), without the ones that mean nothing on x86: `I`, and `h` unless
+    neither user nor kernel mode is counted.
     """
     if attr.type == _TYPE_RAW:
         name = f"r{attr.config:03x}"
@@ -35,7 +35,7 @@ def attr_text(attr: Attr) -> str:
         name = f"pmu{attr.type}/{attr.config:#x}/"
     levels = ("" if attr.exclude_user else "u") + ("" if attr.exclude_kernel else "k")
     modifiers = (
-        ("" if levels == "uk" else levels or "h")
+        ("" if levels == "uk" else (levels or "h"))
         + "p" * attr.precise_ip
         + ("" if attr.exclude_host else "H")
         + ("" if attr.exclude_guest else "G")
@@ -45,17 +45,24 @@ def attr_text(attr: Attr) -> str:
 
 
 def duration_text(ns: int) -> str:
-    """A duration with three digits and its unit: `870 ns`, `12.3 µs`, `4.56 ms`."""
+    """Return a duration with three digits and its unit: `870 ns`, `12.3 µs`, `4.56 ms`."""
     if ns < 1000:
         return f"{ns} ns"
-    value, unit = next(
-        ((ns / scale, unit) for scale, unit in ((1e3, "µs"), (1e6, "ms")) if ns < 999.5 * scale),
-        (ns / 1e9, "s"),
-    )
-    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    if ns < 999.5e3:
+        value, unit = ns / 1e3, "µs"
+    elif ns < 999.5e6:
+        value, unit = ns / 1e6, "ms"
+    else:
+        value, unit = ns / 1e9, "s"
+    if value < 9.995:
+        digits = 2
+    elif value < 99.95:
+        digits = 1
+    else:
+        digits = 0
     return f"{value:.{digits}f} {unit}"
 
 
 def errno_name(number: int) -> str:
-    """`ENOSPC` for 28; the number itself for those that the kernel keeps to itself (524, ENOTSUPP)."""
+    """Return `ENOSPC` for 28; the number itself for those internal to the kernel (524, ENOTSUPP)."""
     return errno.errorcode.get(number, str(number))

@@ -23,8 +23,10 @@ from vpmu_agent.model.rules import SLOTS
 from vpmu_agent.probes.layout import LOST_REASONS, VCPU, Layout, pmc_layout
 from vpmu_agent.vms.command_line import Vmm
 from vpmu_agent.vms.names import VmInfo
+from vpmu_agent.web.address import Address
+from vpmu_agent.web.app import application
 from vpmu_agent.web.metrics import OPENMETRICS, Exporter
-from vpmu_agent.web.server import Address, Server
+from vpmu_agent.web.server import Server
 from vpmu_agent.web.state import Overview
 
 VCPUS, PMCS = 4, 4
@@ -175,7 +177,7 @@ def _pmc_counts(vcpu: int, idx: int) -> _Numbers:
 def _serve(vms: int, *, per_counter: bool) -> None:
     with closing(Server(Address("127.0.0.1", 0))) as server:
         watch = Watch(Maps(vms), _Names(), per_counter=per_counter)
-        server.start(Exporter(watch), Overview(watch, Recent(), str))
+        server.start(application(Exporter(watch), Overview(watch, Recent(), str)))
         print(server.address, flush=True)
         sys.stdin.read()
 

@@ -107,7 +107,7 @@ def test_the_census_alone_finds_the_same() -> None:
 
 def test_a_sweep_tells_of_a_vm_once(probes: Probes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vpmu_agent.counts.census.PULL_S", 0)
-    monkeypatch.setattr("vpmu_agent.counts.census.SHARE", 1e9)
+    monkeypatch.setattr("vpmu_agent.counts.census.CPU_SHARE", 1e9)
     modes = Modes(Vms(), lambda: KvmPmu(enabled=False, mediated=False))
     modes.sweep(probes.census)
     with running("1", name="db01"):

@@ -29,7 +29,7 @@ class PanelQuery:
 
 
 def queries() -> Iterator[PanelQuery]:
-    """All of them."""
+    """Yield all of them."""
     for path in FILES:
         dashboard = json.loads(path.read_text())
         row = ""

@@ -32,14 +32,14 @@ class QueryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a query gave: how many series, and all their numbers."""
+    """The result of a query: how many series, and all their numbers."""
 
     series: int
     numbers: list[float]
 
     @property
     def most(self) -> float:
-        """The largest number, whichever its sign."""
+        """The number with the largest absolute value."""
         return max(self.numbers, key=abs)
 
 
@@ -50,20 +50,20 @@ class Prometheus:
         self._api = f"http://{address}/api/v1"
 
     def query(self, expr: str, at: float) -> Result:
-        """An instant query."""
+        """Return the result of an instant query."""
         return _result(self._get("query", query=expr, time=at))
 
     def query_range(self, expr: str, start: float, end: float) -> Result:
-        """A range query, a step a second."""
+        """Return the result of a range query with a step of one second."""
         return _result(self._get("query_range", query=expr, start=start, end=end, step=1))
 
     def values(self, label: str, metric: str) -> list[str]:
-        """The values of a label, as Grafana's label_values() asks for them."""
+        """Return the values of a label, as Grafana's label_values() gets them."""
         found: list[str] = self._get(f"label/{label}/values", **{"match[]": metric})
         return found
 
     def rules(self) -> list[dict[str, Any]]:
-        """Every rule, with its health."""
+        """Return all rules, each with its health."""
         return [rule for group in self._get("rules")["groups"] for rule in group["rules"]]
 
     def _get(self, path: str, **parameters: str | float) -> Any:
@@ -83,7 +83,7 @@ def _result(data: Mapping[str, Any]) -> Result:
 
 @contextmanager
 def running(folder: Path, targets: Mapping[str, str], **how: Any) -> Iterator[Prometheus]:
-    """A Prometheus with our rules that scrapes hosts, by name, every second. Its log is left in the folder.
+    """Run a Prometheus with our rules that scrapes hosts, by name, every second; its log is in the folder.
 
     `how` is more of its `scrape_config`.
     The rules' windows are shortened to WINDOW, and all are evaluated every second: nobody waits minutes.
@@ -104,7 +104,9 @@ def running(folder: Path, targets: Mapping[str, str], **how: Any) -> Iterator[Pr
     (folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
     address = f"127.0.0.1:{_free_port()}"
     command = [
-        *("prometheus", "--config.file=prometheus.yml", "--storage.tsdb.path=data"),
+        "prometheus",
+        "--config.file=prometheus.yml",
+        "--storage.tsdb.path=data",
         f"--web.listen-address={address}",
     ]
     log = folder / "prometheus.log"

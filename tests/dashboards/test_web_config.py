@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import time
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tests.dashboards.fleet import LOCAL, Host
 from tests.dashboards.prometheus import running
 from tests.support import pki
-from tests.support.counted import Maps
-from tests.support.places import ROOT
-from tests.unit.web.test_config import ALICE, written
-from vpmu_agent.web.config import WebFile
-from vpmu_agent.web.metrics import Exporter
-from vpmu_agent.web.server import Server
+from tests.support.hosts import Host
+from tests.support.web import ALICE, documented, serving, written
+from vpmu_agent.web.web_file import WebFile
 
-(EXAMPLE,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/web.md").read_text(), re.DOTALL)
 EVERYTHING = f"""
 tls_server_config:
   cert_file: server.crt
@@ -47,7 +40,7 @@ basic_auth_users:
 CLIENT = {"ca_file": "ca.crt", "cert_file": "client.crt", "key_file": "client.key"}
 
 
-@pytest.mark.parametrize("text", [EXAMPLE, EVERYTHING], ids=["docs/web.md", "everything"])
+@pytest.mark.parametrize("text", [documented(), EVERYTHING], ids=["docs/web.md", "everything"])
 def test_promtool_takes_the_same_file(tmp_path: Path, text: str) -> None:
     pki.make(tmp_path)
     path = written(tmp_path, text)
@@ -60,15 +53,17 @@ def test_promtool_takes_the_same_file(tmp_path: Path, text: str) -> None:
 
 def test_prometheus_scrapes_with_tls_and_a_password(tmp_path: Path) -> None:
     pki.make(tmp_path)
-    host = Host(Maps())
+    host = Host()
     client = {name: str(tmp_path / file) for name, file in CLIENT.items()}
     how = {"scheme": "https", "tls_config": client, "basic_auth": {"username": "alice", "password": "secret"}}
-    with closing(Server(LOCAL, WebFile(written(tmp_path, EVERYTHING), pytest.fail))) as server:
-        server.start(Exporter(host.watch), host.overview)
-        with running(tmp_path, {"kvm1": str(server.address)}, **how) as prometheus:
-            end = time.monotonic() + 20
-            while not (found := prometheus.query("up == 1", time.time())).numbers:
-                assert time.monotonic() < end, prometheus.query("up", time.time())
-                time.sleep(0.2)
-            assert found.numbers == [1]
-            assert prometheus.query("vpmu_agent_build_info", time.time()).numbers == [1]
+    web = WebFile(written(tmp_path, EVERYTHING), pytest.fail)
+    with (
+        serving(security=web, watch=host.watch) as server,
+        running(tmp_path, {"kvm1": str(server.address)}, **how) as prometheus,
+    ):
+        end = time.monotonic() + 20
+        while not (found := prometheus.query("up == 1", time.time())).numbers:
+            assert time.monotonic() < end, prometheus.query("up", time.time())
+            time.sleep(0.2)
+        assert found.numbers == [1]
+        assert prometheus.query("vpmu_agent_build_info", time.time()).numbers == [1]

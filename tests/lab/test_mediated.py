@@ -114,7 +114,7 @@ def test_doctor_says_it_too() -> None:
     assert f"mediated_vpmu warn on in {VENDOR}: guests own the counters while they run" in said
     assert "web01 has a mediated vPMU: " in said
     assert "old has lost the vPMU: " in said
-    assert "plain has no vPMU: whoever started it turned it off" in said
+    assert "plain has no vPMU: its VMM turned it off" in said
 
 
 @pytest.mark.usefixtures("_mediated")

@@ -32,7 +32,7 @@ class Browser:
             self.ask(f"{domain}.enable")
 
     def ask(self, method: str, **parameters: Any) -> Any:
-        """Sends one command and returns its result."""
+        """Send one command and return its result."""
         self._count += 1
         session = {"sessionId": self._session} if self._session else {}
         command = {"id": self._count, "method": method, "params": parameters, **session}
@@ -45,38 +45,43 @@ class Browser:
         return answer["result"]
 
     def show(self, url: str, *, width: int = 1280, height: int = 900, scheme: str = "light") -> None:
-        """Opens a page in a window of this size."""
+        """Open a page in a window of this size, and wait until it is complete."""
         size: dict[str, Any] = {"width": width, "height": height, "deviceScaleFactor": 1}
         self.ask("Emulation.setDeviceMetricsOverride", **size, mobile=width < 600)
         self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.ask("Page.navigate", url=url)
         self.wait("document.readyState === 'complete' && document.querySelector('footer') !== null")
 
+    def leave(self) -> None:
+        """Close the page, and whatever its script does."""
+        self.ask("Page.navigate", url="about:blank")
+        self.wait("location.href === 'about:blank' && document.readyState === 'complete'")
+
     def evaluate(self, expression: str) -> Any:
-        """The value of JavaScript, as far as it is one of JSON."""
+        """Return the value of a JavaScript expression, which JSON must be able to hold."""
         found = self.ask("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in found:
             raise RuntimeError(f"{expression}: {found['exceptionDetails']}")
         return found["result"].get("value")
 
     def wait(self, expression: str, seconds: float = 10.0) -> None:
-        """Returns when it is true."""
+        """Wait until the expression is true."""
         end = time.monotonic() + seconds
         while not self.evaluate(expression):
             assert time.monotonic() < end, f"not within {seconds} s: {expression}"
             time.sleep(0.1)
 
     def text(self, selector: str) -> str:
-        """What a person reads there."""
+        """Return the text that a person sees there."""
         return str(self.evaluate(f"document.querySelector({json.dumps(selector)}).innerText"))
 
     def press(self, key: str) -> None:
-        """A key of the keyboard."""
+        """Press and release a key."""
         for kind in ("keyDown", "keyUp"):
             self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=9)
 
     def screenshot(self, path: Path) -> None:
-        """All of the window, as a PNG."""
+        """Write a PNG of the window."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(base64.b64decode(self.ask("Page.captureScreenshot")["data"]))
 
@@ -93,7 +98,7 @@ class Browser:
 
 @contextmanager
 def running(profile: Path) -> Iterator[Browser]:
-    """A browser with an empty profile. What it says on its own is left beside that."""
+    """Run a browser with an empty profile; its output is left in a file beside that."""
     chromium = shutil.which("chromium")
     if chromium is None:
         raise FileNotFoundError("no chromium here: apt-get install chromium, or `make page`")

@@ -1,71 +1,89 @@
-"""A browser, and the real server with what recordings have counted."""
+"""A browser, and the real server of a host that has been counting for ten minutes."""
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from itertools import cycle, islice
+from unittest.mock import patch
 
 import pytest
 
-from tests.dashboards.fleet import LOCAL, Host, orphans, recorded
 from tests.page.browser import Browser, running
-from tests.support.counted import Maps
-from tests.support.scenes import Guest, checked
-from vpmu_agent.counts.recent import Recent
+from tests.support.hosts import Host, Load, orphans, recorded
+from tests.support.scenes import Guest
+from tests.support.web import LOOPBACK
+from vpmu_agent.model.call import Call
 from vpmu_agent.probes import FUNCTIONS
-from vpmu_agent.web import state as overview
-from vpmu_agent.web.config import WebFile
+from vpmu_agent.web import state
+from vpmu_agent.web.app import application
 from vpmu_agent.web.metrics import Exporter
 from vpmu_agent.web.server import Server
-from vpmu_agent.web.state import Overview
+from vpmu_agent.web.web_file import WebFile
 
 HOSTILE = "<img src=x onerror=document.title='mine'>"
 
+_NAMED = os.uname_result(("Linux", "kvm1", os.uname().release, os.uname().version, os.uname().machine))
+
 _STEP_S = 0.2
+_UP_S = 600.0  # how long the agent has been counting
+
+
+def guest(name: str, tgid: int, recording: str) -> Iterator[Call]:
+    """Return the calls of a recording, over and over, as those of a VM of this name."""
+    return cycle(replace(call, vm=name, tgid=tgid) for call in recorded(recording))
 
 
 class Shown:
     """A host, its server, and a load that moves."""
 
     def __init__(self, *guests: str, web: WebFile | None = None) -> None:
-        """Beside the VMs of recordings there are guests that leave events behind."""
-        calls = [recorded(name) for name in ("guest_a", "grouped", "partial_groups", "guest_b")]
-        faulty = [orphans(Guest(name, 9000 + n)) for n, name in enumerate(guests)]
-        steps = (30, 11, 2, 5)
-        maps = Maps()
-        maps.functions = tuple(FUNCTIONS.values())
-        self.missing = ""
-        self.recent = Recent()
-        fed = [*zip(map(cycle, calls), steps, strict=True), *((each, 1) for each in faulty)]
-        self.host = Host(maps, *fed) if guests else Host(maps)
+        """Beside VMs that do well and one that the host has no room for, these leave events behind."""
+        failing = guest("mail01", 31877, "partial_groups")
+        faulty = [orphans(Guest(name, 40211 + i)) for i, name in enumerate(guests)]
+        loads = [
+            Load(guest("ci01", 52790, "guest_a"), count=10),
+            Load(guest("web02", 29306, "grouped"), count=4),
+            Load(guest("web01", 28114, "guest_b"), count=2),
+            Load(failing, count=5, every=140),
+            *(Load(calls, count=5, every=590) for calls in faulty),
+        ]
+        now_ns = time.time_ns()
+        start_ns = now_ns - int(_UP_S * 1e9) if guests else now_ns
+        with patch("time.time_ns", return_value=start_ns):
+            self.host = Host(*loads) if guests else Host()
+        self.host.maps.functions = tuple(FUNCTIONS.values())
         if guests:
-            for told in (*(list(islice(orphans(Guest(g, 9000)), 12)) for g in guests), calls[2]):
-                for said in checked(told):
-                    self.recent.add(*said)
-            for _ in range(30):
-                self.host.step()
-        self.server = Server(LOCAL, web)
+            # What they go wrong with is programmed, and stays so until its turn comes again.
+            self.host.feed(islice(failing, 3), start_ns + 1_000_000)
+            for calls in faulty:
+                self.host.feed(islice(calls, 4), start_ns + 2_000_000)
+        step_ns = int(_STEP_S * 1e9)
+        for time_ns in range(start_ns + step_ns, now_ns, step_ns):
+            self.host.step(time_ns)
+        self.server = Server(LOOPBACK, web)
         self.url = f"{self.server.url}/"
         self._stop = threading.Event()
         self._load = threading.Thread(target=self._move)
 
     def start(self) -> None:
-        """Answers, and moves, from now on."""
-        shown = Overview(self.host.watch, self.recent, lambda: self.missing)
-        self.server.start(Exporter(self.host.watch), shown)
+        """Start to answer, and to move."""
+        self.server.start(application(Exporter(self.host.watch), self.host.overview))
         self._load.start()
 
     def close(self) -> None:
-        """Ends it."""
+        """Stop both."""
         self._stop.set()
         self._load.join()
         self.server.close()
 
     def _move(self) -> None:
         while not self._stop.wait(_STEP_S):
-            self.host.step()
+            self.host.step(time.time_ns())
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +95,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture
 def browser(chromium: Browser) -> Browser:
     """The same for all tests, which must leave nothing to complain of."""
+    chromium.leave()  # the page before: its server is gone, and it would still ask it
     chromium.complaints.clear()
     return chromium
 
@@ -84,7 +103,8 @@ def browser(chromium: Browser) -> Browser:
 @pytest.fixture
 def shown(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shown]:
     """Where nothing else is wanted (with `parametrize`), a host on which a VM goes wrong."""
-    monkeypatch.setattr(overview, "READ_S", 0.5)
+    monkeypatch.setattr(state, "MAX_AGE_S", 0.5)
+    monkeypatch.setattr(os, "uname", lambda: _NAMED)
     with closing(Shown(*getattr(request, "param", ["db01"]))) as made:
         made.start()
         yield made

@@ -1,4 +1,4 @@
-"""The page in a browser. The screenshots are in build/page/, to be looked at."""
+"""The page in a browser. The screenshots are in build/page/, to be looked at; docs/page.png is light.png."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 from tests.page.browser import Browser
 from tests.page.conftest import HOSTILE, Shown
-from tests.unit.web.test_config import ALICE
-from vpmu_agent.web.config import WebFile
+from tests.support.web import ALICE, written
+from vpmu_agent.web.web_file import WebFile
 
 BUILD = Path(__file__).parents[2] / "build" / "page"
 
@@ -53,9 +53,17 @@ def test_it_is_live(browser: Browser, shown: Shown) -> None:
     assert browser.complaints == []
 
 
+def test_what_is_shown_can_be_true(shown: Shown) -> None:
+    state = shown.host.overview.state()
+    assert len(state.vms) == 5
+    assert {call.vm for call, _ in state.last} == {each.vm for each in state.diverging}
+    assert all(state.since_ns < call.time_ns < state.time_ns for call, _ in state.last)
+    assert state.all_divergences == sum(each.count for each in state.diverging)
+
+
 @pytest.mark.parametrize(
     ("name", "width", "height", "scheme"),
-    [("light", 1180, 1080, "light"), ("dark", 1180, 1080, "dark"), ("phone", 390, 1400, "light")],
+    [("light", 1180, 1156, "light"), ("dark", 1180, 1156, "dark"), ("phone", 390, 1400, "light")],
 )
 def test_it_can_be_read(
     browser: Browser, shown: Shown, name: str, width: int, height: int, scheme: str
@@ -73,7 +81,7 @@ def test_a_host_where_nothing_has_happened_yet(browser: Browser, shown: Shown) -
     browser.show(shown.url, width=390, height=900)
     browser.screenshot(BUILD / "empty.png")
     assert "No VM has used its PMU yet." in browser.text("#vms")
-    shown.missing = "KVM was unloaded"
+    shown.host.missing = "KVM was unloaded"
     browser.wait("document.querySelector('#state').innerText.includes('Not watching')")
     assert "KVM was unloaded" in browser.text("#state")
     assert browser.evaluate(CONTRAST) >= 4.5
@@ -93,8 +101,7 @@ def test_a_vm_named_to_do_harm_is_a_text(browser: Browser, shown: Shown) -> None
 
 
 def test_it_is_live_behind_a_password(browser: Browser, tmp_path: Path) -> None:
-    users = tmp_path / "web.yml"
-    users.write_text(f"basic_auth_users: {{alice: {ALICE}}}")
+    users = written(tmp_path, f"basic_auth_users: {{alice: {ALICE}}}")
     with closing(Shown("db01", web=WebFile(users, pytest.fail))) as shown:
         shown.start()
         browser.show(shown.url.replace("//", "//alice:secret@"))

@@ -12,6 +12,7 @@ from vpmu_agent.model.buckets import DURATION_BOUNDS_NS, SIZE_BOUNDS
 from vpmu_agent.model.call import Call, CallName, PmcType
 from vpmu_agent.model.check import Monitor
 from vpmu_agent.model.rules import Kind, State
+from vpmu_agent.model.verdict import Observation, Verdict
 from vpmu_agent.probes.layout import VCPU, pmc_layout
 from vpmu_agent.vms.command_line import Vmm
 from vpmu_agent.vms.names import VmInfo
@@ -36,11 +37,10 @@ class Maps:
         self._errors = Counter[tuple[int, int]]()
         self.feed(chain(*calls))
 
-    def feed(self, calls: Iterable[Call]) -> None:
-        """Counts calls as the probes would."""
+    def feed(self, calls: Iterable[Call]) -> list[Observation]:
+        """Count calls as the probes would; return them with what the model says of them."""
         with self._lock:
-            for call in calls:
-                self._count(call)
+            return [(call, self._count(call)) for call in calls]
 
     def vcpus(self) -> Iterator[tuple[int, int, tuple[int, ...]]]:
         assert not self.is_closed
@@ -50,7 +50,8 @@ class Maps:
         for group in groups:
             numbers = held[group.tgid, group.vcpu]
             state = list(State).index(group.state)
-            numbers[VCPU.fields["groups"].start + state] += group.events > 0
+            if group.events:
+                numbers[VCPU.fields["groups"].start + state] += 1
             numbers[VCPU.fields["events"].start] += group.events
             numbers[VCPU.fields["orphans"].start] += group.orphans
         return iter([(*key, tuple(numbers)) for key, numbers in held.items()])
@@ -79,7 +80,7 @@ class Maps:
         entries = {"vcpus": self._vcpus, "pmcs": self._pmcs}
         return {name: (len(entries[name]), room) for name, room in self.rooms.items()}
 
-    def _count(self, call: Call) -> None:
+    def _count(self, call: Call) -> Verdict:
         verdict = self._monitor.observe(call)
         vcpu, pmc = self._vcpus[call.tgid, call.vcpu], self._pmcs[call.tgid, call.pmc]
         index, kind = list(CallName).index(call.name), list(Kind).index(verdict.kind)
@@ -91,19 +92,21 @@ class Maps:
         vcpu[VCPU.fields["duration_ns"].start + index] += call.duration_ns
         _add(vcpu, f"{call.name}_buckets", DURATION_BOUNDS_NS, call.duration_ns)
         if call.name is CallName.CREATE and call.leader:
-            vcpu[VCPU.fields["pinned_siblings"].start] += call.attr.pinned
+            if call.attr.pinned:
+                vcpu[VCPU.fields["pinned_siblings"].start] += 1
         elif call.name is CallName.CREATE:
             _add(vcpu, "sizes", SIZE_BOUNDS, call.max_nr_events)
             vcpu[VCPU.fields["sizes_sum"].start] += call.max_nr_events
         if call.result:
             self._errors[call.tgid, -call.result] += 1
-        pmc_idx = call.pmc_idx + 32 * (call.pmc_type is PmcType.FIXED)
+        pmc_idx = call.pmc_idx + 32 if call.pmc_type is PmcType.FIXED else call.pmc_idx
         for field, number in {
             "vcpu_id": call.vcpu,
             "pmc_type": list(PmcType).index(call.pmc_type),
             "pmc_idx": pmc_idx,
         }.items():
             pmc[PMC.fields[field].start] = number
+        return verdict
 
 
 class Processes:

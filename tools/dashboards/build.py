@@ -16,10 +16,11 @@ FOLDER = Path(__file__).parents[2] / "dashboards"
 
 
 def texts() -> Mapping[Path, str]:
-    """What each file has to hold."""
+    """Return the files and their contents."""
     return {
-        FOLDER / f"{made.uid}.json": json.dumps(made, cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
-        for made in (fleet(), host(), vm())
+        FOLDER / f"{dashboard.uid}.json": json.dumps(dashboard, cls=JSONEncoder, indent=2, sort_keys=True)
+        + "\n"
+        for dashboard in (fleet(), host(), vm())
     }
 
 

@@ -1,6 +1,6 @@
 """All hosts at a glance.
 
-Reads recorded series only, and what agents say of themselves, so that it holds for any number of hosts.
+Uses recorded series and the agents' own families only, so that it works for any number of hosts.
 """
 
 from __future__ import annotations
@@ -23,32 +23,47 @@ from tools.dashboards.panels import (
 
 _HOST, _VM = {"instance": "Host"}, {"instance": "Host", "vm": "VM"}
 
-_TAX = "CPU time of the host that goes into the calls that KVM makes for guests' counters; 100 % is one CPU."
+_TAX = "CPU time that hosts spend in KVM's calls for guests' counters; 100 % is one CPU."
 
 _NOW = [
     stat(
-        *("Hosts watched", "short", "Hosts whose agent has its probes attached."),
-        "count(vpmu_agent_attached_probes > 0) or vector(0)",
+        title="Hosts watched",
+        unit="short",
+        description="Hosts whose agent has probes attached.",
+        expr="count(vpmu_agent_attached_probes > 0) or vector(0)",
     ),
     stat(
-        *("Hosts not watched", "short", "Agents that do not answer, or have no probe attached."),
-        '(count(up{job="vpmu-agent"} == 0) or vector(0))'
+        title="Hosts not watched",
+        unit="short",
+        description="Agents that do not answer or have no probes attached.",
+        expr='(count(up{job="vpmu-agent"} == 0) or vector(0))'
         " + (count(vpmu_agent_attached_probes == 0) or vector(0))",
         red_from=1,
     ),
-    stat("VMs", "short", "VMs whose counters were seen at work.", "sum(vpmu_agent_vms)"),
     stat(
-        *("Tax", "percentunit", f"{_TAX} Of all hosts, over five minutes."),
-        "sum(instance:vpmu_host_seconds:rate5m)",
+        title="VMs",
+        unit="short",
+        description="VMs that have used their counters.",
+        expr="sum(vpmu_agent_vms)",
     ),
     stat(
-        *("Divergences", "short", "Calls of the last five minutes that were not as the model predicts."),
-        "sum(instance_vm_kind:vpmu_divergences:increase5m) or vector(0)",
+        title="Tax",
+        unit="percentunit",
+        description=f"{_TAX} Sum of all hosts, over the last five minutes.",
+        expr="sum(instance:vpmu_host_seconds:rate5m)",
+    ),
+    stat(
+        title="Divergences",
+        unit="short",
+        description="Calls in the last five minutes that diverged from the model.",
+        expr="sum(instance_vm_kind:vpmu_divergences:increase5m) or vector(0)",
         red_from=1,
     ),
     stat(
-        *("Create failures", "short", "Events that could not be created in the last five minutes."),
-        "sum(instance_vm_errno:vpmu_create_failures:increase5m) or vector(0)",
+        title="Create failures",
+        unit="short",
+        description="Events that could not be created in the last five minutes.",
+        expr="sum(instance_vm_errno:vpmu_create_failures:increase5m) or vector(0)",
         red_from=1,
     ),
 ]
@@ -56,63 +71,77 @@ _NOW = [
 _WHO_PAYS = [
     linked(
         timeseries(
-            *("Hosts by tax", "percentunit", f"{_TAX} The ten hosts that spend most."),
-            query("topk(10, instance:vpmu_host_seconds:rate5m)", "{{instance}}"),
+            title="Hosts by tax",
+            unit="percentunit",
+            description=f"{_TAX} The ten hosts with the most tax.",
+            queries=[query("topk(10, instance:vpmu_host_seconds:rate5m)", "{{instance}}")],
         ),
         TO_HOST,
     ),
     table(
-        "Hosts",
-        f"The hosts that spend most on their guests' counters, over five minutes. {_TAX}",
-        _HOST,
-        {
+        title="Hosts",
+        description=f"The hosts with the most tax, over the last five minutes. {_TAX}",
+        columns=_HOST,
+        values={
             "Tax": ("percentunit", "sum by (instance) (instance:vpmu_host_seconds:rate5m)"),
             "VMs": ("short", "sum by (instance) (vpmu_agent_vms)"),
             "Programs": ("cps", "sum by (instance) (instance:vpmu_programs:rate5m)"),
             "Events": ("short", "sum by (instance) (instance:vpmu_events:sum)"),
-            "Left behind": ("short", "sum by (instance) (instance:vpmu_orphaned_events:sum)"),
+            "Orphaned events": ("short", "sum by (instance) (instance:vpmu_orphaned_events:sum)"),
         },
         links={"Host": HOST_ROW},
     ),
     table(
-        "VMs by tax",
-        f"The VMs whose counters cost most, over five minutes. {_TAX}",
-        _VM,
-        {
+        title="VMs by tax",
+        description=f"The VMs with the most tax, over the last five minutes. {_TAX}",
+        columns=_VM,
+        values={
             "Tax": ("percentunit", "sum by (instance, vm) (instance_vm:vpmu_host_seconds:rate5m)"),
             "Programs": ("cps", "sum by (instance, vm) (instance_vm:vpmu_programs:rate5m)"),
         },
         links={"Host": HOST_ROW, "VM": VM_ROW},
     ),
     timeseries(
-        *("Calls", "cps", "Calls that KVM makes for guests' counters, by name, on all hosts."),
-        query("sum by (call) (instance_call:vpmu_calls:rate5m)", "{{call}}"),
+        title="Calls",
+        unit="cps",
+        description="KVM's calls for guests' counters on all hosts, by name.",
+        queries=[query("sum by (call) (instance_call:vpmu_calls:rate5m)", "{{call}}")],
         stacked=True,
     ),
     timeseries(
-        *("Slow calls", "s", "The time that 99 of 100 calls stay below, on all hosts, by name."),
-        query(
-            "histogram_quantile(0.99, sum by (call, le) (call_le:vpmu_call_duration_seconds_bucket:rate5m))",
-            "{{call}}",
-        ),
+        title="Slow calls",
+        unit="s",
+        description="99th percentile of the duration of calls on all hosts, by name.",
+        queries=[
+            query(
+                "histogram_quantile(0.99,"
+                " sum by (call, le) (call_le:vpmu_call_duration_seconds_bucket:rate5m))",
+                "{{call}}",
+            )
+        ],
     ),
     timeseries(
-        *("Groups", "short", "Virtual counters that hold host events now, by what their group is doing."),
-        query("sum by (state) (instance_state:vpmu_groups:sum)", "{{state}}"),
+        title="Groups",
+        unit="short",
+        description="Virtual counters that currently hold host events, by the state of their group.",
+        queries=[query("sum by (state) (instance_state:vpmu_groups:sum)", "{{state}}")],
         stacked=True,
     ),
 ]
 
 _WRONG = [
     timeseries(
-        *("Divergences by kind", "short", "Within five minutes, on all hosts. Empty while all is well."),
-        query("sum by (kind) (instance_vm_kind:vpmu_divergences:increase5m)", "{{kind}}"),
+        title="Divergences by kind",
+        unit="short",
+        description="Over five minutes, on all hosts. Empty as long as all is well.",
+        queries=[query("sum by (kind) (instance_vm_kind:vpmu_divergences:increase5m)", "{{kind}}")],
         stacked=True,
     ),
     table(
-        *("VMs with divergences", "In the last five minutes. Empty while all is well."),
-        _VM | {"kind": "Kind"},
-        {
+        title="VMs with divergences",
+        description="In the last five minutes. Empty as long as all is well.",
+        columns=_VM | {"kind": "Kind"},
+        values={
             "Divergences": (
                 "short",
                 "sum by (instance, vm, kind) (instance_vm_kind:vpmu_divergences:increase5m)",
@@ -121,14 +150,17 @@ _WRONG = [
         links={"Host": HOST_ROW, "VM": VM_ROW},
     ),
     timeseries(
-        *("Create failures by errno", "short", "Within five minutes, on all hosts. Empty while all is well."),
-        query("sum by (errno) (instance_vm_errno:vpmu_create_failures:increase5m)", "{{errno}}"),
+        title="Create failures by errno",
+        unit="short",
+        description="Over five minutes, on all hosts. Empty as long as all is well.",
+        queries=[query("sum by (errno) (instance_vm_errno:vpmu_create_failures:increase5m)", "{{errno}}")],
         stacked=True,
     ),
     table(
-        *("VMs with create failures", "In the last five minutes. Empty while all is well."),
-        _VM | {"errno": "errno"},
-        {
+        title="VMs with create failures",
+        description="In the last five minutes. Empty as long as all is well.",
+        columns=_VM | {"errno": "errno"},
+        values={
             "Failures": (
                 "short",
                 "sum by (instance, vm, errno) (instance_vm_errno:vpmu_create_failures:increase5m)",
@@ -140,12 +172,10 @@ _WRONG = [
 
 _AGENTS = [
     table(
-        *(
-            "Alerts",
-            "Alerts of these rules that fire, or will if their cause lasts. Empty while all is well.",
-        ),
-        {"alertname": "Alert", "alertstate": "State", "instance": "Host", "vm": "VM"},
-        {
+        title="Alerts",
+        description="Firing and pending alerts of these rules. Empty as long as all is well.",
+        columns={"alertname": "Alert", "alertstate": "State", "instance": "Host", "vm": "VM"},
+        values={
             "Alerts": (
                 "short",
                 'sum by (alertname, alertstate, instance, vm) (ALERTS{alertname=~"Vpmu.+"})',
@@ -153,61 +183,84 @@ _AGENTS = [
         },
         links={"Host": HOST_ROW},
     ),
-    versions("Versions", "Agents, by version.", "count by (version) (vpmu_agent_build_info)", "{{version}}"),
     versions(
-        *("Attached by", "Agents, by how their probes are attached."),
-        "count by (mode) (vpmu_agent_attached_probes > 0)",
-        "{{mode}}",
+        title="Versions",
+        description="Number of agents, by version.",
+        expr="count by (version) (vpmu_agent_build_info)",
+        legend="{{version}}",
     ),
     versions(
-        *(
-            "Probes loaded",
-            "Loads of the probes beyond an agent's first, each after the kvm module came anew.",
-        ),
-        "sum(vpmu_agent_loads_total - 1)",
-        "reloads",
+        title="Attach modes",
+        description="Number of agents, by attach mode of their probes.",
+        expr="count by (mode) (vpmu_agent_attached_probes > 0)",
+        legend="{{mode}}",
+    ),
+    versions(
+        title="Probes loaded",
+        description="How often agents loaded their probes again, after the kvm module was reloaded.",
+        expr="sum(vpmu_agent_loads_total - 1)",
+        legend="reloads",
     ),
     timeseries(
-        *("Lost", "cps", "What agents lost, by reason; ring_full and errors_full leave the counts complete."),
-        query(f"sum by (reason) (rate(vpmu_agent_lost_records_total[{RATE}]))", "{{reason}}"),
+        title="Lost",
+        unit="cps",
+        description="What agents lose, by reason; with ring_full and errors_full the counts stay complete.",
+        queries=[query(f"sum by (reason) (rate(vpmu_agent_lost_records_total[{RATE}]))", "{{reason}}")],
     ),
     timeseries(
-        *("Fullest maps", "percentunit", "Entries of the agents' BPF maps, as a share of their room."),
-        query(
-            "topk(10, max by (instance, map) (vpmu_agent_map_entries / vpmu_agent_map_max_entries))",
-            "{{instance}} {{map}}",
-        ),
+        title="Fullest maps",
+        unit="percentunit",
+        description="Entries in the agents' BPF maps, as a share of the maximum.",
+        queries=[
+            query(
+                "topk(10, max by (instance, map) (vpmu_agent_map_entries / vpmu_agent_map_max_entries))",
+                "{{instance}} {{map}}",
+            )
+        ],
     ),
     timeseries(
-        *("Slowest scrapes", "s", "How long agents take to answer a scrape."),
-        query("topk(10, max by (instance) (vpmu_agent_scrape_duration_seconds))", "{{instance}}"),
+        title="Slowest scrapes",
+        unit="s",
+        description="How long agents take to answer a scrape.",
+        queries=[query("topk(10, max by (instance) (vpmu_agent_scrape_duration_seconds))", "{{instance}}")],
     ),
     timeseries(
-        *("Agents' memory", "bytes", "The ten agents with the most resident memory."),
-        query(
-            "topk(10, process_resident_memory_bytes and on (job, instance) vpmu_agent_build_info)",
-            "{{instance}}",
-        ),
+        title="Agents' memory",
+        unit="bytes",
+        description="The ten agents with the most resident memory.",
+        queries=[
+            query(
+                "topk(10, process_resident_memory_bytes and on (job, instance) vpmu_agent_build_info)",
+                "{{instance}}",
+            )
+        ],
         span=6,
     ),
     timeseries(
-        *("Agents' CPU time", "percentunit", "The ten agents that take most CPU time; 100 % is one CPU."),
-        query(
-            f"topk(10, rate(process_cpu_seconds_total[{RATE}]) and on (job, instance) vpmu_agent_build_info)",
-            "{{instance}}",
-        ),
+        title="Agents' CPU time",
+        unit="percentunit",
+        description="The ten agents with the most CPU time; 100 % is one CPU.",
+        queries=[
+            query(
+                f"topk(10, rate(process_cpu_seconds_total[{RATE}])"
+                " and on (job, instance) vpmu_agent_build_info)",
+                "{{instance}}",
+            )
+        ],
         span=6,
     ),
 ]
 
 
 def fleet() -> Dashboard:
-    """The dashboard."""
+    """Return the dashboard."""
     return build(
-        "vPMU / Fleet",
-        "vpmu-agent-fleet",
-        "Which hosts and VMs pay for guests' performance counters, where KVM does not do as predicted, and "
-        "whether anybody watches. Needs the recording rules.",
-        [],
-        {"Now": _NOW, "Who pays": _WHO_PAYS, "What goes wrong": _WRONG, "The agents": _AGENTS},
+        title="vPMU / Fleet",
+        uid="vpmu-agent-fleet",
+        description=(
+            "Which hosts and VMs pay for guests' performance counters, where KVM diverges from the model, "
+            "and whether the agents are well. Needs the recording rules."
+        ),
+        variables=[],
+        rows={"Now": _NOW, "Who pays": _WHO_PAYS, "What goes wrong": _WRONG, "The agents": _AGENTS},
     )

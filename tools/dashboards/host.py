@@ -1,4 +1,4 @@
-"""One host: which of its VMs cost it time, what they hold, and how its agent is."""
+"""One host: the time that its VMs cost, the events that they hold, and the state of its agent."""
 
 from __future__ import annotations
 
@@ -22,28 +22,46 @@ _OF = 'instance="$instance"'
 _HERE = f"{{{_OF}}}"
 _VM = {"instance": "Host", "vm": "VM"}
 
-_TAX = "CPU time of this host that goes into the calls that KVM makes for guests' counters; 100 % is one CPU."
+_TAX = "CPU time that this host spends in KVM's calls for guests' counters; 100 % is one CPU."
 
 _NOW = [
     stat(
-        *("Tax", "percentunit", _TAX),
-        f"sum(rate(vpmu_host_seconds_total{_HERE}[{RATE}])) or vector(0)",
+        title="Tax",
+        unit="percentunit",
+        description=_TAX,
+        expr=f"sum(rate(vpmu_host_seconds_total{_HERE}[{RATE}])) or vector(0)",
     ),
-    stat("VMs", "short", "VMs whose counters were seen at work.", f"sum(vpmu_agent_vms{_HERE})"),
-    stat("Events held", "short", "Host perf events that VMs hold.", f"sum(vpmu_events{_HERE}) or vector(0)"),
     stat(
-        *("Divergences", "short", "Calls that were not as predicted, since the agent was started."),
-        f"sum(vpmu_divergences_total{_HERE}) or vector(0)",
+        title="VMs",
+        unit="short",
+        description="VMs that have used their counters.",
+        expr=f"sum(vpmu_agent_vms{_HERE})",
+    ),
+    stat(
+        title="Events held",
+        unit="short",
+        description="Host perf events that VMs currently hold.",
+        expr=f"sum(vpmu_events{_HERE}) or vector(0)",
+    ),
+    stat(
+        title="Divergences",
+        unit="short",
+        description="Calls that diverged from the model since the agent was started.",
+        expr=f"sum(vpmu_divergences_total{_HERE}) or vector(0)",
         red_from=1,
     ),
     stat(
-        *("Create failures", "short", "Events that could not be created, since the agent was started."),
-        f'sum(vpmu_call_errors_total{{{_OF},call="create"}}) or vector(0)',
+        title="Create failures",
+        unit="short",
+        description="Events that could not be created since the agent was started.",
+        expr=f'sum(vpmu_call_errors_total{{{_OF},call="create"}}) or vector(0)',
         red_from=1,
     ),
     stat(
-        *("Left behind", "short", "Host perf events that no counter will release any more."),
-        f"sum(vpmu_orphaned_events{_HERE}) or vector(0)",
+        title="Orphaned events",
+        unit="short",
+        description="Host perf events that VMs' counters left behind and that nothing will release.",
+        expr=f"sum(vpmu_orphaned_events{_HERE}) or vector(0)",
         red_from=1,
     ),
 ]
@@ -51,21 +69,26 @@ _NOW = [
 _WHO_PAYS = [
     linked(
         timeseries(
-            *("Tax by VM", "percentunit", f"{_TAX} The ten VMs that cost most."),
-            query(f"topk(10, rate(vpmu_host_seconds_total{_HERE}[{RATE}]))", "{{vm}}"),
+            title="Tax by VM",
+            unit="percentunit",
+            description=f"{_TAX} The ten VMs with the most tax.",
+            queries=[query(f"topk(10, rate(vpmu_host_seconds_total{_HERE}[{RATE}]))", "{{vm}}")],
             stacked=True,
         ),
         TO_VM,
     ),
     timeseries(
-        *("Tax by call", "percentunit", f"{_TAX} By the name of the call."),
-        query(f"sum by (call) (rate(vpmu_call_duration_seconds_sum{_HERE}[{RATE}]))", "{{call}}"),
+        title="Tax by call",
+        unit="percentunit",
+        description=f"{_TAX} By call.",
+        queries=[query(f"sum by (call) (rate(vpmu_call_duration_seconds_sum{_HERE}[{RATE}]))", "{{call}}")],
         stacked=True,
     ),
     table(
-        *("VMs", f"The VMs of this host, those that cost most first. {_TAX}"),
-        _VM,
-        {
+        title="VMs",
+        description=f"The VMs of this host, by tax. {_TAX}",
+        columns=_VM,
+        values={
             "Tax": (
                 "percentunit",
                 f"sum by (instance, vm) (rate(vpmu_host_seconds_total{_HERE}[{RATE}]))",
@@ -75,7 +98,7 @@ _WHO_PAYS = [
                 f"sum by (instance, vm) (rate(vpmu_group_size_events_count{_HERE}[{RATE}]))",
             ),
             "Events": ("short", f"sum by (instance, vm) (vpmu_events{_HERE})"),
-            "Left behind": ("short", f"sum by (instance, vm) (vpmu_orphaned_events{_HERE})"),
+            "Orphaned events": ("short", f"sum by (instance, vm) (vpmu_orphaned_events{_HERE})"),
             "Divergences": ("short", f"sum by (instance, vm) (vpmu_divergences_total{_HERE})"),
             "Unknown": ("short", f"sum by (instance, vm) (vpmu_unknown_calls_total{_HERE})"),
         },
@@ -84,27 +107,37 @@ _WHO_PAYS = [
     ),
     linked(
         timeseries(
-            *("Programs by VM", "cps", "Counters programmed a second; each program creates events anew."),
-            query(f"topk(10, rate(vpmu_group_size_events_count{_HERE}[{RATE}]))", "{{vm}}"),
+            title="Programs by VM",
+            unit="cps",
+            description="Counters programmed per second; each time their events are created again.",
+            queries=[query(f"topk(10, rate(vpmu_group_size_events_count{_HERE}[{RATE}]))", "{{vm}}")],
         ),
         TO_VM,
     ),
     timeseries(
-        *("Calls", "cps", "Calls that KVM makes for guests' counters, by name."),
-        query(f"sum by (call) (rate(vpmu_calls_total{_HERE}[{RATE}]))", "{{call}}"),
+        title="Calls",
+        unit="cps",
+        description="KVM's calls for guests' counters, by name.",
+        queries=[query(f"sum by (call) (rate(vpmu_calls_total{_HERE}[{RATE}]))", "{{call}}")],
         stacked=True,
     ),
     timeseries(
-        *("Slow calls", "s", "The time that 99 of 100 calls stay below, by name."),
-        query(
-            "histogram_quantile(0.99,"
-            f" sum by (call, le) (rate(vpmu_call_duration_seconds_bucket{_HERE}[{RATE}])))",
-            "{{call}}",
-        ),
+        title="Slow calls",
+        unit="s",
+        description="99th percentile of the duration of calls, by name.",
+        queries=[
+            query(
+                "histogram_quantile(0.99,"
+                f" sum by (call, le) (rate(vpmu_call_duration_seconds_bucket{_HERE}[{RATE}])))",
+                "{{call}}",
+            )
+        ],
     ),
     timeseries(
-        *("Groups", "short", "Virtual counters that hold host events, by what their group is doing."),
-        query(f"sum by (state) (vpmu_groups{_HERE})", "{{state}}"),
+        title="Groups",
+        unit="short",
+        description="Virtual counters that currently hold host events, by the state of their group.",
+        queries=[query(f"sum by (state) (vpmu_groups{_HERE})", "{{state}}")],
         stacked=True,
     ),
 ]
@@ -112,31 +145,39 @@ _WHO_PAYS = [
 _WRONG = [
     linked(
         timeseries(
-            *("Divergences", "short", "Within five minutes, by VM and kind. Empty while all is well."),
-            query(f"instance_vm_kind:vpmu_divergences:increase5m{_HERE}", "{{vm}} {{kind}}"),
+            title="Divergences",
+            unit="short",
+            description="Over five minutes, by VM and kind. Empty as long as all is well.",
+            queries=[query(f"instance_vm_kind:vpmu_divergences:increase5m{_HERE}", "{{vm}} {{kind}}")],
             stacked=True,
         ),
         TO_VM,
     ),
     linked(
         timeseries(
-            *("Create failures", "short", "Within five minutes, by VM and errno. Empty while all is well."),
-            query(f"instance_vm_errno:vpmu_create_failures:increase5m{_HERE}", "{{vm}} {{errno}}"),
+            title="Create failures",
+            unit="short",
+            description="Over five minutes, by VM and errno. Empty as long as all is well.",
+            queries=[query(f"instance_vm_errno:vpmu_create_failures:increase5m{_HERE}", "{{vm}} {{errno}}")],
             stacked=True,
         ),
         TO_VM,
     ),
     linked(
         timeseries(
-            *("Left behind", "short", "Host perf events that no counter will release any more, by VM."),
-            query(f"topk(10, vpmu_orphaned_events{_HERE})", "{{vm}}"),
+            title="Orphaned events",
+            unit="short",
+            description="Host perf events that VMs' counters left behind and that nothing will release.",
+            queries=[query(f"topk(10, vpmu_orphaned_events{_HERE})", "{{vm}}")],
         ),
         TO_VM,
     ),
     linked(
         timeseries(
-            *("Events held", "short", "Host perf events that the VMs' counters hold; the ten with most."),
-            query(f"topk(10, vpmu_events{_HERE})", "{{vm}}"),
+            title="Events held",
+            unit="short",
+            description="Host perf events that VMs currently hold; the ten VMs with the most.",
+            queries=[query(f"topk(10, vpmu_events{_HERE})", "{{vm}}")],
         ),
         TO_VM,
     ),
@@ -144,79 +185,110 @@ _WRONG = [
 
 _AGENT = [
     versions(
-        "VMMs", "VMs known, by what runs them.", f"count by (vmm) (vpmu_vm_info{_HERE})", "{{vmm}}", span=4
+        title="VMMs",
+        description="Known VMs, by VMM.",
+        expr=f"count by (vmm) (vpmu_vm_info{_HERE})",
+        legend="{{vmm}}",
+        span=4,
     ),
     versions(
-        *("vPMUs", "VMs that run, by how KVM gives them their PMU; only what is emulated is traced."),
-        f"count by (mode) (vpmu_mode{_HERE})",
-        "{{mode}}",
+        title="vPMUs",
+        description="Running VMs, by how KVM gives them their PMU; only emulated vPMUs are traced.",
+        expr=f"count by (mode) (vpmu_mode{_HERE})",
+        legend="{{mode}}",
     ),
-    versions("Version", "Of the agent.", f"vpmu_agent_build_info{_HERE}", "{{version}}", span=4),
     versions(
-        *("Probes", "Kernel functions that are watched, and how; none means that nothing is seen."),
-        f"vpmu_agent_attached_probes{_HERE}",
-        "{{mode}}",
+        title="Version",
+        description="Version of the agent.",
+        expr=f"vpmu_agent_build_info{_HERE}",
+        legend="{{version}}",
+        span=4,
+    ),
+    versions(
+        title="Probes",
+        description="Probed kernel functions, by attach mode; without any, the agent sees nothing.",
+        expr=f"vpmu_agent_attached_probes{_HERE}",
+        legend="{{mode}}",
         span=4,
     ),
     stat(
-        *("Probes loaded", "short", "Once at the start, and whenever the kvm module had been loaded anew."),
-        f"sum(vpmu_agent_loads_total{_HERE})",
+        title="Probes loaded",
+        unit="short",
+        description="Loads of the probes: one at startup, and one after each reload of the kvm module.",
+        expr=f"sum(vpmu_agent_loads_total{_HERE})",
         span=4,
     ),
     stat(
-        *("Lost", "short", "What the agent lost since it was started, whatever the reason."),
-        f"sum(vpmu_agent_lost_records_total{_HERE})",
+        title="Lost",
+        unit="short",
+        description="What the agent has lost since it was started, for all reasons.",
+        expr=f"sum(vpmu_agent_lost_records_total{_HERE})",
         red_from=1,
         span=4,
     ),
     timeseries(
-        *(
-            "Lost by reason",
-            "cps",
-            "What the agent loses; ring_full and errors_full leave the counts complete.",
-        ),
-        query(f"rate(vpmu_agent_lost_records_total{_HERE}[{RATE}])", "{{reason}}"),
+        title="Lost by reason",
+        unit="cps",
+        description="What the agent loses; with ring_full and errors_full the counts stay complete.",
+        queries=[query(f"rate(vpmu_agent_lost_records_total{_HERE}[{RATE}])", "{{reason}}")],
         span=8,
     ),
     timeseries(
-        *("Maps", "percentunit", "Entries of the agent's BPF maps, as a share of their room."),
-        query(f"vpmu_agent_map_entries{_HERE} / vpmu_agent_map_max_entries{_HERE}", "{{map}}"),
+        title="Maps",
+        unit="percentunit",
+        description="Entries in the agent's BPF maps, as a share of the maximum.",
+        queries=[query(f"vpmu_agent_map_entries{_HERE} / vpmu_agent_map_max_entries{_HERE}", "{{map}}")],
         span=8,
     ),
     timeseries(
-        *("Scrape", "s", "How long the agent takes to answer a scrape."),
-        query(f"vpmu_agent_scrape_duration_seconds{_HERE}", "scrape"),
+        title="Scrape",
+        unit="s",
+        description="How long the agent takes to answer a scrape.",
+        queries=[query(f"vpmu_agent_scrape_duration_seconds{_HERE}", "scrape")],
         span=8,
     ),
     timeseries(
-        *("Agent's memory", "bytes", "Its resident memory."),
-        query(
-            f"process_resident_memory_bytes{_HERE} and on (job, instance) vpmu_agent_build_info", "resident"
-        ),
+        title="Agent's memory",
+        unit="bytes",
+        description="Resident memory.",
+        queries=[
+            query(
+                f"process_resident_memory_bytes{_HERE} and on (job, instance) vpmu_agent_build_info",
+                "resident",
+            )
+        ],
     ),
     timeseries(
-        *("Agent's CPU time", "percentunit", "100 % is one CPU."),
-        query(
-            f"rate(process_cpu_seconds_total{_HERE}[{RATE}]) and on (job, instance) vpmu_agent_build_info",
-            "CPU",
-        ),
+        title="Agent's CPU time",
+        unit="percentunit",
+        description="100 % is one CPU.",
+        queries=[
+            query(
+                f"rate(process_cpu_seconds_total{_HERE}[{RATE}])"
+                " and on (job, instance) vpmu_agent_build_info",
+                "CPU",
+            )
+        ],
     ),
 ]
 
 
 def host() -> Dashboard:
-    """The dashboard."""
+    """Return the dashboard."""
     return build(
-        "vPMU / Host",
-        "vpmu-agent-host",
-        "What one host's VMs do with their performance counters, what that costs, and how the agent is.",
-        [
+        title="vPMU / Host",
+        uid="vpmu-agent-host",
+        description=(
+            "How one host's VMs use their performance counters, what that costs, and whether the agent is "
+            "well."
+        ),
+        variables=[
             variable(
-                "instance",
-                "Host",
-                "A host, by the address that its agent is scraped at.",
-                "vpmu_agent_build_info",
+                name="instance",
+                label="Host",
+                description="A host, by the address at which its agent is scraped.",
+                metric="vpmu_agent_build_info",
             )
         ],
-        {"Now": _NOW, "Who pays": _WHO_PAYS, "What goes wrong": _WRONG, "The agent": _AGENT},
+        rows={"Now": _NOW, "Who pays": _WHO_PAYS, "What goes wrong": _WRONG, "The agent": _AGENT},
     )

@@ -1,4 +1,4 @@
-"""What the dashboards have in common: panels with a few settings each, variables, links, and their layout."""
+"""What the dashboards share: kinds of panels, variables, links, and the layout."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ DATASOURCE = dashboard.DataSourceRef(type_val="prometheus", uid="${datasource}")
 RATE = "$__rate_interval"
 
 TOP = 50
-"""Rows of a table; a fleet has more hosts than anyone reads."""
+"""Rows of a table: a fleet has more hosts than anyone reads."""
 
 _Panel = TypeVar("_Panel", Timeseries, Stat, Table, Heatmap)
 _KEEP = "${datasource:queryparam}&${__url_time_range}"
 
 
 def query(expr: str, legend: str = "") -> Dataquery:
-    """A query over the time that is shown."""
+    """Return a query over the time range that is shown."""
     made = Dataquery().expr(expr).range().datasource(DATASOURCE)
     return made.legend_format(legend) if legend else made
 
 
 def instant(expr: str) -> Dataquery:
-    """A query for the end of that time, for a table or a single number."""
+    """Return a query for the end of that range, for a table or a single number."""
     return Dataquery().expr(expr).instant().datasource(DATASOURCE)
 
 
@@ -52,12 +52,13 @@ def timeseries(
     title: str,
     unit: str,
     description: str,
-    *queries: Dataquery,
+    queries: Sequence[Dataquery],
+    *,
     span: int = 12,
     stacked: bool = False,
     negative: bool = False,
 ) -> Timeseries:
-    """Lines, or areas on top of each other where their sum means something; from zero unless `negative`."""
+    """Return a panel of lines, stacked where their sum has a meaning; from zero unless `negative`."""
     legend = common_builders.VizLegendOptions()
     legend.display_mode(common.LegendDisplayMode.TABLE).placement(common.LegendPlacement.BOTTOM)
     tooltip = common_builders.VizTooltipOptions()
@@ -68,27 +69,27 @@ def timeseries(
     panel.legend(legend.show_legend(True).calcs(["lastNotNull", "max"])).tooltip(tooltip)
     if stacked:
         panel.stacking(common_builders.StackingConfig().mode(common.StackingMode.NORMAL)).fill_opacity(30)
-    return _told(panel, title, description, queries)
+    return _finished(panel, title, description, queries)
 
 
 def stat(
     title: str, unit: str, description: str, expr: str, *, red_from: float | None = None, span: int = 4
 ) -> Stat:
-    """One number as it is now, red from a value on that someone should look at."""
+    """Return a panel with one current number, red from `red_from` on."""
     steps = [dashboard.Threshold(color="green")]
     if red_from is not None:
         steps.append(dashboard.Threshold(value=red_from, color="red"))
     panel = Stat().unit(unit).height(4).span(span).graph_mode(common.BigValueGraphMode.NONE)
     panel.reduce_options(common_builders.ReduceDataOptions().calcs(["lastNotNull"]))
     panel.thresholds(ThresholdsConfig().mode(dashboard.ThresholdsMode.ABSOLUTE).steps(steps))
-    return _told(panel, title, description, [instant(expr)])
+    return _finished(panel, title, description, [instant(expr)])
 
 
 def versions(title: str, description: str, expr: str, legend: str, *, span: int = 4) -> Stat:
-    """A number for each value of a label, with that value."""
+    """Return a panel with a number for each value of a label."""
     panel = Stat().unit("short").height(4).span(span).graph_mode(common.BigValueGraphMode.NONE)
     panel.text_mode(common.BigValueTextMode.VALUE_AND_NAME).color_mode(common.BigValueColorMode.NONE)
-    return _told(panel, title, description, [instant(expr).legend_format(legend)])
+    return _finished(panel, title, description, [instant(expr).legend_format(legend)])
 
 
 def table(
@@ -100,14 +101,14 @@ def table(
     links: Mapping[str, str] | None = None,
     span: int = 12,
 ) -> Table:
-    """The TOP rows by the first value.
+    """Return a table of the TOP rows by the first value.
 
-    `columns` are labels and their titles; `values` are titles, each with a unit and an expression, all of
-    which keep these labels; `links` are titles of columns and where they lead.
+    `columns` maps labels to the titles of their columns; `values` maps titles to a unit and an expression,
+    which must keep these labels; `links` maps titles of columns to URLs.
     """
     first, *others = [expr for _, expr in values.values()]
     top = f"topk({TOP}, {first})"
-    # Prometheus cannot sort by one query and cut another: each keeps the rows of the first itself.
+    # Prometheus cannot limit one query by the order of another: each selects the rows of the first itself.
     exprs = [top, *(f"{expr} and on ({', '.join(columns)}) {top}" for expr in others)]
     panel = Table().height(8).span(span)
     fields = [f"Value #{_ref_id(i)}" for i in range(len(values))] if len(values) > 1 else ["Value"]
@@ -129,28 +130,30 @@ def table(
     for name, url in (links or {}).items():
         link = {"title": "Open", "url": url, "targetBlank": False}
         panel.override_by_name(name, [dashboard.DynamicConfigValue("links", [link])])
-    return _told(panel, title, description, [instant(expr).format(PromQueryFormat.TABLE) for expr in exprs])
+    return _finished(
+        panel, title, description, [instant(expr).format(PromQueryFormat.TABLE) for expr in exprs]
+    )
 
 
 def heatmap(title: str, unit: str, description: str, expr: str, *, span: int = 12) -> Heatmap:
-    """A histogram over time; `expr` gives the increase of each bucket, by `le`."""
+    """Return a panel of a histogram over time; `expr` gives the increase of each bucket, by `le`."""
     panel = Heatmap().unit(unit).height(8).span(span).show_legend()
     panel.y_axis(heatmap_builders.YAxisConfig().unit(unit))
     panel.color(
         heatmap_builders.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Oranges").steps(64)
     )
     panel.filter_values(heatmap_builders.FilterValueRange().le(1e-9))  # empty cells stay empty
-    return _told(panel, title, description, [query(expr, "{{le}}").format(PromQueryFormat.HEATMAP)])
+    return _finished(panel, title, description, [query(expr, "{{le}}").format(PromQueryFormat.HEATMAP)])
 
 
 def dashed(panel: Timeseries, pattern: str) -> Timeseries:
-    """The panel, with dashed lines for the series whose names match."""
+    """Return the panel, with dashed lines for the series whose names match."""
     style = {"fill": "dash", "dash": [8, 8]}
     return panel.override_by_regexp(pattern, [dashboard.DynamicConfigValue("custom.lineStyle", style)])
 
 
 def linked(panel: Timeseries, *links: DashboardLink) -> Timeseries:
-    """The panel, whose series lead somewhere."""
+    """Return the panel, with links on its series."""
     return panel.data_links(list(links))
 
 
@@ -163,16 +166,16 @@ VM_ROW = VM_URL % ("${__data.fields.Host}", "${__data.fields.VM}")
 
 
 def variable(name: str, label: str, description: str, metric: str, *, several: bool = False) -> QueryVariable:
-    """A variable with the values that the label `name` has in `metric`."""
+    """Return a variable with the values of the label `name` in `metric`."""
     made = QueryVariable(name).label(label).description(description).datasource(DATASOURCE)
-    # What Grafana's own editor writes for this kind of query; a bare string is its older form.
+    # As Grafana's own editor writes this kind of query; a plain string is the older form.
     made.query(
         {"query": f"label_values({metric}, {name})", "refId": "PrometheusVariableQueryEditor-VariableQuery"}
     )
     made.refresh(dashboard.VariableRefresh.ON_TIME_RANGE_CHANGED)
     made.sort(dashboard.VariableSort.ALPHABETICAL_ASC)
     if several:
-        # .+ and not the default, all names in a row, which is too long for a thousand hosts.
+        # Not the default, a list of all names, which is too long for a thousand hosts.
         made.multi(True).include_all(True).all_value(".+")
         made.current(dashboard.VariableOption(text="All", value="$__all"))
     return made
@@ -185,7 +188,7 @@ def build(
     variables: Sequence[Builder[dashboard.VariableModel]],
     rows: Mapping[str, Sequence[Builder[dashboard.Panel]]],
 ) -> dashboard.Dashboard:
-    """A dashboard of titled rows; panels go from left to right, and their places come from that."""
+    """Return a dashboard of titled rows, whose panels are placed from left to right."""
     made = Dashboard(title).uid(uid).description(description).tags([TAG]).editable()
     made.time("now-3h", "now").refresh("1m").timezone("browser")
     made.tooltip(dashboard.DashboardCursorSync.CROSSHAIR)
@@ -211,7 +214,7 @@ def build(
     return built
 
 
-def _told(panel: _Panel, title: str, description: str, queries: Sequence[Dataquery]) -> _Panel:
+def _finished(panel: _Panel, title: str, description: str, queries: Sequence[Dataquery]) -> _Panel:
     panel.title(title).description(description).datasource(DATASOURCE)
     for i, each in enumerate(queries):
         panel.with_target(each.ref_id(_ref_id(i)))

@@ -14,9 +14,9 @@ FILE = Path(__file__).parents[2] / "docs" / "metrics.md"
 _HEAD = """\
 # Metrics
 
-What `vpmu-agent run` exports. `make docs` writes this file from the code that declares it.
+The metrics that `vpmu-agent run` exports. `make docs` writes this file from the code that declares them.
 
-A histogram's samples end in `_bucket`, with the label `le` beside the others, `_count` and `_sum`.
+The samples of a histogram end in `_bucket` (with an additional label `le`), `_count` and `_sum`.
 
 | Name | Type | Unit | Labels | Help |
 | --- | --- | --- | --- | --- |
@@ -24,7 +24,7 @@ A histogram's samples end in `_bucket`, with the label `le` beside the others, `
 
 
 def text() -> str:
-    """What the file has to hold."""
+    """Return the contents of the file."""
     rows = [_row(family.name, family.type, family.labels, family.help) for family in FAMILIES]
     for metric in ProcessCollector(registry=CollectorRegistry()).collect():
         name = f"{metric.name}_total" if metric.type == "counter" else metric.name
@@ -33,7 +33,7 @@ def text() -> str:
 
 
 def unit(name: str) -> str:
-    """What a metric's number counts: names end in it, as Prometheus has it. Nothing where it is always 1."""
+    """Return a metric's unit, which ends its name by Prometheus's convention; empty where it is always 1."""
     *_, last = name.removesuffix("_total").split("_")
     return "" if last == "info" else last
 

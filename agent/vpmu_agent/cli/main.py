@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vpmu_agent.trace.recording import Recorder
     from vpmu_agent.trace.session import Filters, Session
     from vpmu_agent.vms.names import Vms
-    from vpmu_agent.web.server import Address
+    from vpmu_agent.web.address import Address
 
 PROBLEM, USAGE, CANNOT_RUN = 1, 2, 3  # exit statuses; 0 is success
 
@@ -93,7 +93,8 @@ def _explained(error: Exception) -> click.ClickException | None:
     from vpmu_agent.system.notify import NotifyError
     from vpmu_agent.system.stdout import OutputError
     from vpmu_agent.trace.recording import RecordingError
-    from vpmu_agent.web.server import ListenError, WebConfigError
+    from vpmu_agent.web.address import ListenError
+    from vpmu_agent.web.errors import WebConfigError
 
     match error:
         case KernelError() | ListenError() | NotifyError():
@@ -131,7 +132,7 @@ def _in_a_directory(_ctx: click.Context, _param: click.Parameter, path: Path | N
 
 
 def _address(_ctx: click.Context, _param: click.Parameter, text: str) -> Address:
-    from vpmu_agent.web.server import parse_address
+    from vpmu_agent.web.address import parse_address
 
     try:
         return parse_address(text)
@@ -143,7 +144,7 @@ def _web_config(_ctx: click.Context, _param: click.Parameter, path: Path | None)
     """Check the file now, so that its mistakes are reported together with those of other settings."""
     if path:
         from vpmu_agent.web.config import check
-        from vpmu_agent.web.server import WebConfigError
+        from vpmu_agent.web.errors import WebConfigError
 
         try:
             check(path)

@@ -1,1 +1,1 @@
-"""What is known of all VMs now."""
+"""What is known about all VMs at one moment."""

@@ -1,4 +1,4 @@
-"""Which vPMU each VM of the host has, by what the census finds."""
+"""The vPMU of each VM of the host, according to the census."""
 
 from __future__ import annotations
 
@@ -15,34 +15,36 @@ from vpmu_agent.probes.census import Census, Vcpu
 from vpmu_agent.vms.modes import Mode, Pmu, Why
 
 PULL_S = 1.0
-"""How often to pull the census, at the most."""
+"""Seconds from one pull of the census to the next, at least."""
 
-SHARE = 0.01
-"""Of a processor's time, what pulls may take: they cost in proportion to the files that a host has open."""
+CPU_SHARE = 0.01
+"""The share of one CPU that pulls may take: their cost grows with the number of files open on the host."""
 
 FORGET_S = 60.0
-"""How long a VM that the census finds no more keeps its name, which calls still in the ring may need."""
+"""How long a VM that the census no longer finds keeps its name: calls in the ring may still need it."""
 
 
 @dataclass(frozen=True, slots=True)
 class KvmPmu:
-    """KVM's own settings, for the whole host; None if they cannot be read."""
+    """KVM's parameters, for the whole host; None if they cannot be read."""
 
     enabled: bool | None
     mediated: bool | None
 
 
 def kvm_pmu() -> KvmPmu:
-    """Those of the running kernel. KVM turns off by itself what the host has no PMU for."""
-    mediated = kvm.mediated_vpmu().values()
-    known = None if any(value is None for value in mediated) else False
-    return KvmPmu(kvm.vpmu_enabled(), True if any(mediated) else known)
+    """Return the running kernel's. KVM itself turns off what the host's PMU does not allow."""
+    modules = kvm.mediated_vpmu().values()
+    mediated: bool | None = any(modules)
+    if not mediated and None in modules:
+        mediated = None
+    return KvmPmu(kvm.vpmu_enabled(), mediated)
 
 
 def pmus(found: Iterable[Vcpu], kvm: KvmPmu) -> dict[int, list[Pmu]]:
-    """Of each process that has VMs: the PMUs that these have, each once.
+    """Return the PMUs of each process's VMs, each once, by tgid.
 
-    A VM whose vCPUs are still being set up is left out: what it will have cannot be known yet.
+    A VM whose vCPUs are still being set up is left out: its PMU is not known yet.
     """
     vms: defaultdict[tuple[int, int], list[Vcpu]] = defaultdict(list)
     for vcpu in found:
@@ -50,7 +52,10 @@ def pmus(found: Iterable[Vcpu], kvm: KvmPmu) -> dict[int, list[Pmu]]:
     processes: dict[int, list[Pmu]] = {}
     for (tgid, _), vcpus in vms.items():
         pmu = _pmu(vcpus, kvm)
-        if pmu and pmu not in (has := processes.setdefault(tgid, [])):
+        if pmu is None:
+            continue
+        has = processes.setdefault(tgid, [])
+        if pmu not in has:
             has.append(pmu)
     return processes
 
@@ -60,7 +65,7 @@ def _pmu(vcpus: Sequence[Vcpu], kvm: KvmPmu) -> Pmu | None:
     if not vm.vm_pmu:
         return Pmu(Mode.OFF, _why_off(vm, kvm))
     if any(vcpu.pmu_version for vcpu in vcpus):
-        # kvm_vcpu_has_mediated_pmu() asks for the host's setting, by which the VM's first vCPU was made.
+        # kvm_vcpu_has_mediated_pmu() asks for the host's parameter, which the first vCPU was created under.
         return Pmu(Mode.MEDIATED if vm.mediated else Mode.EMULATED)
     if all(vcpu.has_cpuid for vcpu in vcpus):
         return Pmu(Mode.OFF, Why.NO_CPUID)
@@ -78,9 +83,9 @@ def _why_off(vm: Vcpu, kvm: KvmPmu) -> Why:
 
 
 def pmus_now(vms: Names) -> dict[str, list[Pmu]]:
-    """The PMUs of all VMs that run now, by name, for whoever has no probes but the privileges for them.
+    """Return the PMUs of all VMs that run now, by name: one census, for a privileged caller without probes.
 
-    Raises KernelError where the kernel or bcc will not have the census.
+    Raise KernelError if the kernel or bcc refuses the census.
     """
     census = attach_census()
     try:
@@ -93,39 +98,39 @@ def pmus_now(vms: Names) -> dict[str, list[Pmu]]:
 
 
 class Names(Protocol):
-    """Whoever knows which VM a process is; `vms.Vms` does."""
+    """What is needed here of `vms.names.Vms`."""
 
     def name(self, tgid: int) -> str:
-        """The VM's name."""
+        """Return the name of the VM that a process runs."""
 
     def forget(self, tgid: int) -> None:
-        """Drops what is remembered of a process."""
+        """Forget a process."""
 
 
 class Modes:
-    """Keeps up with the PMUs of all VMs, for one thread; `by_vm` is for any.
+    """Keeps track of the PMUs of all VMs. For one thread, except that any may read `by_vm`.
 
-    The census is pulled at PULL_S, or less often where that would take more than SHARE of a processor.
+    The census is pulled every PULL_S, or less often if that would take more than CPU_SHARE of a CPU.
     """
 
     def __init__(self, vms: Names, kvm: Callable[[], KvmPmu] = kvm_pmu) -> None:
         self.by_vm: Mapping[str, Sequence[Pmu]] = {}
-        """By the VM's name, as of the last pull. One process may have several VMs."""
+        """The PMUs by VM name, as of the last pull. One process may have several VMs."""
         self._vms = vms
         self._kvm = kvm
         self._told: dict[int, list[Pmu]] = {}
-        self._gone: dict[int, float] = {}  # processes that have no VM any more, and since when
+        self._gone: dict[int, float] = {}  # processes that no longer have a VM, and since when
         self._missing = ""
         self._next_at = 0.0
 
     def sweep(self, census: Census) -> list[tuple[str, Pmu]]:
-        """Pulls the census if it is time; returns the VMs that are new, or have another PMU than before."""
+        """Pull the census if it is time; return the VMs that are new or have another PMU than before."""
         if time.monotonic() < self._next_at:
             return []
         before = time.thread_time()
         new = self._take(pmus(census.pull(), self._kvm()))
         now = time.monotonic()
-        self._next_at = now + max(PULL_S, (time.thread_time() - before) / SHARE)
+        self._next_at = now + max(PULL_S, (time.thread_time() - before) / CPU_SHARE)
         for tgid, since in list(self._gone.items()):
             if now - since >= FORGET_S:
                 del self._gone[tgid]
@@ -133,7 +138,7 @@ class Modes:
         return new
 
     def newly_missing(self, census: Census) -> str:
-        """Why there is no census; empty if there is one, or this was said before."""
+        """Return why there is no census; "" if there is one, or if this was returned before."""
         before, self._missing = self._missing, census.missing
         return "" if self._missing == before else self._missing
 

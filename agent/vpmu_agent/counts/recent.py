@@ -10,23 +10,23 @@ from vpmu_agent.model.call import Call
 from vpmu_agent.model.verdict import Observation, Verdict
 
 KEPT = 100
-"""How many of them are kept; what was before is only counted."""
+"""How many calls are kept; older ones are only counted."""
 
 
 class Recent:
-    """Filled by the loop that polls the probes, read by threads that answer requests."""
+    """The last of these calls, added by the loop that polls the probes and read by request threads."""
 
     def __init__(self) -> None:
-        self._said: deque[Observation] = deque(maxlen=KEPT)
+        self._observations: deque[Observation] = deque(maxlen=KEPT)
         self._lock = threading.Lock()
 
     def add(self, call: Call, verdict: Verdict) -> None:
-        """Takes what the probes sent, if it is of the kind that is kept here."""
+        """Keep a call if it diverged or failed."""
         if verdict.kind.is_divergence or call.result:
             with self._lock:
-                self._said.append((call, verdict))
+                self._observations.append((call, verdict))
 
     def last(self) -> Sequence[Observation]:
-        """What is kept, the newest first."""
+        """Return the kept calls, newest first."""
         with self._lock:
-            return tuple(reversed(self._said))
+            return tuple(reversed(self._observations))

@@ -1,4 +1,4 @@
-"""What the daemon knows of all VMs: what the BPF maps have counted, and what VMs that are gone have left."""
+"""The daemon's counts of all VMs: those in the BPF maps, and those of VMs that are gone."""
 
 from __future__ import annotations
 
@@ -15,59 +15,59 @@ from vpmu_agent.counts.counts import Counts, Snapshot
 from vpmu_agent.vms.modes import Pmu
 from vpmu_agent.vms.names import VmInfo
 
-GONE_S = 15 * 60.0
-"""How long a VM that is gone waits for the scrape that shows its last counts."""
+KEEP_GONE_S = 15 * 60.0
+"""How long the counts of a VM that is gone are kept for the next scrape."""
 
-READ_S = 10.0
-"""How long a VM may be there before anyone looks, where nobody scrapes: it may be gone just as quickly."""
+LOOK_EVERY_S = 10.0
+"""How often to look into the maps for new VMs if nobody scrapes."""
 
 
 class Maps(Protocol):
-    """The maps of attached probes, as `probes.Probes` reads them."""
+    """What is needed here of `probes.Probes`."""
 
     @property
     def mode(self) -> str:
-        """How they are attached."""
+        """How the probes are attached."""
 
     @property
     def functions(self) -> Sequence[str]:
-        """The kernel functions that they watch."""
+        """The kernel functions that they probe."""
 
     def vcpus(self) -> Iterator[tuple[int, int, tuple[int, ...]]]:
-        """tgid, vcpu_id, and numbers laid out as `layout.VCPU.fields`."""
+        """Yield (tgid, vcpu_id, numbers laid out as `layout.VCPU.fields`)."""
 
     def pmcs(self) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """tgid, and numbers laid out as `layout.pmc_layout(slots).fields`."""
+        """Yield (tgid, numbers laid out as `layout.pmc_layout(slots).fields`)."""
 
     def errors(self) -> Iterator[tuple[int, int, int]]:
-        """tgid, errno, and how many creations failed with it."""
+        """Yield (tgid, errno, how many creations failed with it)."""
 
     def lost(self) -> Mapping[str, int]:
-        """Lost records by reason."""
+        """Return the number of lost records by reason."""
 
     def forget(self, tgids: Set[int]) -> None:
-        """Deletes what the maps hold of these processes."""
+        """Delete the entries of these processes from the maps."""
 
     def occupancy(self) -> Mapping[str, tuple[int, int]]:
-        """Of each map: how many entries it has, and has room for."""
+        """Return (entries, room for entries) of each map."""
 
 
 class Processes(Protocol):
-    """Whoever knows which VM a process is; `vms.Vms` does."""
+    """What is needed here of `vms.names.Vms`."""
 
     def about(self, tgid: int) -> VmInfo:
-        """Its name and more."""
+        """Return the identity of the VM that a process runs."""
 
     def is_alive(self, tgid: int) -> bool:
-        """False once the process that `about()` told of is gone, or where it told of none."""
+        """Return False once the process that `about()` found is gone, or if it found none."""
 
     def forget(self, tgid: int) -> None:
-        """Drops what is remembered of a process."""
+        """Forget a process."""
 
 
 @dataclass(slots=True)
 class _Kept:
-    """What a VM has counted that no map holds any more."""
+    """Counts of a VM that are no longer in any map."""
 
     since: float  # time.monotonic()
     about: VmInfo
@@ -77,10 +77,10 @@ class _Kept:
 
 
 class Watch:
-    """Puts together what the maps hold and what is kept of VMs that are gone.
+    """Adds up the counts in the maps and those kept of VMs that are gone.
 
     `snapshot()` is for the threads that answer scrapes; `sweep()` and `replace()` are for the loop that polls
-    the probes: the name of a VM that lived only for a moment stands in their ring.
+    the probes, because the name of a short-lived VM comes through their ring.
     """
 
     def __init__(self, probes: Maps, vms: Processes, *, per_counter: bool = True) -> None:
@@ -88,16 +88,16 @@ class Watch:
         self._vms = vms
         self._per_counter = per_counter
         self._lock = threading.Lock()
-        self._known: dict[int, VmInfo] = {}  # the processes that the maps may have entries of
+        self._known: dict[int, VmInfo] = {}  # processes that may have entries in the maps
         self._kept: dict[str, _Kept] = {}
-        self._lost = Counter[str]()  # by probes that were replaced
+        self._lost = Counter[str]()  # by earlier probes
         self._loads = 1
         self._pmus: Mapping[str, Sequence[Pmu]] = {}
         self._since_ns = time.time_ns()
         self._read_at = time.monotonic()
 
     def snapshot(self, *, is_scrape: bool = True) -> Snapshot:
-        """All that is known now. Only a scrape is told of VMs that are gone for the last time."""
+        """Return all that is known now. A scrape counts as having shown the VMs that are gone."""
         with self._lock:
             vms: dict[str, Counts] = {}
             about: dict[str, VmInfo] = {}
@@ -106,7 +106,8 @@ class Watch:
                 about[name] = self._known[tgid]
                 vms[name] = vms[name] + counts if name in vms else counts
             for name, kept in self._kept.items():
-                kept.is_shown |= is_scrape
+                if is_scrape:
+                    kept.is_shown = True
                 about.setdefault(name, kept.about)
                 vms[name] = vms[name] + kept.counts if name in vms else kept.counts
             return Snapshot(
@@ -123,30 +124,29 @@ class Watch:
             )
 
     def processes(self) -> Set[int]:
-        """Those that may be gone by now. Ask before the probes are polled; sweep() takes it after that."""
+        """Return the known processes: call it before the probes are polled, and sweep() with it after."""
         with self._lock:
-            if time.monotonic() - self._read_at >= READ_S:
+            if time.monotonic() - self._read_at >= LOOK_EVERY_S:
                 self._learn({tgid for tgid, _, _ in self._probes.vcpus()})
             return set(self._known)
 
     def sweep(self, among: Set[int] | None = None) -> None:
-        """Looks for VMs that are gone, of these processes (None: of all); about once a second.
+        """Find the processes that are gone among these (None: among all); to be called about once a second.
 
-        Who a process was that was gone before anyone looked stands in the ring alone, so the probes were
-        polled since processes() told of it: this process may be stopped anywhere, for any time, and
-        meanwhile a whole VM has come and gone.
+        The probes must have been polled after processes() returned them. If a process was gone before anyone
+        looked, its name is only in the ring; and this process may be stopped anywhere, for any time, while a
+        whole VM comes and goes.
 
-        The counts of a process that is gone are kept here and its entries in the maps deleted, so that
-        another process with its tgid starts anew. They are dropped once a scrape has shown them; without one
-        they are kept for GONE_S: whoever scrapes next shall see how it ended. A VM that was restarted under
-        its name goes on counting.
+        The counts of a process that is gone are kept here, and its entries deleted from the maps: another
+        process with its tgid starts from 0. A scrape has to show how a VM ended, so its counts are dropped
+        after the next one, or after KEEP_GONE_S. A VM that is restarted under its name goes on counting.
         """
         if among is None:
             among = self.processes()
         with self._lock:
             processes = [(tgid, known) for tgid, known in self._known.items() if tgid in among]
         gone = {}
-        # A scrape need not wait for this.
+        # Outside the lock: a scrape need not wait for this.
         for tgid, known in processes:
             if (about := self._about_if_gone(tgid, known)) is not None:
                 gone[tgid] = about
@@ -161,30 +161,31 @@ class Watch:
             self._vms.forget(tgid)
 
     def replace(self, probes: Maps) -> None:
-        """Goes on with other probes, whose maps begin empty; the former ones must not count any more.
+        """Continue with other probes, whose maps are empty; the former ones must be stopped.
 
-        They may be closed when this returns. Their counts are kept as if all their processes were gone:
-        what a VM holds is known again when it was seen by the new ones.
+        These may be closed once this returns. Their counts are kept as if all their processes were gone: what
+        a VM holds is unknown until the new probes have seen it.
         """
         with self._lock:
             self._keep(self._known)
             self._lost = self._lost_now()
             self._probes = probes
             self._since_ns = time.time_ns()
-            self._loads += bool(probes.functions)  # there are none while KVM is away
+            if probes.functions:  # Unattached, while KVM is not loaded, has none
+                self._loads += 1
 
     def show_pmus(self, pmus: Mapping[str, Sequence[Pmu]]) -> None:
-        """Takes what snapshots have for `pmus`, from now on."""
+        """Set the `pmus` of snapshots from now on."""
         with self._lock:
             self._pmus = pmus
 
     def count_per_counter(self, wanted: bool) -> None:
-        """Whether snapshots have the counts of each pmc, from now on."""
+        """Set whether snapshots have the counts of each pmc from now on."""
         with self._lock:
             self._per_counter = wanted
 
     def _read(self) -> dict[int, Counts]:
-        """What the maps hold now, by process, each of which has a name then."""
+        """Return the counts in the maps by tgid, and learn the names of new processes."""
         processes: defaultdict[int, Counts] = defaultdict(Counts)
         for tgid, _, numbers in self._probes.vcpus():
             if tgid in processes:
@@ -206,7 +207,7 @@ class Watch:
             self._known[tgid] = self._vms.about(tgid)
 
     def _keep(self, processes: Mapping[int, VmInfo]) -> None:
-        """Takes what the maps hold of some processes to what is kept."""
+        """Move the counts of some processes from the maps to what is kept."""
         read = self._read()
         now = time.monotonic()
         for tgid, about in list(processes.items()):
@@ -217,12 +218,12 @@ class Watch:
                 kept.counts += read[tgid].ended()
 
     def _drop(self) -> set[int]:
-        """Drops what need not be kept any longer; returns the processes that nothing is known of now."""
+        """Drop what need not be kept any longer; return the processes of which nothing is left."""
         alive = {about.name for about in self._known.values()}
         now = time.monotonic()
         tgids: set[int] = set()
         for name, kept in list(self._kept.items()):
-            if kept.is_shown or now - kept.since >= GONE_S:
+            if kept.is_shown or now - kept.since >= KEEP_GONE_S:
                 tgids |= kept.tgids
                 kept.tgids = set()
                 if name not in alive:
@@ -230,10 +231,10 @@ class Watch:
         return tgids - self._known.keys()
 
     def _about_if_gone(self, tgid: int, known: VmInfo) -> VmInfo | None:
-        """Who a process was that is gone, None if it is still there.
+        """Return the identity of a process that is gone, None if it is still there.
 
-        `Vms` may take a process that it is told of for a new one until it has looked; `about()` looks. The
-        name may be told only now: a scrape can have come before the ring was read.
+        `Vms.met()` may have dropped a process that is still the same, until `about()` looks again. The name
+        can be new if a scrape came before the ring was read.
         """
         if self._vms.is_alive(tgid):
             return None

@@ -25,12 +25,13 @@ from vpmu_agent.system.notify import notify
 from vpmu_agent.system.signals import reload_requests, stop_requests
 from vpmu_agent.trace.live import POLL_S
 from vpmu_agent.vms.names import Vms
+from vpmu_agent.web.app import application
 from vpmu_agent.web.metrics import Exporter
 from vpmu_agent.web.server import Server
 from vpmu_agent.web.state import Overview
 
 if TYPE_CHECKING:
-    from vpmu_agent.web.config import WebFile
+    from vpmu_agent.web.web_file import WebFile
 
 _SWEEP_S = 1.0
 
@@ -65,7 +66,8 @@ def run(read_settings: Callable[[], Settings], *, duration_s: float | None, sour
             attachment.wait(even_without_kvm=settings.wait)
             watch = Watch(attachment.probes, vms, per_counter=settings.per_counter)
             with stop_requests() as stopped:
-                server.start(Exporter(watch), Overview(watch, recent, lambda: attachment.missing))
+                overview = Overview(watch, recent, lambda: attachment.missing)
+                server.start(application(Exporter(watch), overview))
                 tell(f"serving {server.url}/metrics")
                 if attachment.is_attached:
                     tell_state(attachment.line)
@@ -123,6 +125,6 @@ def look_at_modes(census: Census, modes: Modes, watch: Watch) -> None:
 
 def open_web_config(path: Path) -> WebFile:
     """Return the file of --web.config.file; only who has one needs what reads it. Raise WebConfigError."""
-    from vpmu_agent.web.config import WebFile
+    from vpmu_agent.web.web_file import WebFile
 
     return WebFile(path, lambda error: tell(error, Level.ERROR))

@@ -14,10 +14,11 @@ from vpmu_agent.probes import Mode
 from vpmu_agent.system.journal import Level, tell
 from vpmu_agent.system.notify import notify
 from vpmu_agent.system.user import User
-from vpmu_agent.web.server import Address, WebConfigError
+from vpmu_agent.web.address import Address
+from vpmu_agent.web.errors import WebConfigError
 
 if TYPE_CHECKING:
-    from vpmu_agent.web.config import WebFile
+    from vpmu_agent.web.web_file import WebFile
 
 
 @dataclass(frozen=True, slots=True)

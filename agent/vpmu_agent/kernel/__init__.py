@@ -1,1 +1,1 @@
-"""What the running kernel offers to the probes: types (BTF), addresses (kallsyms), and what it takes."""
+"""What the running kernel offers the probes: types (BTF), addresses (kallsyms), what it accepts."""

@@ -1,4 +1,4 @@
-"""Everything the agent knows about one processor architecture: a second one is one more entry in `ARCHES`."""
+"""All that depends on the processor architecture: to support another one, add an entry to `ARCHES`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ARCHES = {arch.machine: arch for arch in (X86_64,)}
 
 
 def current_arch(machine: str = "") -> Arch:
-    """The entry of `machine`, by default of the machine that this runs on; KernelError if there is none."""
+    """Return the entry of `machine`, by default of this machine; raise KernelError if there is none."""
     machine = machine or platform.machine()
     if machine not in ARCHES:
         raise KernelError(

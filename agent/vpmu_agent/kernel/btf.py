@@ -1,4 +1,4 @@
-"""The types of a kernel (or of an object file) from its BTF, read through libbpf's own C API."""
+"""The types of a kernel (or of an object file) from its BTF, read through libbpf's C API."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class Kind(IntEnum):
 
 NEW_TO_US = "report the kernel release: vpmu-agent does not know this kernel's types"
 
-# These stand in front of a type and change nothing of its layout.
+# Kinds that wrap a type and leave its layout alone.
 MODIFIERS = frozenset({Kind.TYPEDEF, Kind.VOLATILE, Kind.CONST, Kind.RESTRICT, Kind.TYPE_TAG})
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Where a field lies: bytes from the start of the struct that was asked for, and its size in bytes.
+    """The place of a field: offset in bytes from the start of the struct asked for, and size in bytes.
 
     A bit field has its width in `bits` and starts `bit_offset` bits after `offset` (both are 0 for a plain
     field); `size` is then the size of its declared type. A flexible array has size 0.
@@ -63,7 +63,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Arg:
-    """One argument of a function: its name ("" where BTF has none) and its C type, such as `struct pmu *`."""
+    """An argument of a function: its name ("" if BTF has none) and its C type, such as `struct pmu *`."""
 
     name: str
     type: str
@@ -79,7 +79,7 @@ class _Type(ctypes.Structure):
 
     @property
     def kind(self) -> int:
-        return self.info >> 24 & 0x1F
+        return (self.info >> 24) & 0x1F
 
     @property
     def count(self) -> int:
@@ -91,9 +91,10 @@ class _Type(ctypes.Structure):
 
 
 class Btf:
-    """The types of one BTF blob, or of a module's with the kernel's beneath it.
+    """The types of one BTF blob, or of a module's on top of the kernel's.
 
-    Made by `parse()`, `vmlinux()` and `module()`. All lookups raise BtfError, naming what is missing where.
+    Made by `parse()`, `vmlinux()` and `module()`. Each lookup raises BtfError if its object is missing, and
+    names that and the BTF in the message.
     """
 
     def __init__(self, handle: int, *, source: str, base: Btf | None = None) -> None:
@@ -105,11 +106,11 @@ class Btf:
         weakref.finalize(self, _free, self._lib, handle, base)
 
     def has_struct(self, name: str) -> bool:
-        """Whether there is a full definition of `struct name`."""
+        """Return whether there is a full definition of `struct name`."""
         return self._find(name, Kind.STRUCT) > 0
 
     def has_member(self, struct: str, path: str) -> bool:
-        """Whether `struct` has the field `path`; BtfError only where the struct itself is missing."""
+        """Return whether `struct` has the field `path`; raise BtfError only if the struct is missing."""
         self.struct_size(struct)
         try:
             self.member(struct, path)
@@ -118,11 +119,14 @@ class Btf:
         return True
 
     def struct_size(self, name: str) -> int:
-        """sizeof(struct name) in bytes."""
+        """Return sizeof(struct name) in bytes."""
         return self._type(self._struct(name)).size
 
     def member(self, struct: str, path: str) -> Member:
-        """The field `path` of `struct`, such as "vcpu_id" or "attr.config", also inside anonymous unions."""
+        """Return the field `path` of `struct`, such as "vcpu_id" or "attr.config".
+
+        Fields of anonymous structs and unions are found too, as C finds them.
+        """
         type_id = self._struct(struct)
         bit = 0
         found = Member(0, 0)
@@ -140,7 +144,7 @@ class Btf:
         return found
 
     def enum_value(self, enum: str, name: str) -> int:
-        """The value of the enumerator `name` of `enum`."""
+        """Return the value of the enumerator `name` of `enum`."""
         type_id = self._enum(enum)
         if not type_id:
             raise BtfError(f"no enum {enum} in the BTF of {self.source}", NEW_TO_US)
@@ -149,19 +153,19 @@ class Btf:
         raw = self._words(type_id, words * enum_type.count)
         for at in range(0, len(raw), words):
             if self._name(raw[at]) == name:
-                # `struct btf_enum` holds an s32; what made the BTF before 2022 does not set the flag for it
+                # `struct btf_enum` holds an s32; tools that made BTF before 2022 do not set the flag for it
                 if words == 2:
                     return ctypes.c_int32(raw[at + 1]).value
-                value = raw[at + 1] | raw[at + 2] << 32
+                value = raw[at + 1] | (raw[at + 2] << 32)
                 return ctypes.c_int64(value).value if enum_type.kind_flag else value
         raise BtfError(f"no enumerator {name} in enum {enum} in the BTF of {self.source}", NEW_TO_US)
 
     def has_func(self, name: str) -> bool:
-        """Whether there is a function `name`."""
+        """Return whether there is a function `name`."""
         return self._find(name, Kind.FUNC) > 0
 
     def func_id(self, name: str) -> int:
-        """The type id of the function `name`: what an fentry program is loaded for."""
+        """Return the type id of the function `name`, by which an fentry program is loaded for it."""
         type_id = self._find(name, Kind.FUNC)
         if type_id <= 0:
             raise BtfError(
@@ -173,7 +177,7 @@ class Btf:
         return type_id
 
     def func_args(self, name: str) -> tuple[Arg, ...]:
-        """The arguments of the function `name`, in order."""
+        """Return the arguments of the function `name`, in order."""
         proto = self._type(self.func_id(name)).size
         raw = self._words(proto, 2 * self._type(proto).count)
         return tuple(
@@ -199,11 +203,13 @@ class Btf:
     def _address(self, type_id: int) -> int:
         address = self._lib.btf__type_by_id(self._handle, type_id)
         if not address:
-            raise BtfError(f"the BTF of {self.source} is damaged: it refers to type {type_id} and has none")
+            raise BtfError(
+                f"the BTF of {self.source} is damaged: it refers to type {type_id}, which it lacks"
+            )
         return int(address)
 
     def _words(self, type_id: int, count: int) -> list[int]:
-        """The `count` 32-bit words behind a `struct btf_type`: its members, enumerators or arguments."""
+        """Return the `count` 32-bit words behind a `struct btf_type`: members, enumerators or arguments."""
         behind = self._address(type_id) + ctypes.sizeof(_Type)
         return list((ctypes.c_uint32 * count).from_address(behind))
 
@@ -212,13 +218,13 @@ class Btf:
         return (name or b"").decode()
 
     def _strip(self, type_id: int) -> int:
-        """What a type is behind its typedefs and qualifiers."""
+        """Return the type behind typedefs and qualifiers."""
         while type_id and (found := self._type(type_id)).kind in MODIFIERS:
             type_id = found.size
         return type_id
 
     def _member(self, type_id: int, name: str) -> tuple[int, int, int] | None:
-        """(bit offset, type id, width of the bit field or 0) of a direct or anonymously nested field."""
+        """Return (bit offset, type id, bit field width or 0) of a field, direct or in an anonymous struct."""
         parent = self._type(type_id)
         if parent.kind not in (Kind.STRUCT, Kind.UNION):
             return None
@@ -234,7 +240,7 @@ class Btf:
         return None
 
     def _spell(self, type_id: int) -> str:
-        """A type as C writes it; function pointers and arrays only as far as an error message needs it."""
+        """Return a type as C writes it; function pointers and arrays well enough for an error message."""
         if not type_id:
             return "void"
         found = self._type(type_id)
@@ -263,9 +269,9 @@ class Btf:
 
 
 def parse(path: Path, *, base: Btf | None = None) -> Btf:
-    """BTF from a raw blob or from the .BTF section of an ELF file; with `base` what only adds to that one.
+    """Return the BTF of a raw blob or of the .BTF section of an ELF file; `base` is what split BTF extends.
 
-    BtfError if the file is missing, unreadable or no BTF.
+    Raise BtfError if the file is missing, unreadable or not BTF.
     """
     with quiet():
         ctypes.set_errno(0)
@@ -273,7 +279,7 @@ def parse(path: Path, *, base: Btf | None = None) -> Btf:
         code = ctypes.get_errno()
     if not handle:
         todo = (
-            "install a newer libbpf: the kernel's BTF may be of a later format"
+            "install a newer libbpf: the kernel's BTF may be in a later format"
             if code >= LIBBPF_ERRNO
             else ""
         )
@@ -282,7 +288,7 @@ def parse(path: Path, *, base: Btf | None = None) -> Btf:
 
 
 def vmlinux(*, root: Path = Path("/")) -> Btf:
-    """The running kernel's BTF; BtfError if it has none."""
+    """Return the running kernel's BTF; raise BtfError if it has none."""
     path = root / VMLINUX
     if not path.exists():
         raise _no_btf(path, root)
@@ -290,7 +296,7 @@ def vmlinux(*, root: Path = Path("/")) -> Btf:
 
 
 def _no_btf(path: Path, root: Path) -> BtfError:
-    """Why the kernel's BTF cannot be seen: a container can hide what the kernel has."""
+    """Return why the kernel's BTF cannot be seen: a container can hide what the kernel has."""
     mount = "mount the host's /sys, read-only is enough"
     boot = "boot a kernel that has it (distributions' kernels do)"
     if not has_sysfs(root=root):
@@ -307,7 +313,7 @@ def _no_btf(path: Path, root: Path) -> BtfError:
 
 
 def module(name: str, *, base: Btf, root: Path = Path("/")) -> Btf:
-    """A loaded module's BTF on top of the kernel's; BtfError if it has none."""
+    """Return a loaded module's BTF on top of the kernel's; raise BtfError if it has none."""
     path = root / VMLINUX.parent / name
     if not path.exists():
         raise BtfError(
@@ -319,5 +325,5 @@ def module(name: str, *, base: Btf, root: Path = Path("/")) -> Btf:
 
 
 def _free(library: ctypes.CDLL, handle: int, _base: Btf | None) -> None:
-    """Frees a blob. The base is only handed in so that it lives until then."""
+    """Free a blob. The base is a parameter only so that it lives until then."""
     library.btf__free(handle)

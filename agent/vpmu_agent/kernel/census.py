@@ -1,4 +1,4 @@
-"""Where the census finds a host's vCPUs, and what KVM says of their PMUs, in this kernel's structs."""
+"""Where this kernel's structs hold what the census reads: a host's vCPUs and the state of their PMUs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from vpmu_agent.kernel.layout import kvm_types, require_kvm
 from vpmu_agent.kernel.symbols import function_addresses
 
 VCPU_IOCTL = "kvm_vcpu_ioctl"
-"""What a vCPU's file has for its ioctl, and no other file (virt/kvm/kvm_main.c, kvm_vcpu_fops)."""
+"""The ioctl of a vCPU's file, and of no other (virt/kvm/kvm_main.c, kvm_vcpu_fops)."""
 
 CREATED_MEDIATED = "arch.created_mediated_pmu"  # of struct kvm
 
-# The VPMU_* constants of bpf/census.bpf.c, and the fields whose offsets they are, with their sizes in bytes.
+# The VPMU_* constants of bpf/census.bpf.c: each is the offset of a field, given here with its size in bytes.
 _FIELDS = {
     "VPMU_FILE_F_OP": ("file", "f_op", 8),
     "VPMU_FILE_PRIVATE_DATA": ("file", "private_data", 8),
@@ -35,16 +35,16 @@ _FIELDS = {
 class CensusLayout:
     """What bpf/census.bpf.c is compiled with: offsets in bytes, and the address of KVM's ioctl for vCPUs.
 
-    The address is wrong as soon as the kvm module is loaded anew.
+    The address is wrong once the kvm module has been reloaded.
     """
 
     constants: dict[str, int]
 
 
 def read_census_layout(*, root: Path = Path("/")) -> CensusLayout:
-    """Reads the running kernel's.
+    """Return the running kernel's layout.
 
-    KvmNotLoadedError if KVM is not there, BtfError if a field is missing or not what is known here,
+    Raise KvmNotLoadedError if KVM is not loaded, BtfError if a field is missing or of another size, and
     SymbolError if the address of the ioctl is missing or hidden.
     """
     require_kvm(root=root)
@@ -53,7 +53,7 @@ def read_census_layout(*, root: Path = Path("/")) -> CensusLayout:
 
 
 def census_layout_of(types: Btf, *, vcpu_ioctl: int) -> CensusLayout:
-    """The layout that `types` describe; BtfError, naming it, for whatever is missing or of another shape."""
+    """Return the layout that `types` describe; raise BtfError, which names the field, if one does not fit."""
     none = types.enum_value("kvm_irqchip_mode", "KVM_IRQCHIP_NONE")
     if none != 0:
         raise BtfError(f"KVM_IRQCHIP_NONE is {none} in the BTF of {types.source}, not 0", NEW_TO_US)

@@ -1,4 +1,4 @@
-"""Which kernel this is and how it was built. What cannot be read is None, never a guess."""
+"""Which kernel this is and how it was built. What cannot be read is None, not a guess."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ROOT = Path("/")
 
 
 def kernel_release(*, root: Path = ROOT) -> str | None:
-    """`uname -r`."""
+    """Return the release, as `uname -r` prints it."""
     try:
         return (root / "proc/sys/kernel/osrelease").read_text(errors="replace").strip()
     except OSError:
@@ -17,7 +17,7 @@ def kernel_release(*, root: Path = ROOT) -> str | None:
 
 
 def kernel_config(option: str, *, root: Path = ROOT) -> str | None:
-    """The value of CONFIG_`option`: "y", "m", a value, or "n"; None where no configuration can be read."""
+    """Return the value of CONFIG_`option`: "y", "m", a value, or "n"; None if there is no readable config."""
     release = kernel_release(root=root) or ""
     for path in (root / "proc/config.gz", root / f"boot/config-{release}"):
         try:

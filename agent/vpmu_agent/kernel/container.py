@@ -1,6 +1,6 @@
 """Whether this process sees the host as it is: what namespaces and mount options hide, in a container or not.
 
-As in facts.py, what cannot be read is None, never a guess.
+As in facts.py, what cannot be read is None, not a guess.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ HOST_PIDS_TODO = (
 
 
 def is_hosts_namespace(kind: str, *, root: Path = ROOT) -> bool | None:
-    """Whether this process is in the host's own namespace of a kind, "pid" or "user"."""
+    """Return whether this process is in the host's own namespace of a kind, "pid" or "user"."""
     try:
-        # Such as pid:[4026531836]; not stat(), which would follow it into a process that is not there.
+        # Such as pid:[4026531836]. Not stat(): it would follow the link into a process that is not there.
         return str((root / "proc/self/ns" / kind).readlink()) == f"{kind}:[{_HOSTS[kind]}]"
     except OSError:
         return None
 
 
 def require_host_pids(*, root: Path = ROOT) -> None:
-    """KernelError where this process numbers processes otherwise than the kernel does.
+    """Raise KernelError if this process is in a PID namespace other than the host's.
 
-    The probes send the host's numbers (bpf_get_current_pid_tgid()), so that VMs would get other processes'
-    names and be taken for dead.
+    The probes send the host's PIDs (bpf_get_current_pid_tgid()): here VMs would get the names of other
+    processes, or be taken for dead.
     """
     if is_hosts_namespace("pid", root=root) is False:
         raise KernelError(
-            "this process is in a PID namespace of its own, where it cannot see which VM a process is, nor "
+            "this process is in a PID namespace of its own, where it cannot tell which VM a process is or "
             "whether it still runs",
             HOST_PIDS_TODO,
         )
 
 
 def hidepid(*, root: Path = ROOT) -> str | None:
-    """The mount option hidepid of /proc, "" if it hides nobody."""
+    """Return the mount option hidepid of /proc, "" if it hides no process (proc(5))."""
     try:
         lines = (root / "proc/self/mountinfo").read_text(errors="replace").splitlines()
     except OSError:
@@ -53,7 +53,7 @@ def hidepid(*, root: Path = ROOT) -> str | None:
     value = ""
     for line in lines:
         # 23 29 0:21 / /proc rw,nosuid shared:13 - proc proc rw,hidepid=invisible (proc(5))
-        # Of several, the last is the one that shows.
+        # If there are several, the last one is on top.
         before, _, after = line.partition(" - ")
         if before.split()[4:5] == ["/proc"]:
             options = after.split()[-1].split(",")
@@ -62,5 +62,5 @@ def hidepid(*, root: Path = ROOT) -> str | None:
 
 
 def has_sysfs(*, root: Path = ROOT) -> bool:
-    """Whether /sys is the kernel's, and not an empty folder as in a bare chroot."""
+    """Return whether /sys is the kernel's, and not an empty folder as in a bare chroot."""
     return (root / "sys/kernel").is_dir() and (root / "sys/module").is_dir()

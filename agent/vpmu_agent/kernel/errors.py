@@ -6,8 +6,8 @@ from __future__ import annotations
 class KernelError(Exception):
     """This kernel lacks something that the agent needs.
 
-    `found` says what was sought, where, and what was there instead; `todo` what the user can do about it. The
-    message is both.
+    `found` says what was looked for, where, and what was found instead; `todo` what the user can do about it.
+    The message is both.
     """
 
     def __init__(self, found: str, todo: str = "") -> None:
@@ -20,7 +20,7 @@ class KernelError(Exception):
 
 
 class BtfError(KernelError):
-    """BTF, or a struct, a field, an enumerator or a function in it, is missing or not what is expected."""
+    """BTF, or a struct, field, enumerator or function in it, is missing or not as expected."""
 
 
 class SymbolError(KernelError):
@@ -28,8 +28,8 @@ class SymbolError(KernelError):
 
 
 class KvmNotLoadedError(KernelError):
-    """KVM is not there yet. It may come later: loading a module is enough."""
+    """KVM is not loaded. It may be later: loading a module is enough."""
 
 
 class ProbeError(KernelError):
-    """The kernel, or bcc, would not take the probes."""
+    """The kernel or bcc rejects the probes."""

@@ -1,4 +1,4 @@
-"""Single facts about this host and this process. A fact that cannot be read is None, never a guess."""
+"""Single facts about this host and this process. A fact that cannot be read is None, not a guess."""
 
 from __future__ import annotations
 
@@ -18,50 +18,50 @@ CAPABILITIES = {
 
 
 def can_see_pmus(*, root: Path = ROOT) -> bool:
-    """Whether perf's devices can be seen, of which every kernel with perf has some."""
+    """Return whether perf's devices are visible; every kernel with perf has some."""
     return (root / "sys/bus/event_source/devices").is_dir()
 
 
 def pmu_devices(*, root: Path = ROOT, arch: Arch | None = None) -> tuple[str, ...]:
-    """The core PMUs that perf has: none in most VMs, two on hybrid processors."""
+    """Return the core PMUs that perf has: none in most VMs, two on hybrid processors."""
     devices = root / "sys/bus/event_source/devices"
     return tuple(name for name in (arch or current_arch()).pmu_devices if (devices / name).exists())
 
 
 def nmi_watchdog(*, root: Path = ROOT) -> bool | None:
-    """Whether the NMI watchdog runs: it holds one hardware counter of each CPU, pinned."""
+    """Return whether the NMI watchdog runs: it pins one hardware counter of each CPU."""
     return flag(root / "proc/sys/kernel/nmi_watchdog")
 
 
 def capabilities(*, root: Path = ROOT) -> frozenset[str] | None:
-    """The names in CAPABILITIES that are effective in this process."""
+    """Return which of CAPABILITIES are effective in this process, by name."""
     for line in (read(root / "proc/self/status") or "").splitlines():
         if line.startswith("CapEff:"):
             mask = int(line.split()[1], 16)
-            return frozenset(name for name, bit in CAPABILITIES.items() if mask >> bit & 1)
+            return frozenset(name for name, bit in CAPABILITIES.items() if (mask >> bit) & 1)
     return None
 
 
 def has_seccomp_filter(*, root: Path = ROOT) -> bool:
-    """Whether a filter of system calls is on this process: a container's profile, or a service's."""
+    """Return whether a seccomp filter is on this process: a container's profile, or a service's."""
     lines = (read(root / "proc/self/status") or "").splitlines()
     return any(line.split() == ["Seccomp:", "2"] for line in lines)  # SECCOMP_MODE_FILTER
 
 
 def lockdown(*, root: Path = ROOT) -> str | None:
-    """The lockdown mode: "none", "integrity" or "confidentiality"; None without lockdown or securityfs."""
+    """Return the lockdown mode, "none", "integrity" or "confidentiality"; None if it cannot be read."""
     modes = read(root / "sys/kernel/security/lockdown") or ""
     return next((mode.strip("[]") for mode in modes.split() if mode.startswith("[")), None)
 
 
 def kptr_restrict(*, root: Path = ROOT) -> int | None:
-    """kernel.kptr_restrict: 2 hides addresses from everybody, 1 from all without CAP_SYSLOG."""
+    """Return kernel.kptr_restrict: 2 hides addresses from everybody, 1 from all without CAP_SYSLOG."""
     value = read(root / "proc/sys/kernel/kptr_restrict")
     return int(value) if value and value.isdecimal() else None
 
 
 def read(path: Path) -> str | None:
-    """Return the text of a file of sysfs or procfs stripped, None if it cannot be read."""
+    """Return the text of a file of sysfs or procfs, stripped; None if it cannot be read."""
     try:
         return path.read_text(errors="replace").strip()
     except OSError:
@@ -69,7 +69,7 @@ def read(path: Path) -> str | None:
 
 
 def flag(path: Path) -> bool | None:
-    """Return what a file says: Y or N, or a number that is greater than 0; None if it says neither."""
+    """Return what a file that holds Y or N, or a number (above 0: True) says; None if it holds neither."""
     value = read(path)
     if value in ("Y", "y"):
         return True

@@ -1,4 +1,4 @@
-"""What the loaded KVM is and how it is set. What cannot be read is None, never a guess."""
+"""The loaded KVM and its parameters. What cannot be read is None, not a guess."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from vpmu_agent.kernel.layout import KVM_MODULE
 
 
 def kvm_is_module(*, root: Path = ROOT) -> bool:
-    """Whether KVM was loaded as a module: only these have an `initstate`."""
+    """Return whether KVM was loaded as a module: only a module has an `initstate`."""
     return (root / KVM_MODULE / "initstate").exists()
 
 
 def kvm_instance(*, root: Path = ROOT) -> int | None:
-    """A number for the KVM that is loaded now, another one after every load; None without KVM, or before it
-    is ready.
+    """Return a number that differs for each load of KVM; None if KVM is not loaded, or not ready yet.
 
-    The folder's inode number: sysfs gives a new folder a new one (fs/kernfs/dir.c, __kernfs_new_node()).
+    It is the inode number of its folder: sysfs gives each new folder a new one (fs/kernfs/dir.c,
+    __kernfs_new_node()).
     """
     try:
         inode = (root / KVM_MODULE).stat().st_ino
@@ -28,18 +28,21 @@ def kvm_instance(*, root: Path = ROOT) -> int | None:
 
 
 def kvm_vendor_modules(*, root: Path = ROOT) -> tuple[str, ...]:
-    """What is there of KVM for this host's processor, such as ("kvm_amd",), as a module or built in."""
-    # Not only the names in Arch: some kernels bring others (kvm_pvm).
+    """Return KVM's vendor modules, loaded or built in, such as ("kvm_amd",)."""
+    # Not only the names in Arch: some kernels have others (kvm_pvm).
     return tuple(sorted(path.name for path in (root / KVM_MODULE.parent).glob("kvm_*")))
 
 
 def vpmu_enabled(*, root: Path = ROOT) -> bool | None:
-    """KVM's `enable_pmu`. KVM itself sets it to N where the host has no PMU that it can use."""
+    """Return KVM's `enable_pmu`.
+
+    KVM itself sets it to N if it cannot use the host's PMU (arch/x86/kvm/pmu.h, kvm_init_pmu_capability()).
+    """
     return flag(root / KVM_MODULE / "parameters/enable_pmu")
 
 
 def mediated_vpmu(*, root: Path = ROOT) -> dict[str, bool | None]:
-    """The modules that know a mediated vPMU, and whether it is on. Empty before Linux 7.0."""
-    # By the word, for the parameter was renamed between the versions of its series.
+    """Return whether the mediated vPMU is on, by module that has it; empty before Linux 7.0."""
+    # By pattern: the parameter was renamed between versions of the patch series.
     found = sorted((root / KVM_MODULE.parent).glob("kvm*/parameters/*mediated*"))
     return {path.parts[-3]: flag(path) for path in found}

@@ -1,4 +1,4 @@
-"""What the probes must know about one kernel: offsets, the create call's arguments, KVM's handlers."""
+"""What the probes need to know of one kernel: struct offsets, the create call's arguments, KVM's handlers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ KVM_MODULE = Path("sys/module/kvm")
 CREATE = "perf_event_create_kernel_counter"
 EVENT_COUNT = "arch.pmu.event_count"  # of struct kvm_vcpu
 
-# Of the create call, by the names that the kernel gives them (kernel/events/core.c); the second is the one of
-# the grouped-events series. Anything else is a kernel whose arguments would be misread.
+# The arguments of the create call, by the kernel's names for them (kernel/events/core.c): in mainline, and in
+# the grouped-events series. The probes would misread any others.
 _SIGNATURES = (
     ("attr", "cpu", "task", "overflow_handler", "context"),
     ("attr", "cpu", "task", "group_leader", "overflow_handler", "context"),
@@ -29,8 +29,8 @@ _SIGNATURES = (
 class EventArray:
     """The array of events in `struct kvm_pmc` on a kernel with grouped events.
 
-    `room` is how many events fit in before the array reaches the end of the struct, and so, for KVM keeps its
-    pmcs side by side in arrays, the next pmc. A flexible array declares no size, so nothing holds N to that.
+    `room` is how many events fit before the end of the struct, where the next pmc begins: KVM keeps pmcs in
+    arrays. A flexible array declares no size, so nothing keeps KVM from writing more events than that.
     """
 
     room: int
@@ -43,7 +43,7 @@ class KernelLayout:
 
     `pmc_max_nr_events` is None where the kernel has no grouped events, `vcpu_event_count` where it does not
     count a vCPU's events. `create_args` is 5, or 6 with group_leader. `overflow_handlers` are addresses,
-    newest name first; they are wrong as soon as the kvm module is loaded anew.
+    newest name first; they are wrong once the kvm module has been reloaded.
     """
 
     pmc_size: int
@@ -65,9 +65,9 @@ class KernelLayout:
 
 
 def read_layout(*, root: Path = Path("/"), arch: Arch | None = None) -> KernelLayout:
-    """Reads the running kernel's layout.
+    """Return the running kernel's layout.
 
-    KvmNotLoadedError if KVM is not there, BtfError if a type is missing or not what is known here,
+    Raise KvmNotLoadedError if KVM is not loaded, BtfError if a type is missing or not as known here, and
     SymbolError if the handlers' addresses are missing or hidden.
     """
     arch = arch or current_arch()
@@ -78,7 +78,7 @@ def read_layout(*, root: Path = Path("/"), arch: Arch | None = None) -> KernelLa
 
 
 def require_kvm(*, root: Path = Path("/"), arch: Arch | None = None) -> None:
-    """KvmNotLoadedError unless KVM is in this kernel, as a module or built in; KernelError without /sys."""
+    """Raise KvmNotLoadedError if KVM is neither loaded nor built in, KernelError if /sys is not mounted."""
     arch = arch or current_arch()
     if not has_sysfs(root=root):
         raise KernelError(
@@ -93,10 +93,10 @@ def require_kvm(*, root: Path = Path("/"), arch: Arch | None = None) -> None:
 
 
 def kvm_types(*, root: Path = Path("/")) -> Btf:
-    """The BTF that has KVM's types: the kvm module's on top of the kernel's, or the kernel's alone.
+    """Return the BTF that has KVM's types: the kvm module's on top of the kernel's, or the kernel's alone.
 
-    Looks in both, for a kernel with KVM as a module can still have these structs in its own BTF. BtfError if
-    neither has them.
+    Both are searched: a kernel with KVM as a module can still have these structs in its own BTF. Raise
+    BtfError if neither has them.
     """
     types = btf.vmlinux(root=root)
     try:
@@ -110,7 +110,7 @@ def kvm_types(*, root: Path = Path("/")) -> Btf:
 
 
 def layout_of(types: Btf, *, overflow_handlers: tuple[int, ...]) -> KernelLayout:
-    """The layout that `types` describe; BtfError, naming it, for whatever is missing or of another shape."""
+    """Return the layout that `types` describe; raise BtfError, which names the field, if one does not fit."""
 
     def offset(struct: str, field: str, size: int) -> int:
         member = types.member(struct, field)
@@ -159,18 +159,19 @@ def _create_signature(types: Btf) -> tuple[str, ...]:
     if names not in _SIGNATURES:
         listed = ", ".join(f"{arg.type} {arg.name}".strip() for arg in args)
         raise BtfError(
-            f"the arguments of {CREATE}() are ({listed}) in the BTF of {types.source}, and neither of "
-            + " and ".join(f"({', '.join(known)})" for known in _SIGNATURES),
+            f"the arguments of {CREATE}() are ({listed}) in the BTF of {types.source}, not "
+            + " or ".join(f"({', '.join(known)})" for known in _SIGNATURES),
             NEW_TO_US,
         )
     return names
 
 
 def _check_floor(types: Btf) -> None:
-    """Before `is_paused` KVM paused counters that it had paused already, which the model has no rule for.
+    """Raise BtfError if `struct kvm_pmc` has no `is_paused`.
 
-    It came with "KVM: x86/pmu: Introduce pmc->is_paused to reduce the call time of perf interfaces"
-    (e79f49c37ccf, Linux 5.15).
+    Without it KVM pauses counters that are paused already, and the model has no rule for that. It came with
+    "KVM: x86/pmu: Introduce pmc->is_paused to reduce the call time of perf interfaces" (e79f49c37ccf, Linux
+    5.15).
     """
     if not types.has_member("kvm_pmc", "is_paused"):
         raise BtfError(
@@ -181,7 +182,7 @@ def _check_floor(types: Btf) -> None:
 
 
 def _check_pmc_types(types: Btf) -> None:
-    """The probes send `kvm_pmc.type` as it is, so its numbers must be the known ones."""
+    """Raise BtfError if `enum pmc_type` has other values: the probes send `kvm_pmc.type` as it is."""
     for name, known in (("KVM_PMC_GP", 0), ("KVM_PMC_FIXED", 1)):
         value = types.enum_value("pmc_type", name)
         if value != known:

@@ -1,4 +1,4 @@
-"""libbpf's own C API through ctypes: the few functions used here, declared once."""
+"""libbpf's C API through ctypes: the few functions used here, declared once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RingCallback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, 
 
 @cache
 def libbpf() -> ctypes.CDLL:
-    """The library with its prototypes; KernelError if it is not installed."""
+    """Return the library with its prototypes; raise KernelError if it is not installed."""
     try:
         library = ctypes.CDLL(SONAME, use_errno=True)
     except OSError as error:
@@ -87,9 +87,10 @@ _PROG_INFO_SIZE, RECURSION_MISSES = 216, 208  # struct bpf_prog_info (include/ua
 
 
 def recursion_misses(program: int) -> int:
-    """How often the kernel did not run a program because it was already running on that CPU.
+    """Return how often the kernel skipped a program because it was already running on that CPU.
 
-    0 before Linux 5.12, which does not tell. KernelError if `program` is no descriptor of a program.
+    0 before Linux 5.12, which does not report it (struct bpf_prog_info). Raise KernelError if `program` is
+    not the descriptor of a program.
     """
     info = ctypes.create_string_buffer(_PROG_INFO_SIZE)
     size = ctypes.c_uint32(_PROG_INFO_SIZE)
@@ -100,7 +101,7 @@ def recursion_misses(program: int) -> int:
 
 
 def strerror(code: int) -> str:
-    """What an errno means, libbpf's own numbers from 4000 on included."""
+    """Return the text for an errno, or for one of libbpf's own error numbers from 4000 on."""
     text = ctypes.create_string_buffer(128)
     libbpf().libbpf_strerror(code, text, len(text))
     return text.value.decode(errors="replace")
@@ -108,9 +109,9 @@ def strerror(code: int) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps libbpf from writing warnings of its own to stderr: what fails in here is reported by us.
+    """Keep libbpf from writing warnings to stderr: the caller reports what fails.
 
-    The print function is put back because bcc uses the same copy of the library.
+    The print function is restored because bcc uses the same copy of the library.
     """
     library = libbpf()
     before = library.libbpf_set_print(None)

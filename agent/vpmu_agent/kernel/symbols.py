@@ -1,4 +1,4 @@
-"""Where the kernel's functions are, from kallsyms."""
+"""The addresses of the kernel's functions, from kallsyms."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ UNMASK_TODO = (
     "Kubernetes: procMount: Unmasked)"
 )
 
-# A clone that the compiler made in place of a function. Not `.cold` and `.part.N`: those are pieces of one,
-# that nobody calls through a pointer.
+# A clone that the compiler made in place of a function. Not `.cold` and `.part.N`: those are parts of one,
+# which nobody calls through a pointer.
 _CLONE = re.compile(r"(\.(constprop|isra|llvm)\.\d+)*")
 
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """A function in kallsyms: name with the compiler's suffixes, address, module ("" for the kernel)."""
+    """A function in kallsyms: name with the compiler's suffixes, address, module ("" if built in)."""
 
     name: str
     address: int
@@ -31,9 +31,9 @@ class Symbol:
 
 
 def find_functions(names: Sequence[str], *, root: Path = Path("/")) -> tuple[Symbol, ...]:
-    """Every function that was compiled from one of `names`, in their order. A hidden address reads as 0.
+    """Return every function compiled from one of `names`, in their order. A hidden address is 0.
 
-    SymbolError if kallsyms cannot be read.
+    Raise SymbolError if kallsyms cannot be read.
     """
     path = root / KALLSYMS
     try:
@@ -57,9 +57,9 @@ def find_functions(names: Sequence[str], *, root: Path = Path("/")) -> tuple[Sym
 
 
 def function_addresses(names: Sequence[str], *, root: Path = Path("/")) -> tuple[Symbol, ...]:
-    """The functions compiled from any of `names`, with real addresses.
+    """Return the functions compiled from any of `names`, with real addresses.
 
-    SymbolError if there is none at all, or if their addresses are hidden (kernel/ksyms_common.c,
+    Raise SymbolError if there is none, or if their addresses are hidden (kernel/ksyms_common.c,
     kallsyms_show_value()).
     """
     found = find_functions(names, root=root)
@@ -78,7 +78,7 @@ def function_addresses(names: Sequence[str], *, root: Path = Path("/")) -> tuple
 
 
 def _lines_with(needle: bytes, text: bytes) -> Iterator[bytes]:
-    """The lines that hold `needle`. They are few of two hundred thousand: split no others."""
+    """Yield the lines that contain `needle`: a few of two hundred thousand, so only these are cut out."""
     at = text.find(needle)
     while at >= 0:
         end = text.find(b"\n", at)
@@ -88,7 +88,7 @@ def _lines_with(needle: bytes, text: bytes) -> Iterator[bytes]:
 
 
 def _symbol(line: str, name: str) -> Symbol | None:
-    """One kallsyms line, `address type name[\\t[module]]`, if it is a function compiled from `name`."""
+    """Return a kallsyms line, `address type name[\\t[module]]`, if it is a function compiled from `name`."""
     fields = line.split()
     if len(fields) < 3 or fields[1] not in "tTwW" or not fields[2].startswith(name):
         return None

@@ -1,6 +1,6 @@
-"""Whether the running kernel takes a probe, found out by trying one.
+"""Whether the running kernel accepts a probe, found out by trying one.
 
-Configuration, version and capabilities each say yes on kernels that then refuse.
+Configuration, version and capabilities can all say yes on a kernel that then refuses.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from vpmu_agent.kernel.libbpf import ProgLoadOpts, libbpf, quiet, strerror
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What came of trying something in the kernel: whether it works and, if not, the reason.
+    """The result of trying something in the kernel: whether it works and, if not, the reason.
 
-    `denied` tells the kernel's "not permitted" from its "cannot": with more privileges it may work.
-    `filtered` is where a seccomp filter would not let the kernel be asked.
+    `denied` means "not permitted" rather than "not possible": with more privileges it may work. `filtered`
+    means that a seccomp filter kept the system call from the kernel.
     """
 
     works: bool
@@ -38,7 +38,7 @@ _BPF_PROG_TYPE_KPROBE = 2
 _BPF_PROG_TYPE_TRACING = 26
 _BPF_TRACE_FEXIT = 25
 _BPF_MAP_TYPE_RINGBUF = 27
-_RING_BYTES = 1 << 16  # a power of two and a whole number of pages, whatever a page is
+_RING_BYTES = 1 << 16  # a power of two, and a whole number of pages of any size
 _FUNC_PROBE_READ_KERNEL = 113
 _FUNC_GET_FUNC_ARG = 183
 _FUNC_GET_FUNC_RET = 184
@@ -46,8 +46,8 @@ _FUNC_GET_FUNC_ARG_CNT = 185
 
 
 def _insn(code: int, dst: int = 0, src: int = 0, imm: int = 0) -> bytes:
-    """One `struct bpf_insn`, without jumps and memory offsets."""
-    return struct.pack("=BBhi", code, src << 4 | dst, 0, imm)
+    """Return a `struct bpf_insn` with no jump or memory offset."""
+    return struct.pack("=BBhi", code, (src << 4) | dst, 0, imm)
 
 
 _MOV_IMM, _MOV_REG, _ADD_IMM, _CALL, _EXIT = 0xB7, 0xBF, 0x07, 0x85, 0x95
@@ -83,7 +83,10 @@ _READ_ARGS = b"".join(
 
 
 def try_bpf() -> Trial:
-    """Loads a kprobe program that reads kernel memory and makes a ring buffer. KernelError without libbpf."""
+    """Load a kprobe program that reads kernel memory, and create a ring buffer.
+
+    Raise KernelError if libbpf is not installed.
+    """
     fd = _load(_READ_KERNEL, kind=_BPF_PROG_TYPE_KPROBE)
     if fd < 0:
         bare = _load(_RETURN_0, kind=_BPF_PROG_TYPE_KPROBE)
@@ -95,15 +98,15 @@ def try_bpf() -> Trial:
     with quiet():
         fd = libbpf().bpf_map_create(_BPF_MAP_TYPE_RINGBUF, b"vpmu_trial", 0, 0, _RING_BYTES, None)
     if fd < 0:
-        return _refused("the kernel makes no BPF ring buffer", -fd)
+        return _refused("the kernel refuses to create a BPF ring buffer", -fd)
     os.close(fd)
     return Trial(True)
 
 
 def try_fexit(functions: Sequence[str]) -> Trial:
-    """Attaches a program to the return of each function, one that only calls bpf_get_func_arg() and its like.
+    """Attach to the return of each function a program that only calls bpf_get_func_arg() and its like.
 
-    KernelError if BTF or libbpf are missing.
+    Raise KernelError if BTF or libbpf is missing.
     """
     types = btf.vmlinux()
     for function in functions:
@@ -125,7 +128,7 @@ def try_fexit(functions: Sequence[str]) -> Trial:
 
 
 def try_kprobe(functions: Sequence[str], *, root: Path = ROOT) -> Trial:
-    """Opens a kprobe on each function as a perf event, as bcc does, and takes it off again."""
+    """Open a kprobe on each function as a perf event, as bcc does, and remove it again."""
     kind = read(root / "sys/bus/event_source/devices/kprobe/type")
     if kind is None or not kind.isdecimal():
         if not can_see_pmus(root=root):
@@ -151,18 +154,18 @@ def try_kprobe(functions: Sequence[str], *, root: Path = ROOT) -> Trial:
 def _refused(what: str, code: int, *, call: str = "bpf") -> Trial:
     reason = f"{what}: {strerror(code)}"
     if is_filtered(call):
-        return Trial(False, f"{reason}, for a seccomp filter refuses {call}(2)", filtered=True)
+        return Trial(False, f"{reason}, because a seccomp filter refuses {call}(2)", filtered=True)
     return Trial(False, reason, denied=code in (errno.EPERM, errno.EACCES))
 
 
 def is_filtered(call: str) -> bool:
-    """Whether a seccomp filter refuses this process a system call, "bpf" or "perf_event_open".
+    """Return whether a seccomp filter refuses this process a system call, "bpf" or "perf_event_open".
 
-    Asked with arguments that the kernel itself calls invalid before it looks at anything else (kernel/bpf/
-    syscall.c, kernel/events/core.c), given CAP_BPF: another answer is the filter's.
+    The call is made with arguments that the kernel, given CAP_BPF, rejects as invalid before anything else
+    (kernel/bpf/syscall.c, kernel/events/core.c): any other answer comes from the filter.
     """
     held = capabilities() or frozenset()
-    if not has_seccomp_filter() or not held & {"CAP_BPF", "CAP_SYS_ADMIN"}:
+    if not has_seccomp_filter() or held.isdisjoint({"CAP_BPF", "CAP_SYS_ADMIN"}):
         return False
     arch = current_arch()
     nowhere = ctypes.c_void_p(None)
@@ -178,7 +181,7 @@ def is_filtered(call: str) -> bool:
 
 
 def _load(code: bytes, *, kind: int, attach: int = 0, btf_id: int = 0) -> int:
-    """A file descriptor, or a negative errno."""
+    """Return a file descriptor, or a negative errno."""
     options = ProgLoadOpts(
         sz=ctypes.sizeof(ProgLoadOpts), attempts=1, expected_attach_type=attach, attach_btf_id=btf_id
     )
@@ -189,7 +192,7 @@ def _load(code: bytes, *, kind: int, attach: int = 0, btf_id: int = 0) -> int:
 
 
 def _open_kprobe(function: str, *, kind: int, is_return: bool) -> int:
-    """A file descriptor, or a negative errno. The probe is registered with the event and goes with it."""
+    """Return a file descriptor, or a negative errno. The probe lasts as long as the event."""
     name = ctypes.create_string_buffer(function.encode())
     # struct perf_event_attr up to config2 (PERF_ATTR_SIZE_VER1): type, size, config, 4 unused, flags
     # (`disabled`), 2 unused, config1 = kprobe_func, config2 = probe_offset.

@@ -1,7 +1,7 @@
-"""`python -m vpmu_agent.loader.main MODE DESCRIPTOR`: compiles and attaches the probes, and hands them on.
+"""`python -m vpmu_agent.loader.main MODE DESCRIPTOR`: compiles and attaches the probes, and hands them over.
 
 A process of its own because bcc keeps LLVM and its own data in memory, 75 to 150 MB, for as long as the
-process lives (iovisor/bcc issue 1181). Whoever holds the descriptors keeps the probes attached.
+process lives (iovisor/bcc issue 1181). The probes stay attached as long as anyone holds their descriptors.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ MAPS = ("calls", "control", "lost", "vcpus", "pmcs", "errors", "inflight", "left
 """The maps of bpf/vpmu.bpf.c that are handed over."""
 
 CENSUS = "bpf_iter__task_file"
-"""The program in bpf/census.bpf.c. bcc takes from its name what it is for."""
+"""The program in bpf/census.bpf.c. bcc derives the attach type from this name."""
 
 _BPF_PROG_TYPE_TRACING = 26
 _BPF_TRACE_ITER = 28
 
 
 class NoWayError(ProbeError):
-    """The kernel has no such way to attach a program, or does not let this process use it."""
+    """The kernel cannot attach any program in this way, or does not let this process do so."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Hands over probes, or the reason why there are none."""
+    """Hand over probes, or the reason why there are none."""
     mode, number = arguments
-    # If nobody waits for the probes any more, they are off again as soon as this process has ended.
+    # If nobody waits for the probes any more, they are detached when this process ends.
     with socket.socket(fileno=int(number)) as channel, suppress(BrokenPipeError, ConnectionResetError):
         try:
             handover.send(channel, load_census() if mode == "census" else load(cast(Mode, mode)))
@@ -55,11 +55,11 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def load(mode: Mode) -> Handover:
-    """Compiles the probes for the running kernel and attaches them, but does not let calls in yet.
+    """Compile the probes for the running kernel and attach them; they ignore calls until they go live.
 
-    Raises KernelError where the kernel lacks something the probes need, and ProbeError where it refuses them.
+    Raise KernelError if the kernel lacks something that the probes need, and ProbeError if it refuses them.
     """
-    with_what = toolchain()  # raises before any way to attach is tried: each would say it again
+    tools = toolchain()  # first, or each way to attach would report the same error
     require_host_pids()
     known = constants(read_layout())
     census, no_census = _census_constants()
@@ -74,13 +74,13 @@ def load(mode: Mode) -> Handover:
     reasons = "; ".join(f"{way}: {error.found}" for way, error in refused.items())
     todo = dict.fromkeys(error.todo for error in refused.values() if error.todo)
     raise ProbeError(
-        f"cannot attach the probes with {with_what} ({reasons})",
+        f"cannot attach the probes with {tools} ({reasons})",
         "; ".join([*_as_root(), *(todo or ["`vpmu-agent doctor` says what this host lacks"])]),
     )
 
 
 def load_census() -> Handover:
-    """Compiles the census for the running kernel and attaches it. Raises KernelError as load() does."""
+    """Compile the census for the running kernel and attach it. Raise KernelError as load() does."""
     toolchain()
     require_host_pids()
     return Handover("census", census=attach_census(compile_census(read_census_layout().constants)))
@@ -91,15 +91,15 @@ def _as_root() -> list[str]:
 
 
 def attached(way: Way, known: Mapping[str, int]) -> Handover:
-    """Compiles the probes for the kernel that `known` describes, and attaches them in one way.
+    """Compile the probes for the kernel that `known` describes, and attach them in one way.
 
-    The census too, if `known` has its constants; what refuses that alone is told in what is handed over.
+    The census is attached too if `known` has its constants; if it alone is refused, `no_census` says why.
 
-    Raises NoWayError where the kernel takes no program at all in this way, ProbeError for whatever would not
-    take this one, and KernelError if BTF or libbpf are missing.
+    Raise NoWayError if the kernel accepts no program at all in this way, ProbeError if the compiler or the
+    kernel refuses this one, and KernelError if BTF or libbpf is missing.
     """
-    # A compilation that the kernel then refuses costs a second. One function will do: taking a probe off
-    # again can mean to wait until all tasks have left it (synchronize_rcu_tasks()).
+    # Tried first because to compile in vain costs a second. On one function only: to detach a probe can mean
+    # to wait until all tasks have left it (synchronize_rcu_tasks()).
     trial = _TRIALS[way](list(FUNCTIONS.values())[:1])
     if not trial.works:
         raise NoWayError(trial.reason)
@@ -114,7 +114,7 @@ _TRIALS: dict[Way, Callable[[Sequence[str]], Trial]] = {"fexit": try_fexit, "kpr
 
 
 def handover_of(bpf: bcc.BPF, mode: str, maps: Sequence[str] = MAPS) -> Handover:
-    """What bcc has open of an attached program."""
+    """Return the descriptors that bcc has open for an attached program."""
     kprobes = (descriptor for of_event in bpf.kprobe_fds.values() for descriptor in of_event.values())
     links = (
         *kprobes,
@@ -132,7 +132,7 @@ def handover_of(bpf: bcc.BPF, mode: str, maps: Sequence[str] = MAPS) -> Handover
 
 
 def with_census(handed: Handover, bpf: bcc.BPF) -> Handover:
-    """With the census that was compiled into `bpf`, or why there is none: the probes work without it."""
+    """Return `handed` with the census compiled into `bpf`, or with why there is none: probes work without."""
     try:
         return replace(handed, census=attach_census(bpf))
     except ProbeError as error:
@@ -140,15 +140,15 @@ def with_census(handed: Handover, bpf: bcc.BPF) -> Handover:
 
 
 def attach_census(bpf: bcc.BPF) -> int:
-    """Loads and attaches the census that was compiled into `bpf`; returns the descriptor of its link.
+    """Load and attach the census that was compiled into `bpf`; return the descriptor of its link.
 
-    Raises ProbeError where bcc or the kernel refuses it.
+    Raise ProbeError if bcc or the kernel refuses it.
     """
-    with captured_stderr() as said:
+    with captured_stderr() as printed:
         try:
             program = bpf.load_func(CENSUS.encode(), _BPF_PROG_TYPE_TRACING)
-        except Exception as error:  # bcc raises nothing more special
-            raise because(error, said()) from error
+        except Exception as error:  # bcc raises nothing more specific
+            raise because(error, printed()) from error
     with quiet():
         ctypes.set_errno(0)
         link = int(libbpf().bpf_link_create(program.fd, 0, _BPF_TRACE_ITER, None))
@@ -158,7 +158,7 @@ def attach_census(bpf: bcc.BPF) -> int:
 
 
 def _census_constants() -> tuple[dict[str, int], str]:
-    """The constants that bpf/census.bpf.c asks for, or none and why."""
+    """Return the VPMU_* constants that bpf/census.bpf.c needs, or none and the reason."""
     try:
         return read_census_layout().constants, ""
     except KernelError as error:
@@ -166,7 +166,7 @@ def _census_constants() -> tuple[dict[str, int], str]:
 
 
 def constants(layout: KernelLayout) -> dict[str, int]:
-    """The VPMU_* constants that bpf/vpmu.bpf.c asks for, on one kernel."""
+    """Return the VPMU_* constants that bpf/vpmu.bpf.c needs for a kernel."""
     handlers = (*layout.overflow_handlers, 0, 0)
     known = {
         "VPMU_HANDLER": handlers[0],
@@ -191,16 +191,16 @@ def constants(layout: KernelLayout) -> dict[str, int]:
 
 
 def _attach_kprobes(bpf: bcc.BPF) -> None:
-    with captured_stderr() as said:
+    with captured_stderr() as printed:
         try:
             for name, function in FUNCTIONS.items():
                 bpf.attach_kretprobe(event=function.encode(), fn_name=f"vpmu_{name}_return".encode())
                 bpf.attach_kprobe(event=function.encode(), fn_name=f"vpmu_{name}_entry".encode())
-        except Exception as error:  # bcc raises nothing more special
-            raise because(error, said()) from error
+        except Exception as error:  # bcc raises nothing more specific
+            raise because(error, printed()) from error
 
 
 if __name__ == "__main__":
     main(sys.argv[1:])
-    # Not by way of bcc's exit handler, which takes the probes off.
+    # Not sys.exit(): bcc's exit handler detaches the probes.
     os._exit(0)

@@ -1,4 +1,4 @@
-"""Compiles bpf/vpmu.bpf.c with bcc, for one kernel, with no kernel headers installed."""
+"""Compiles bpf/vpmu.bpf.c with bcc for one kernel, without its headers."""
 
 from __future__ import annotations
 
@@ -22,38 +22,38 @@ if TYPE_CHECKING:
     import bcc
 
 MAX_ENTRIES = {
-    "inflight": 16384,  # threads in a call; a vCPU is in one at the most
+    "inflight": 16384,  # threads in a call; a vCPU is in one at most
     "pmcs": 65536,
     "vcpus": 16384,
-    "errors": 4096,  # of creations, by VM and errno
+    "errors": 4096,  # failed creations, by VM and errno
     "left": 4096,  # events that KVM forgot
-    "processes": 4096,  # whose command line user space need not be told again
+    "processes": 4096,  # whose command line was sent to user space
 }
-"""What the maps have room for. A host is full when a map is: that is counted, not hidden."""
+"""The room of each map, in entries. The metrics show how full each is, and what was lost for lack of room."""
 
 RING_PAGES = 1024
-"""Pages of the ring buffer, a power of two: 4 MiB hold some 30,000 calls that user space has not read yet."""
+"""Pages of the ring buffer, a power of two: 4 MiB hold about 30,000 calls that user space has yet to read."""
 
 BCC_TODO = (
     "install it, but not from PyPI (Debian, Ubuntu: apt install python3-bpfcc; Fedora, RHEL: dnf install "
     "python3-bcc; Arch: pacman -S python-bcc), and run vpmu-agent with /usr/bin/python3 or a virtual "
     "environment of it made with --system-site-packages"
 )
-"""What to do where bcc is missing."""
+"""What to do if bcc is missing."""
 
 BROKEN_BCC_TODO = (
     "reinstall it and the libraries that it needs, all from one release of the distribution (Debian, Ubuntu: "
     "apt install --reinstall python3-bpfcc libbpfcc; Fedora, RHEL: dnf reinstall python3-bcc bcc)"
 )
-"""What to do where bcc is installed, and does not load."""
+"""What to do if bcc is installed but does not load."""
 
 
 def bcc_version() -> str:
-    """The version of the bcc that is here, which stays loaded; ProbeError if there is none that will do."""
+    """Load bcc and return its version; raise ProbeError if there is none that works here."""
     spec = find_spec("bcc")
     if spec is None:
         raise ProbeError(f"cannot load bcc: {sys.executable} finds no module of that name", BCC_TODO)
-    # Not by importing it: PyPI's ends in whatever import of its own fails.
+    # Not found out by importing it: the import of PyPI's bcc can fail in many ways.
     if not any((Path(folder) / "libbcc.py").exists() for folder in spec.submodule_search_locations or ()):
         found = (
             f"cannot load bcc: {spec.origin} is not the BPF Compiler Collection, but PyPI's bcc or another"
@@ -62,12 +62,12 @@ def bcc_version() -> str:
     try:
         import bcc
     except Exception as error:
-        # OSError: its Python half is there, and libbcc.so.0 or a library of that is not, or lacks a symbol;
-        # AttributeError: it is the half of another libbcc.
+        # OSError: libbcc.so.0 or a library that it needs is missing or lacks a symbol; AttributeError: the
+        # Python part belongs to another libbcc.
         raise ProbeError(f"cannot load bcc: {error}", BROKEN_BCC_TODO) from error
     version = str(getattr(bcc, "__version__", "of unknown version"))
     if not hasattr(bcc.BPF, "ring_buffer_poll"):
-        raise ProbeError(f"bcc {version} is too old: it knows no ring buffers", BCC_TODO)
+        raise ProbeError(f"bcc {version} is too old: it has no ring buffers", BCC_TODO)
     return version
 
 
@@ -78,21 +78,21 @@ _COMPILERS = (
 
 
 def compiler(maps: str) -> str:
-    """The compiler that a process has loaded, such as "LLVM 19.1", by its /proc/PID/maps."""
+    """Return the compiler that a process has loaded, such as "LLVM 19.1", from its /proc/PID/maps."""
     for name, library in _COMPILERS:
         if found := library.search(maps):
             version = next((part for part in found.groups() if part), "")
             return f"{name} {version}".strip()
-    return "a compiler of its own"  # LLVM is part of libbcc.so: what version, nobody says
+    return "a built-in compiler"  # LLVM is part of libbcc.so, which does not say its version
 
 
 def toolchain() -> str:
-    """What the program is compiled with, such as "bcc 0.31.0 and LLVM 19.1"; ProbeError as bcc_version()."""
+    """Return what compiles the programs, such as "bcc 0.31.0 and LLVM 19.1"; raise as bcc_version()."""
     version = bcc_version()
     try:
         maps = Path("/proc/self/maps").read_text(errors="replace")
     except OSError:
-        return f"bcc {version} and a compiler that cannot be seen without /proc"
+        return f"bcc {version} and an unknown compiler (there is no /proc)"
     return f"bcc {version} and {compiler(maps)}"
 
 
@@ -105,13 +105,19 @@ def compile_program(
     ring_pages: int = RING_PAGES,
     max_entries: Mapping[str, int] | None = None,
 ) -> bcc.BPF:
-    """Compiles the probes. `constants` are the VPMU_* that bpf/vpmu.bpf.c asks for.
+    """Compile the probes, and return them.
 
-    With those of bpf/census.bpf.c too, it is compiled in, for the caller to load and attach.
+    Raise ProbeError if the compiler refuses them or, with `fexit`, the kernel.
 
-    With `fexit`, bcc also loads and attaches them at once; otherwise the caller attaches vpmu_NAME_entry and
-    vpmu_NAME_return, as kprobes or, with `user_memory`, as uprobes; `twins` are raw-tracepoint programs of
-    the same bodies, which BPF_PROG_TEST_RUN takes. `max_entries` changes MAX_ENTRIES. Raises ProbeError.
+    Args:
+        constants: the VPMU_* that bpf/vpmu.bpf.c needs. If those of bpf/census.bpf.c are among them, the
+            census is compiled in, for the caller to load and attach.
+        fexit: whether bcc is to load them as fentry/fexit programs and attach them at once. Otherwise the
+            caller attaches vpmu_NAME_entry and vpmu_NAME_return, as kprobes or uprobes.
+        twins: whether to add raw-tracepoint programs with the same bodies, which BPF_PROG_TEST_RUN accepts.
+        user_memory: whether to read user memory, as uprobes have to.
+        ring_pages: pages of the ring buffer, a power of two.
+        max_entries: sizes that replace those in MAX_ENTRIES.
     """
     import bcc
 
@@ -135,31 +141,38 @@ def compile_program(
         text = (folder / "vpmu.bpf.c").read_bytes()
         text = text.replace(b'#include "monitor.h"', monitor.source(slots).encode())
         if "VPMU_VCPU_IOCTL" in constants:
-            # Compiled alone it would take eight times as long.
+            # Compiled apart, the census would take eight times as long.
             text += (folder / "census.bpf.c").read_bytes()
-        with captured_stderr() as said:
+        with captured_stderr() as printed:
             try:
                 return bcc.BPF(text=text, cflags=[*flags, f"-I{folder}"])
-            except Exception as error:  # bcc raises nothing more special
-                raise because(error, said()) from error
+            except Exception as error:  # bcc raises nothing more specific
+                raise because(error, printed()) from error
 
 
 def compile_census(constants: Mapping[str, int]) -> bcc.BPF:
-    """Compiles the census alone. `constants` are the VPMU_* that bpf/census.bpf.c asks for. ProbeError."""
+    """Compile the census alone; `constants` are the VPMU_* that bpf/census.bpf.c needs.
+
+    Raise ProbeError if the compiler refuses it.
+    """
     import bcc
 
     flags = [f"-D{name}={value}ULL" for name, value in constants.items()]
     folder = bpf_folder()
-    with kernel_source(), captured_stderr() as said:
+    with kernel_source(), captured_stderr() as printed:
         try:
             return bcc.BPF(text=(folder / "census.bpf.c").read_bytes(), cflags=[*flags, f"-I{folder}"])
-        except Exception as error:  # bcc raises nothing more special
-            raise because(error, said()) from error
+        except Exception as error:  # bcc raises nothing more specific
+            raise because(error, printed()) from error
 
 
 @contextmanager
 def kernel_source() -> Iterator[None]:
-    """Makes bcc compile against our few headers, whether or not the host has the kernel's."""
+    """Make bcc compile against our few headers instead of the kernel's, which need not be installed.
+
+    By the environment, which is restored afterwards: libbcc looks up BCC_KERNEL_SOURCE in C++ (getenv() in
+    loader.cc), and neither bcc.BPF() nor `cflags` can set this folder.
+    """
     before = os.environ.get("BCC_KERNEL_SOURCE")
     try:
         os.environ["BCC_KERNEL_SOURCE"] = str(bpf_folder() / "headers")
@@ -173,9 +186,9 @@ def kernel_source() -> Iterator[None]:
 
 @contextmanager
 def captured_stderr() -> Iterator[Callable[[], str]]:
-    """Holds back what bcc's C code writes to file descriptor 2; what it yields returns the text so far.
+    """Capture what bcc's C code writes to file descriptor 2; give a function that returns the text so far.
 
-    ProbeError where nothing can be written.
+    Raise ProbeError if there is no writable folder for temporary files.
     """
     saved = os.dup(2)
     with _scratch_file() as file:
@@ -193,13 +206,13 @@ def _scratch_file() -> IO[bytes]:
         return tempfile.TemporaryFile()
     except OSError as error:
         raise ProbeError(
-            f"there is nowhere to keep what the compiler says: {error.strerror or error}",
-            "give it a /tmp that can be written (podman: --tmpfs=/tmp; Kubernetes: an emptyDir at /tmp)",
+            f"there is nowhere to keep the compiler's output: {error.strerror or error}",
+            "give it a writable /tmp (podman: --tmpfs=/tmp; Kubernetes: an emptyDir at /tmp)",
         ) from error
 
 
 _END_SIZE = 1 << 20
-"""Bytes. clang says first what is wrong, and the verifier last, behind what can be a hundred megabytes."""
+"""Bytes. clang names the error first; the verifier last, after what can be a hundred megabytes."""
 
 
 def _ends(file: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Why bcc would not have a program: the one line that matters of what clang, the verifier and bcc print."""
+"""Why a program was refused: the one line that matters in the output of clang, the verifier and bcc."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from vpmu_agent.kernel.errors import ProbeError
 
 COMPILER_TODO = (
     "reinstall vpmu-agent, and bcc with its libraries from one release of the distribution (Debian, Ubuntu: "
-    "apt install --reinstall python3-bpfcc libbpfcc); if it stays, report this"
+    "apt install --reinstall python3-bpfcc libbpfcc); if that does not help, report this"
 )
 VERIFIER_TODO = (
-    "report this with the kernel release: this kernel does not take vpmu-agent's program as this compiler "
-    "makes it; until then, another release of bcc and its LLVM may do"
+    "report this with the kernel release: this kernel does not accept vpmu-agent's program as this compiler "
+    "builds it; meanwhile, another release of bcc and its LLVM may work"
 )
 
-# file:line:column: error: text (clang), or none of a file where the trouble is not in one.
+# clang: file:line:column: error: text, or error: text if it is not about a file.
 _COMPILER_ERROR = re.compile(r"^(?:\S+:\d+:\d+: )?(?:fatal )?error: .+|^LLVM ERROR: .+", re.MULTILINE)
 # bcc, BPF.load_func() in __init__.py; bytes are printed with their b''.
 _REFUSED_PROGRAM = re.compile(r"Failed to load BPF program b?'?(\w+)'?: (.*)")
-_NOT_PERMITTED = "Need super-user privileges to run"  # what it says there for EPERM
-# bcc, libbpf.c: in place of the log where the kernel says E2BIG, whichever of its limits that was.
+_NOT_PERMITTED = "Need super-user privileges to run"  # raised there for EPERM
+# bcc, libbpf.c: instead of the log if the kernel returns E2BIG, whichever of its limits that means.
 _TOO_LARGE = re.compile(r"too large \((\d+) insns\), at most \d+ insns")
-_MAX_LINES = 3  # of a reason: what is longer is no reason, but an output that is not known here
-# bcc, libbpf.c: in front of the verifier's log.
+_MAX_LINES = 3  # of a reason; if there are more, it is some other output
+# bcc, libbpf.c: before the verifier's log.
 _HEADER = re.compile(r"^bpf: Failed to load program: .*$", re.MULTILINE)
 
 # What the verifier prints besides its reason (kernel/bpf/verifier.c and log.c): the instructions that it
-# followed, what it knew of the registers at each, how it went back from one (mark_chain_precision()), and its
-# statistics; and bcc's hints (libbpf.c, bpf_print_hints()), which follow the log.
+# followed, the state of the registers at each, its backtracking (mark_chain_precision()) and its statistics;
+# and bcc's hints after the log (libbpf.c, bpf_print_hints()).
 _NOT_THE_REASON = re.compile(
     r"""^(?:
         \d+:[ ]                                            # 12: (79) r0 = *(u64 *)(r1 +0)   ; R0=scalar()
@@ -40,7 +40,7 @@ _NOT_THE_REASON = re.compile(
         | (?:cur|old)[ ]state:
         | (?:processed|verification[ ]time|stack[ ]depth|insns[ ]processed)[ ]
         | (?:func|Func)\#\d+
-        | reg[ ]type[ ]unsupported[ ]for[ ]arg             # of ctx, in 6.1: it goes on without
+        | reg[ ]type[ ]unsupported[ ]for[ ]arg             # of ctx, in 6.1: not an error
         | (?:mark_precise|last_idx|regs=|parent[ ]|propagating[ ])
         | (?:caller:|callee:|returning[ ]from|to[ ]caller)
         | Live[ ]regs[ ]before
@@ -50,34 +50,34 @@ _NOT_THE_REASON = re.compile(
 )
 
 
-def because(error: Exception, said: str) -> ProbeError:
-    """The error to raise for what bcc raised, and what it, clang and the verifier printed before that."""
-    if compilers := _COMPILER_ERROR.search(said):
+def because(error: Exception, printed: str) -> ProbeError:
+    """Return the error to raise for what bcc raised, given what it, clang and the verifier printed before."""
+    if compilers := _COMPILER_ERROR.search(printed):
         return ProbeError(f"the compiler refuses the program: {compilers.group()}", COMPILER_TODO)
-    words = last_words(said)
+    words = last_words(printed)
     if refused := _REFUSED_PROGRAM.search(str(error)):
         name, errno_text = refused.groups()
         if not words:
             return ProbeError(f"the kernel refuses to load {name}: {errno_text}")
-        if _HEADER.search(said) or _TOO_LARGE.search(said):
+        if _HEADER.search(printed) or _TOO_LARGE.search(printed):
             return ProbeError(f"the verifier refuses {name}: {words}", VERIFIER_TODO)
         return ProbeError(f"cannot load {name}: {errno_text} ({words})")
     if _NOT_PERMITTED in str(error):
-        # That may be so, or a container's filter, or lockdown: `doctor` knows.
+        # It can also be a container's seccomp filter, or lockdown: `doctor` finds out.
         return ProbeError(f"the kernel refuses to load the program: {words or os.strerror(errno.EPERM)}")
     return ProbeError(f"{error} ({words})" if words else str(error))
 
 
-def last_words(said: str) -> str:
-    """What the verifier objects to, or how any other output ends; "" where it says nothing.
+def last_words(printed: str) -> str:
+    """Return the verifier's reason, or the end of any other output; "" if there is none.
 
-    The verifier's reason stands behind the last instruction that it looked at. It can have several lines,
-    such as "invalid access to map value, value_size=8 off=8 size=8" and "R1 max value is outside of the
-    allowed memory range"; behind it come states, statistics and hints.
+    The verifier's reason follows the last instruction that it looked at. It can have several lines, such as
+    "invalid access to map value, value_size=8 off=8 size=8" and "R1 max value is outside of the allowed
+    memory range"; after it come states, statistics and hints.
     """
-    if too_large := _TOO_LARGE.search(said):
+    if too_large := _TOO_LARGE.search(printed):
         return f"too large, or too complex, for this kernel ({too_large[1]} instructions)"
-    lines = [line.strip() for line in _HEADER.sub("", said).splitlines() if line.strip()]
+    lines = [line.strip() for line in _HEADER.sub("", printed).splitlines() if line.strip()]
     while lines and _NOT_THE_REASON.match(lines[-1]):
         lines.pop()
     reason: list[str] = []

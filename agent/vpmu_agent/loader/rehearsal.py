@@ -1,7 +1,7 @@
-"""Does all that the loader does, in each way, and takes the probes off again: only that proves that it works.
+"""Does all that the loader does, in each way, and detaches the probes: nothing less proves that it works.
 
-`python -m vpmu_agent.loader.rehearsal`, a process of its own for the same reason as the loader, and because
-what is broken of bcc can end the process that loads it. It writes a JSON object a line for each step.
+`python -m vpmu_agent.loader.rehearsal` is a process of its own for the same reason as the loader, and because
+a broken bcc can crash the process that loads it. It writes one line, a JSON object, for each step.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from vpmu_agent.loader.reason import because, last_words
 from vpmu_agent.probes import WAYS, Way, handover
 
 BCC, HOST, VERIFIER = "bcc", "host", "verifier"
-"""Steps beside those of WAYS. HOST is there only where this host could not be read, VERIFIER only where the
-kernel has no way to attach a program."""
+"""The steps besides those of WAYS: HOST only if this host's kernel cannot be read, VERIFIER only if it can
+attach no program in any way."""
 
 _TIMEOUT_S = 300
-"""It takes a second and a half. In a VM that is emulated, fifty times that."""
+"""It takes about 1.5 s, and fifty times that in an emulated VM."""
 
 
 class Outcome(StrEnum):
-    """What came of a step."""
+    """The result of a step."""
 
     WORKS = "works"
-    NO_KVM = "no_kvm"  # it cannot be tried before KVM is loaded
-    NO_WAY = "no_way"  # the kernel has no such way to attach, whatever the program
+    NO_KVM = "no_kvm"  # cannot be tried until KVM is loaded
+    NO_WAY = "no_way"  # the kernel attaches no program in this way
     REFUSED = "refused"
     UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of a rehearsal: what was found, and what to do about it ("" if nothing)."""
+    """A step of a rehearsal: what was found, and what to do about it ("" for nothing)."""
 
     name: str
     outcome: Outcome
@@ -53,38 +53,38 @@ class Step:
 
 
 def rehearse() -> tuple[Step, ...]:
-    """Compiles, loads, attaches and detaches the real program for this kernel, in a child; no call is let in.
+    """Compile, load, attach and detach the real program for this kernel in a child; it ignores all calls.
 
-    Its last step is the one that failed where no later one makes sense.
+    Return the steps in order, up to the first whose failure makes the later ones pointless.
     """
     command = [sys.executable, "-P", "-m", "vpmu_agent.loader.rehearsal"]
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT_S, check=False
         )
-        status, output, said = done.returncode, done.stdout, done.stderr
+        status, output, stderr = done.returncode, done.stdout, done.stderr
     except subprocess.TimeoutExpired as error:
-        status, output, said = None, error.stdout or b"", error.stderr or b""
+        status, output, stderr = None, error.stdout or b"", error.stderr or b""
     # The last line may be cut off.
     steps = tuple(_read(line) for line in output.splitlines(keepends=True) if line.endswith(b"\n"))
     if status == 0:
         return steps
     name = (BCC, *WAYS, VERIFIER)[min(len(steps), len(WAYS) + 1)]
-    return (*steps, _cut_short(name, status, said.decode(errors="replace")))
+    return (*steps, _cut_short(name, status, stderr.decode(errors="replace")))
 
 
 def _read(line: bytes) -> Step:
-    said = json.loads(line)
-    return Step(said["name"], Outcome(said["outcome"]), said["found"], said["todo"])
+    step = json.loads(line)
+    return Step(step["name"], Outcome(step["outcome"]), step["found"], step["todo"])
 
 
-def _cut_short(name: str, status: int | None, said: str) -> Step:
-    """The step at which the process ended. `status` is None if it did not, but was waited for in vain."""
-    outcome, todo, words = Outcome.REFUSED, BROKEN_BCC_TODO, last_words(said)
+def _cut_short(name: str, status: int | None, stderr: str) -> Step:
+    """Return the step at which the process ended; `status` is None if it did not, within _TIMEOUT_S."""
+    outcome, todo, words = Outcome.REFUSED, BROKEN_BCC_TODO, last_words(stderr)
     if status is None:
-        outcome, how, todo = Outcome.UNKNOWN, f"nothing came of it in {_TIMEOUT_S} s", ""
+        outcome, how, todo = Outcome.UNKNOWN, f"it did not end within {_TIMEOUT_S} s", ""
     elif status < 0:
-        how = f"the process that used bcc was ended by {signal.Signals(-status).name}"
+        how = f"the process that used bcc was killed by {signal.Signals(-status).name}"
     else:
         how = f"the process that used bcc ended with status {status}"
         words = words.rpartition("; ")[2]  # a traceback's last line is its exception
@@ -92,7 +92,7 @@ def _cut_short(name: str, status: int | None, said: str) -> Step:
 
 
 def main() -> None:
-    """Writes the steps as they are made."""
+    """Write each step as soon as it is done."""
     for step in _steps():
         print(json.dumps(asdict(step)), flush=True)
 
@@ -134,23 +134,23 @@ def _failed(name: str, error: KernelError) -> Step:
 def _attach_and_detach(way: Way, known: Mapping[str, int]) -> str:
     handed = attached(way, known)
     handover.close([*handed.links, *handed.programs, *handed.maps.values()])
-    return "attached and taken off"
+    return "attached and detached"
 
 
 def _ask_verifier(known: Mapping[str, int]) -> str:
-    """Also where the kernel lets nobody attach: whether bcc can compile, and what it makes of the program."""
+    """Compile and load the program without attaching it, for kernels that attach none."""
     import bcc
 
     bpf = compile_program(known)
-    with captured_stderr() as said:
+    with captured_stderr() as printed:
         try:
             bpf.load_funcs(bcc.BPF.KPROBE)
-        except Exception as error:  # bcc raises nothing more special
-            raise because(error, said()) from error
+        except Exception as error:  # bcc raises nothing more specific
+            raise because(error, printed()) from error
     return "loaded, but not attached"
 
 
 if __name__ == "__main__":
     main()
-    # Not by way of bcc's exit handler, which takes off what is off already.
+    # Not sys.exit(): bcc's exit handler would detach what is detached already.
     os._exit(0)

@@ -1,7 +1,7 @@
-"""The BPF side in the kernel, by its descriptors: from here on there are only calls and counts.
+"""Attached probes by their descriptors, read as calls and counts.
 
-Whoever reads the probes never loads bcc, and needs no privileges: a loader (loader/main.py) compiles and
-attaches them in a process of its own, hands them over and is gone.
+Reading them takes neither bcc nor privileges: a loader (loader/main.py) compiles and attaches them in a
+process of its own, hands them over and exits.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from vpmu_agent.probes.maps import Map, Ring
 __all__ = ["FUNCTIONS", "Mode", "ProbeError", "Probes", "Unattached", "adopt", "attach", "loader_command"]
 
 Way = Literal["fexit", "kprobe"]
-"""How to attach the probes."""
+"""A way to attach the probes."""
 
 Mode = Literal["auto", Way]
 
@@ -50,26 +50,27 @@ FUNCTIONS = {
     "release": "perf_event_release_kernel",
     "create": "perf_event_create_kernel_counter",
 }
-"""The kernel functions that are followed, by the short names of their probes."""
+"""The probed kernel functions, by the short names of their probes."""
 
-_SINGLE = ("calls", "control", "lost")  # a ring and arrays: how full these are says nothing
-_TGID_AT = {"pmcs": PMC_KEY.fields["tgid"].start, "vcpus": 0, "errors": 0}  # among the numbers of a key
-# In this order forget() deletes: what a pmc holds would be taken out of a vCPU's entry that is a new one.
+_SINGLE = ("calls", "control", "lost")  # a ring and arrays, of which occupancy() would say nothing
+_TGID_AT = {"pmcs": PMC_KEY.fields["tgid"].start, "vcpus": 0, "errors": 0}  # index among the numbers of a key
+# As forget() deletes: pmcs first, or their events would be subtracted from a vCPU's new entry.
 _KEYS = {"pmcs": PMC_KEY, "vcpus": VCPU_KEY, "errors": ERROR_KEY}
 _U32, _U64 = 4, 8  # bytes
-_LOOK_S = 0.1  # how often to ask for calls that no probe was run for
+_MISSES_EVERY_S = 0.1  # how often to ask the kernel for calls that it did not run a probe for
 
 
 class Probes:
     """Attached probes: the counts in their maps, and the calls that they send.
 
-    The maps may be read in another thread than the one that polls.
+    One thread polls; others may read the maps meanwhile. Methods that use the maps raise KernelError if the
+    kernel refuses.
     """
 
     def __init__(self, handed: Handover, *, vms: VmNames, stream: bool = False) -> None:
-        """Owns the descriptors from now on, and goes live. With `stream`, every call is sent.
+        """Take ownership of the descriptors and go live. With `stream`, the probes send every call.
 
-        Raises ProbeError if these are not the maps of this version.
+        Raise ProbeError if these are not the maps of this version.
         """
         self.mode = handed.mode
         self.functions = tuple(FUNCTIONS.values())
@@ -88,14 +89,14 @@ class Probes:
         self._set_epoch(1)
 
     def poll(self, timeout_s: float) -> list[Observation]:
-        """The calls that were sent, oldest first; waits up to `timeout_s` for the first one."""
+        """Return the calls that were sent, oldest first; wait up to `timeout_s` for the first one."""
         records = self._ring.poll(timeout_s)
-        if time.monotonic() - self._looked >= _LOOK_S:
+        if time.monotonic() - self._looked >= _MISSES_EVERY_S:
             self._look_for_misses()
-        return [said for data in records if (said := self._decoder.call(data))]
+        return [observation for data in records if (observation := self._decoder.call(data))]
 
     def vcpus(self) -> Iterator[tuple[int, int, tuple[int, ...]]]:
-        """tgid, vcpu_id, and what was counted, laid out as `layout.VCPU.fields`."""
+        """Yield (tgid, vcpu_id, its numbers, laid out as `layout.VCPU.fields`) for each vCPU."""
         for keys, values in self._maps["vcpus"].chunks():
             for (tgid, vcpu), numbers in zip(
                 VCPU_KEY.struct.iter_unpack(keys), VCPU.struct.iter_unpack(values), strict=True
@@ -103,7 +104,7 @@ class Probes:
                 yield tgid, vcpu, numbers
 
     def pmcs(self) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """tgid, and the pmc's numbers, laid out as `layout.pmc_layout(slots).fields`."""
+        """Yield (tgid, its numbers, laid out as `layout.pmc_layout(slots).fields`) for each pmc."""
         at = _TGID_AT["pmcs"]
         for keys, values in self._maps["pmcs"].chunks():
             for key, numbers in zip(
@@ -112,7 +113,7 @@ class Probes:
                 yield key[at], numbers
 
     def errors(self) -> Iterator[tuple[int, int, int]]:
-        """tgid, errno, and how many creations failed with it."""
+        """Yield (tgid, errno, how many creations failed with it)."""
         for keys, values in self._maps["errors"].chunks():
             for (tgid, error), count in zip(
                 ERROR_KEY.struct.iter_unpack(keys), values.cast("B").cast("Q"), strict=True
@@ -120,10 +121,10 @@ class Probes:
                 yield tgid, error, count
 
     def lost(self) -> dict[str, int]:
-        """How many calls or records were lost since the start, by reason.
+        """Return how many calls or records were lost since the start, by reason.
 
-        `not_run` are those that the kernel did not run a probe for (struct bpf_prog_info, recursion_misses),
-        among which may be calls of others than KVM.
+        `not_run` counts calls for which the kernel did not run a probe (struct bpf_prog_info,
+        recursion_misses); callers other than KVM may be among them.
         """
         counts = self._maps["lost"]
         lost = {
@@ -133,8 +134,8 @@ class Probes:
         return {**lost, "not_run": self._misses()}
 
     def forget(self, tgids: Set[int]) -> None:
-        """Deletes what the maps hold of these processes."""
-        # A thread keeps its entry, and only that says whose it is.
+        """Delete the entries of these processes from the maps."""
+        # Keyed by thread; only the value has the tgid.
         at = INFLIGHT.fields["tgid"].start
         for keys, values in self._maps["inflight"].chunks():
             for i, call in enumerate(INFLIGHT.struct.iter_unpack(values)):
@@ -148,11 +149,11 @@ class Probes:
                         self._maps[name].delete(bytes(keys[i * size : (i + 1) * size]))
 
     def occupancy(self) -> dict[str, tuple[int, int]]:
-        """Of each map: how many entries it has, and has room for."""
-        return {name: (m.entries(), m.room) for name, m in self._maps.items() if name not in _SINGLE}
+        """Return (entries, room for entries) of each map."""
+        return {name: (of.entries(), of.room) for name, of in self._maps.items() if name not in _SINGLE}
 
     def stop(self) -> list[Observation]:
-        """Lets no new calls in, and returns those that were still on their way. The counts stay."""
+        """Stop taking calls, and return those that were still in the ring. The counts stay."""
         self._set_epoch(0)
         calls: list[Observation] = []
         while batch := self.poll(0):
@@ -160,7 +161,7 @@ class Probes:
         return calls
 
     def close(self) -> None:
-        """Takes the probes off."""
+        """Detach the probes."""
         self._set_epoch(0)
         self._ring.close()
         self.census.close()
@@ -177,7 +178,7 @@ class Probes:
         self.close()
 
     def _check_sizes(self) -> None:
-        """A loader of another version than this process, in the middle of an upgrade, would be misread."""
+        """Raise ProbeError if the maps are of another version: during an upgrade a loader can be newer."""
         known = {name: layout.size for name, layout in _KEYS.items()}
         found = {name: self._maps[name].key_size for name in _KEYS}
         sizes = {"control": CONTROL.size, "vcpus": VCPU.size, "pmcs": self._pmc.size, "errors": _U64}
@@ -192,7 +193,7 @@ class Probes:
         return sum(map(recursion_misses, self._programs))
 
     def _look_for_misses(self) -> None:
-        """Calls were lost, and nobody knows whose: what the monitor knows of every pmc is to be doubted."""
+        """Begin a new epoch if calls were missed: nobody knows whose, so any pmc's state may be wrong."""
         self._looked = time.monotonic()
         not_run = self._misses()
         if not_run != self._not_run and self._epoch:
@@ -201,72 +202,72 @@ class Probes:
 
 
 class Unattached:
-    """What `Probes` is where there is nothing to attach to: it counts nothing and sends nothing."""
+    """Stands in for `Probes` while there is nothing to attach to: it counts nothing and sends nothing."""
 
     mode = "none"
     functions: tuple[str, ...] = ()
     census = Census(None)
 
     def poll(self, timeout_s: float) -> list[Observation]:
-        """Waits."""
+        """Sleep for `timeout_s`."""
         time.sleep(timeout_s)
         return []
 
     def vcpus(self) -> Iterator[tuple[int, int, tuple[int, ...]]]:
-        """None."""
+        """Yield no vCPUs."""
         return iter(())
 
     def pmcs(self) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """None."""
+        """Yield no pmcs."""
         return iter(())
 
     def errors(self) -> Iterator[tuple[int, int, int]]:
-        """None."""
+        """Yield no errors."""
         return iter(())
 
     def lost(self) -> dict[str, int]:
-        """Nothing."""
+        """Return no reasons: nothing is lost."""
         return {}
 
     def forget(self, tgids: Set[int]) -> None:
-        """Knows none."""
+        """Do nothing: there are no entries."""
 
     def occupancy(self) -> dict[str, tuple[int, int]]:
-        """No maps."""
+        """Return no maps."""
         return {}
 
     def stop(self) -> list[Observation]:
-        """Nothing was on its way."""
+        """Return no calls."""
         return []
 
     def close(self) -> None:
-        """Nothing to take off."""
+        """Do nothing: nothing is attached."""
 
 
 def loader_command(mode: Mode | Literal["census"]) -> list[str]:
-    """What to run for a loader, less its last argument: the number of the descriptor to hand over on."""
-    # -P: a module of our name in the current directory is not ours.
+    """Return the command of a loader without its last argument, the descriptor to hand over on."""
+    # -P: a module of the same name in the current directory is not ours.
     return [sys.executable, "-P", "-m", "vpmu_agent.loader.main", mode]
 
 
 def attach(*, mode: Mode = "auto", vms: VmNames, stream: bool = True) -> Probes:
-    """Attaches the probes to the running kernel: fentry/fexit where it takes them, else kprobe/kretprobe.
+    """Attach the probes to the running kernel, in mode "auto" by fentry/fexit if possible, else by kprobes.
 
-    Raises KernelError where the kernel lacks something the probes need, and ProbeError where it refuses them.
+    Raise KernelError if the kernel lacks something that the probes need, and ProbeError if it refuses them.
     """
     with _loader(mode) as channel:
         return adopt(channel, vms=vms, stream=stream)
 
 
 def attach_census() -> Census:
-    """Attaches the census alone. Raises KernelError where the kernel or bcc refuses it."""
+    """Attach the census alone. Raise KernelError if the kernel or bcc refuses it."""
     with _loader("census") as channel:
         return Census(handover.receive(channel).census)
 
 
 @contextmanager
 def _loader(mode: Mode | Literal["census"]) -> Iterator[socket.socket]:
-    """Runs a loader; what it hands over comes out of the socket."""
+    """Run a loader; give the socket on which it hands over."""
     ours, theirs = handover.channel()
     with ours:
         with theirs:
@@ -277,6 +278,6 @@ def _loader(mode: Mode | Literal["census"]) -> Iterator[socket.socket]:
 
 
 def adopt(channel: socket.socket, *, vms: VmNames, stream: bool = False) -> Probes:
-    """Waits for what a loader hands over, and goes live with it. Raises what the loader met."""
+    """Wait for what a loader hands over, and go live with it. Raise the KernelError that the loader met."""
     handed = handover.receive(channel)
     return Probes(handed, vms=vms, stream=stream)

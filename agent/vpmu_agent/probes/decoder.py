@@ -18,7 +18,7 @@ _EXCLUDE_USER, _EXCLUDE_KERNEL, _EXCLUDE_HV, _EXCLUDE_IDLE = 1 << 4, 1 << 5, 1 <
 _PRECISE_IP_SHIFT, _PRECISE_IP_MASK = 15, 3
 _EXCLUDE_HOST, _EXCLUDE_GUEST = 1 << 19, 1 << 20
 
-_named: Any = namedtuple  # mypy wants to know the names, which the header has
+_named: Any = namedtuple  # mypy wants literal names, and these come from the header
 _Record = _named("_Record", list(CALL.fields))
 _PROCESS_SIZE = PROCESS.size + SIZES["VPMU_COMMAND_SIZE"]
 _EVENT_COUNT = list(Expected).index(Expected.EVENT_COUNT)
@@ -38,24 +38,24 @@ def _attr(type_: int, config: int, sample_period: int, flags: int) -> Attr:
         exclude_idle=bool(flags & _EXCLUDE_IDLE),
         exclude_host=bool(flags & _EXCLUDE_HOST),
         exclude_guest=bool(flags & _EXCLUDE_GUEST),
-        precise_ip=flags >> _PRECISE_IP_SHIFT & _PRECISE_IP_MASK,
+        precise_ip=(flags >> _PRECISE_IP_SHIFT) & _PRECISE_IP_MASK,
     )
 
 
 class VmNames(Protocol):
-    """Whoever knows which VM a process is; `vms.Vms` does."""
+    """What the decoder needs of `vms.names.Vms`."""
 
     def met(self, tgid: int, command: Sequence[str]) -> None:
-        """A process made its first call; `command` is what there is of its command line."""
+        """Note a process that made its first call; `command` is the beginning of its command line."""
 
     def name(self, tgid: int) -> str:
-        """The VM's name."""
+        """Return the name of the VM that a process runs."""
 
 
 class Decoder:
-    """Turns records into calls, in the order in which they came.
+    """Turns records into calls, in the order of their arrival.
 
-    `epoch_ns` is what to add to CLOCK_MONOTONIC to get nanoseconds since the epoch.
+    `epoch_ns` plus CLOCK_MONOTONIC is the time in nanoseconds since the epoch.
     """
 
     def __init__(self, *, epoch_ns: int, vms: VmNames) -> None:
@@ -64,9 +64,9 @@ class Decoder:
         self._lost = 0
 
     def call(self, data: bytes) -> Observation | None:
-        """The call that one record tells of and the monitor's verdict, None for a record of a process.
+        """Return the call in a record and the monitor's verdict on it, None for the record of a process.
 
-        Raises struct.error if it is neither by its length.
+        Raise struct.error if the length is that of neither.
         """
         if len(data) == _PROCESS_SIZE:
             tgid, size = PROCESS.struct.unpack_from(data)
@@ -74,7 +74,7 @@ class Decoder:
             self._vms.met(tgid, command.rstrip("\0").split("\0"))
             return None
         r = _Record(*CALL.struct.unpack(data))
-        # Two CPUs can read the total and then get their places in the ring the other way round.
+        # Two CPUs can read the total in one order and get their places in the ring in the other.
         lost = max(0, r.lost - self._lost)
         self._lost += lost
         pmc_type = PMC_TYPES[r.pmc_type]

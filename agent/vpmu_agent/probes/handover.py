@@ -1,4 +1,4 @@
-"""What the loader hands over: one message over a Unix socket, with descriptors that outlive it."""
+"""The handover from the loader: one message over a Unix socket, with descriptors that outlive the loader."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from itertools import islice
 
 from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError, ProbeError
 
-LOADER_TODO = (
-    "see what it wrote to standard error; `vpmu-agent doctor` tries the same and says what came of it"
-)
+LOADER_TODO = "see what it wrote to standard error; `vpmu-agent doctor` tries the same steps and reports each"
 
 _MESSAGE_SIZE = 1 << 16
 _MAX_DESCRIPTORS = 253  # SCM_MAX_FD (include/net/scm.h)
@@ -24,43 +22,43 @@ _ERRORS = {error.__name__: error for error in (KernelError, KvmNotLoadedError, P
 
 @dataclass(slots=True)
 class Handover:
-    """Attached probes, as descriptors. `links` keep them attached: closing these takes them off."""
+    """Attached probes, as descriptors. `links` keep them attached: to close these is to detach them."""
 
     mode: str
     maps: dict[str, int] = field(default_factory=dict)
     programs: list[int] = field(default_factory=list)
     links: list[int] = field(default_factory=list)
     census: int | None = None
-    """The link of the iterator that is the census (probes/census.py), None if there is none."""
+    """The link of the census's iterator (probes/census.py), None if there is no census."""
     no_census: str = ""
-    """Why there is none."""
+    """Why there is no census."""
 
     def descriptors(self) -> list[int]:
-        """All of them, in the order in which they are sent."""
+        """Return all of them, in the order in which they are sent."""
         census = [] if self.census is None else [self.census]
         return [*self.maps.values(), *self.programs, *self.links, *census]
 
 
 def channel() -> tuple[socket.socket, socket.socket]:
-    """The two ends for one handover. Messages stay whole, and no end is inherited unless told to."""
+    """Return the two ends for one handover. Messages stay whole; neither end is inheritable."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 def send(end: socket.socket, handover: Handover) -> None:
-    """Hands over. BrokenPipeError or ConnectionResetError if nobody is there to take it any more."""
+    """Hand over. Raise BrokenPipeError or ConnectionResetError if the receiver is gone."""
     about = {
         "mode": handover.mode,
         "maps": list(handover.maps),
         "programs": len(handover.programs),
         "links": len(handover.links),
-        "census": int(handover.census is not None),
+        "census": 0 if handover.census is None else 1,
         "no_census": handover.no_census,
     }
     socket.send_fds(end, [json.dumps(about).encode()], handover.descriptors())
 
 
 def send_error(end: socket.socket, error: KernelError) -> None:
-    """Says instead why there are no probes."""
+    """Send the reason why there are no probes."""
     kind = type(error).__name__
     about = {
         "kind": kind if kind in _ERRORS else KernelError.__name__,
@@ -71,19 +69,19 @@ def send_error(end: socket.socket, error: KernelError) -> None:
 
 
 def receive(end: socket.socket) -> Handover:
-    """Waits for what the loader sends. Raises the KernelError that it met, ProbeError if it sent nothing.
+    """Wait for what the loader sends. Raise the KernelError that it met, ProbeError if it sent nothing.
 
-    The loader catches what it can; nothing is sent where bcc's C code ended the process.
+    The loader catches what it can; it sends nothing if bcc's C code ended the process.
     """
     descriptors = array("i")
-    # Not socket.recv_fds(): before Python 3.13 it forgets its flags.
+    # Not socket.recv_fds(): before Python 3.13 it ignores its flags.
     message, ancillary, flags, _ = end.recvmsg(
         _MESSAGE_SIZE, socket.CMSG_SPACE(_MAX_DESCRIPTORS * descriptors.itemsize), socket.MSG_CMSG_CLOEXEC
     )
     for _, _, data in ancillary:
         descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
     if not message:
-        raise ProbeError("the loader ended without a word", LOADER_TODO)
+        raise ProbeError("the loader ended without sending anything", LOADER_TODO)
     about = json.loads(message)
     if error := about.get("error"):
         raise _ERRORS[error["kind"]](error["found"], error["todo"])
@@ -107,7 +105,7 @@ def receive(end: socket.socket) -> Handover:
 
 
 def close(descriptors: Iterable[int]) -> None:
-    """Closes them all."""
+    """Close descriptors, ignoring those that are closed already."""
     for descriptor in descriptors:
         with suppress(OSError):
             os.close(descriptor)

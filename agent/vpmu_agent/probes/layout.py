@@ -1,4 +1,4 @@
-"""The structs and enums of bpf/*.h, read from their own text: what the BPF programs and Python share."""
+"""The structs and enums that the BPF programs and Python share, read from the text of bpf/*.h."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ FIXED_BASE_IDX = 32  # KVM_FIXED_PMC_BASE_IDX
 def _body(text: str, declaration: str) -> str:
     match = re.search(rf"^{declaration} {{\n(.*?)^}};", text, re.MULTILINE | re.DOTALL)
     if match is None:
-        raise ValueError(f"bpf/vpmu.h does not declare `{declaration}`")
+        raise ValueError(f"the header does not declare `{declaration}`")
     return re.sub(r"/\*.*?\*/", "", match[1], flags=re.DOTALL)
 
 
 def struct_fields(text: str, name: str, sizes: Mapping[str, int]) -> list[tuple[str, str, int]]:
-    """The fields of `struct name` in C text: name, format in the terms of `struct`, how many of them.
+    """Return (name, format character for `struct`, count) of each field of `struct name` in C text.
 
-    `sizes` has the array sizes that are names.
+    `sizes` has the values of named array sizes. Raise ValueError if the struct is not declared.
     """
     return [
         (field, _FORMATS[c_type], int(sizes.get(size, size)) if size else 1)
@@ -36,11 +36,11 @@ def struct_fields(text: str, name: str, sizes: Mapping[str, int]) -> list[tuple[
 
 
 class Layout:
-    """One struct of bpf/vpmu.h, or of `text`: its size in bytes and its fields, arrays laid out flat."""
+    """A struct of bpf/vpmu.h, or of `text`: its size in bytes and its fields, with arrays laid out flat."""
 
     def __init__(self, name: str, sizes: Mapping[str, int] | None = None, *, text: str = "") -> None:
         fields = struct_fields(text or _TEXT, name, SIZES | dict(sizes or {}))
-        # "=": no padding, for the header's fields are ordered so that C adds none either.
+        # "=": no padding; the header orders its fields so that C adds none either.
         self.struct = struct.Struct("=" + "".join(f"{count}{fmt}" for _, fmt, count in fields))
         self.size: int = self.struct.size
         starts = [0, *accumulate(count for _, _, count in fields)]
@@ -48,11 +48,14 @@ class Layout:
             field: slice(start, start + count)
             for (field, _, count), start in zip(fields, starts, strict=False)
         }
-        """Where each field is among the numbers that `struct` unpacks."""
+        """The place of each field among the numbers that `struct` unpacks."""
 
 
 def enum_names(text: str, name: str) -> list[str]:
-    """The enumerators of `enum name` in C text; the n-th has the value n."""
+    """Return the enumerators of `enum name` in C text; the one at index n has the value n.
+
+    Raise ValueError if the enum is not declared.
+    """
     return re.findall(r"(\w+),", _body(text, f"enum {name}"))
 
 
@@ -67,7 +70,7 @@ SIZES = {
     "VPMU_STATES": len(State),
     "VPMU_SLOTS": SLOTS,
 }
-"""The sizes of arrays: those of the header, and those that the model gives."""
+"""The sizes of arrays by name: those of the header, and those that come from the model."""
 CALL, PROCESS = Layout("vpmu_call"), Layout("vpmu_process")
 CONTROL = Layout("vpmu_control")
 INFLIGHT = Layout("vpmu_inflight")
@@ -80,18 +83,19 @@ PMC_TYPE_LBR = PMC_TYPES.index(PmcType.LBR)
 
 
 def pmc_layout(slots: int) -> Layout:
-    """`struct vpmu_pmc` of a program that follows so many members of a group."""
+    """Return the layout of `struct vpmu_pmc` in a program that follows `slots` members of a group."""
     return Layout("vpmu_pmc", {"VPMU_SLOTS": slots})
 
 
 @lru_cache
 def pmc_name(pmc_type: int, pmc_idx: int) -> str:
-    """`gp0`, `fixed1` or `lbr`: `Call.pmc_name`, of the numbers in a record or map."""
+    """Return `gp0`, `fixed1` or `lbr`, as `Call.pmc_name`, for the numbers in a record or map."""
     kind = PMC_TYPES[pmc_type]
     if kind is PmcType.LBR:
         return "lbr"
-    return f"{kind}{pmc_idx - FIXED_BASE_IDX if kind is PmcType.FIXED else pmc_idx}"
+    index = pmc_idx - FIXED_BASE_IDX if kind is PmcType.FIXED else pmc_idx
+    return f"{kind}{index}"
 
 
 LOST_REASONS = [_short(name, "VPMU_LOST_") for name in enum_names(_TEXT, "vpmu_lost")][:-1]
-"""What the entries of the map `lost` count."""
+"""What each entry of the map `lost` counts."""

@@ -1,4 +1,4 @@
-"""BPF maps and ring buffers by their descriptors, through libbpf: it takes no privileges and no bcc."""
+"""BPF maps and ring buffers by their descriptors, through libbpf: without privileges and without bcc."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.kernel.libbpf import RingCallback, libbpf, quiet, strerror
 
 _INFO_WORDS = 6  # of struct bpf_map_info: type, id, key_size, value_size, max_entries, map_flags
-_CHUNK = 256  # entries a system call; the buffers for them take some 200 KB
-_RECORDS = 8192  # per poll: what comes faster than it is read must not keep poll() from returning
+_CHUNK = 256  # entries per system call; their buffers take about 200 KB
+_RECORDS = 8192  # per poll, so that it returns even if records come faster than they are read
 
 
 class Map:
-    """One map. Every method raises KernelError where the kernel refuses, naming the map."""
+    """A map. Each method raises KernelError, which names the map, if the kernel refuses."""
 
     def __init__(self, name: str, descriptor: int) -> None:
-        """Owns the descriptor from now on."""
+        """Take ownership of the descriptor."""
         self.name = name
         self.descriptor = descriptor
         info = (ctypes.c_uint32 * _INFO_WORDS)()
@@ -29,7 +29,7 @@ class Map:
         _, _, self.key_size, self.value_size, self.room, _ = info
 
     def get(self, key: bytes) -> bytes | None:
-        """The value at `key`, None if there is none."""
+        """Return the value at `key`, None if there is none."""
         value = ctypes.create_string_buffer(self.value_size)
         if failed := libbpf().bpf_map_lookup_elem(self.descriptor, key, value):
             if failed == -errno.ENOENT:
@@ -38,24 +38,24 @@ class Map:
         return value.raw
 
     def put(self, key: bytes, value: bytes) -> None:
-        """Writes one entry."""
+        """Write one entry."""
         if failed := libbpf().bpf_map_update_elem(self.descriptor, key, value, 0):
             raise self._refused("write", failed)
 
     def delete(self, key: bytes) -> None:
-        """Deletes one entry, if it is there."""
+        """Delete one entry, if it is there."""
         failed = libbpf().bpf_map_delete_elem(self.descriptor, key)
         if failed and failed != -errno.ENOENT:
             raise self._refused("delete from", failed)
 
     def chunks(self) -> Iterator[tuple[memoryview, memoryview]]:
-        """All entries of a hash or an array, some hundred at a time: their keys, and their values.
+        """Yield all entries of a hash or an array, some hundred at a time: (their keys, their values).
 
-        Both are good only until the next ones are asked for. What is added or deleted meanwhile may be there
-        or not; everything else is there once.
+        Both are valid only until the next ones are asked for. Entries that are added or deleted meanwhile may
+        be among them or not; all others are, once.
         """
         count = min(_CHUNK, self.room)
-        # Where to go on: the kernel's own affair, a number as wide as a key at the most (a hash: 4 bytes).
+        # The kernel's cursor: opaque, and at most as wide as a key (4 bytes for a hash).
         before, after = None, ctypes.create_string_buffer(max(self.key_size, 4))
         while True:
             keys = ctypes.create_string_buffer(count * self.key_size)
@@ -79,11 +79,11 @@ class Map:
             before = after
 
     def entries(self) -> int:
-        """How many entries there are."""
+        """Return the number of entries."""
         return sum(len(keys) // self.key_size for keys, _ in self.chunks())
 
     def close(self) -> None:
-        """Lets go of the map."""
+        """Close the descriptor."""
         os.close(self.descriptor)
 
     def _refused(self, what: str, code: int) -> KernelError:
@@ -95,7 +95,7 @@ class Ring:
 
     def __init__(self, ring: Map) -> None:
         self._records: list[bytes] = []
-        self._callback = RingCallback(self._receive)  # libbpf does not keep it alive
+        self._callback = RingCallback(self._receive)  # kept here: libbpf holds no reference
         with quiet():
             ctypes.set_errno(0)
             self._handle = libbpf().ring_buffer__new(ring.descriptor, self._callback, None, None)
@@ -103,13 +103,13 @@ class Ring:
             raise KernelError(f"cannot read the BPF ring buffer {ring.name}: {strerror(ctypes.get_errno())}")
 
     def poll(self, timeout_s: float) -> list[bytes]:
-        """The records that are there, oldest first; waits up to `timeout_s` for the first one."""
+        """Return the records in the ring, oldest first; wait up to `timeout_s` for the first one."""
         libbpf().ring_buffer__poll(self._handle, int(timeout_s * 1000))
         records, self._records = self._records, []
         return records
 
     def close(self) -> None:
-        """Lets go of the ring's memory; the map is not closed with it."""
+        """Free the ring's memory; the map stays open."""
         libbpf().ring_buffer__free(self._handle)
 
     def _receive(self, _context: object, data: int, size: int) -> int:

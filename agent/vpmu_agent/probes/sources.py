@@ -1,4 +1,4 @@
-"""Where the BPF programs' text is."""
+"""The place of the BPF programs' sources."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A stream of calls in, lines and recordings out."""
+"""Takes a stream of calls; gives lines and recordings."""

@@ -1,6 +1,6 @@
-"""The JSON objects of calls: printed, recorded and read back, always the same.
+"""Calls as JSON objects, the same whether printed, recorded or read back.
 
-Reading one takes only what a `Call` holds: indices and verdicts are the model's, and are worked out again.
+A reader takes only the fields of a `Call`: the model works out indices and verdicts again.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ SCHEMA = 1
 
 
 def call_json(call: Call, verdict: Verdict) -> str:
-    """One call as a JSON object, without a newline.
+    """Return a call as a JSON object, without a newline.
 
-    Put together by hand because this is the hot path of `--record`: json.dumps() takes six times as long.
+    Written by hand because this is the hot path of `--record`: json.dumps() takes six times as long.
     """
     attr = call.attr
     expected = f',"expected":{encode_basestring_ascii(verdict.expected)}' if verdict.expected else ""
@@ -52,23 +52,23 @@ def _index(index: int | None) -> int | str:
 
 
 def lost_json(records: int) -> str:
-    """Stands in a stream of calls where records were lost since the call printed before it."""
+    """Return the object that says in a stream of calls that records were lost since the last one."""
     return dumps({"schema": SCHEMA, "kind": "lost", "records": records})
 
 
 def vpmu_json(vm: str, pmu: Pmu) -> str:
-    """Stands in a stream of calls for a VM of which there will be none: what its PMU is, and why.
+    """Return the object that says in a stream of calls why there are none of a VM.
 
-    `mode` is "mediated" or "off"; `reason` says why it is off (modes.Why), null if it is not.
+    `mode` is "mediated" or "off"; `reason` is why it is off (modes.Why), null if it is mediated.
     """
     return dumps({"schema": SCHEMA, "kind": "vpmu", "vm": vm, "mode": pmu.mode, "reason": pmu.why})
 
 
 def summary_json(tally: Tally, lost: int) -> list[str]:
-    """What ends a stream of calls: one object for each VM.
+    """Return the objects that end a stream of calls, one for each VM.
 
-    `lost` is that of the whole stream, in each of them: a record that was lost cannot say whose it was, so
-    no VM's calls can be said to be complete.
+    Each has the `lost` of the whole stream: a lost record cannot be assigned to a VM, so the counts of none
+    are known to be complete.
     """
     return [
         dumps(
@@ -86,7 +86,7 @@ def summary_json(tally: Tally, lost: int) -> list[str]:
 
 
 def dumps(value: Mapping[str, Any]) -> str:
-    """JSON on one line, without blanks."""
+    """Return JSON on one line, without spaces."""
     return json.dumps(value, separators=(",", ":"))
 
 
@@ -103,13 +103,13 @@ _INTS = {
     "max_nr_events": (0, 255),
     "event_count": (-1, 255),
     "lost": (0, _S63),
-    # Of its attributes:
+    # Of `attr`:
     "type": (0, _U32),
     "config": (0, _U64),
     "sample_period": (0, _U64),
     "precise_ip": (0, 3),
 }
-# The last fields of `Attr`.
+# The last fields of `Attr`, in its order.
 _FLAGS = (
     "disabled",
     "pinned",
@@ -127,17 +127,17 @@ _PMCS = {f"{kind}{i}": (kind, i) for kind in (PmcType.GP, PmcType.FIXED) for i i
     "lbr": (PmcType.LBR, 0)
 }
 PMC_NAMES = frozenset(_PMCS)
-"""What a pmc can be called."""
+"""The names that a pmc can have."""
 
 _Object = Mapping[str, Any]
 
 
 class CallReader:
-    """Makes calls of JSON.
+    """A reader of calls in JSON.
 
-    A replay does little else, so the lines of `call_json()` are not parsed as a whole. They are cut into what
-    is another number in each of them and the parts that come again: these are parsed and checked once, and
-    remembered within bounds. A line that is not of just that shape is for `__call__()`.
+    This is most of the work of a replay, so the lines of `call_json()` are not parsed as a whole. Each is cut
+    into the numbers that differ from line to line and the parts that recur; each part is parsed and checked
+    once, and cached. A line of any other shape is left to `__call__()`.
     """
 
     def __init__(self) -> None:
@@ -149,9 +149,9 @@ class CallReader:
         )
 
     def __call__(self, value: _Object) -> Call:
-        """One call, of any object that holds its fields.
+        """Return the call in an object that has all of its fields.
 
-        Whatever is wrong with it raises ValueError that names the field.
+        Raise ValueError, which names the field, if one is missing or wrong.
         """
         vm, vcpu, pmc_type, pmc_idx, name, result = _call(value)
         flags, tgid, tid, pmc = _counter(value)
@@ -178,7 +178,7 @@ class CallReader:
         )
 
     def written(self, lines: Iterable[bytes]) -> list[Call]:
-        """The calls of the first lines, as far as they are without a doubt what `call_json()` writes."""
+        """Return the calls of the first lines, up to one that is not just as `call_json()` writes it."""
         calls: list[Call] = []
         add = calls.append
         of_call, of_event, of_addresses, of_state = self._parts
@@ -192,7 +192,7 @@ class CallReader:
                 head, _, time = start.rpartition(b":")
                 if not (
                     head == _HEAD
-                    # As in _number(), of which calls would take their time.
+                    # As in _number(), but inline: calling it here takes too long.
                     and time.isdigit()
                     and duration.isdigit()
                     and time >= b"1"
@@ -227,22 +227,22 @@ class CallReader:
                     )
                 )
         except (ValueError, RecursionError):
-            pass  # whoever parses the same line as a whole will say why
+            pass  # the caller parses this line as a whole, and finds out what is wrong
         return calls
 
 
 _HEAD = f'{{"schema":{SCHEMA},"kind":"call","time_ns"'.encode()
 _CACHE = 1 << 14
-_MAX_PART = 1024  # bytes: the longest that are worth their memory
+_MAX_PART = 1024  # bytes: longer ones are not worth the memory
 
 _T = TypeVar("_T")
 
 
 class _Parts(dict[bytes, _T]):
-    """What the texts of one part of the lines say. Looking up one that does not say it raises ValueError.
+    """A cache of one part of the lines: from its text to its value; ValueError for a text that is not valid.
 
-    `start` and `end` make a text an object of its own. It has no fields but `fields`, `attr_fields` in its
-    attributes, and each once: so it means the same in every line, whatever the other parts are.
+    `start` and `end` complete a text to a JSON object. Only `fields` may be in it, and only `attr_fields` in
+    its `attr`, each once: so a part means the same in every line, whatever the other parts are.
     """
 
     def __init__(
@@ -267,9 +267,9 @@ class _Parts(dict[bytes, _T]):
 
 
 class _EventParts(dict[bytes, tuple[Attr, int, int, int]]):
-    """The same for the part from `attr` to `pmc_addr`, but cut again where it is new.
+    """The cache of the part from `attr` to `pmc_addr`, which is cut once more on a miss.
 
-    A guest's profiler gives its counters another period each time they are programmed.
+    A profiler in the guest sets another period each time it programs a counter.
     """
 
     def __init__(self) -> None:
@@ -298,7 +298,7 @@ def _remember(parts: dict[bytes, _T], text: bytes, part: _T) -> _T:
 
 
 def _number(text: bytes, high: int) -> int:
-    """A positive number. int() alone takes more than JSON does."""
+    """Return a positive number up to `high`. int() alone accepts more than JSON does."""
     if not (text.isdigit() and text >= b"1" and (number := int(text)) <= high):
         raise ValueError
     return number
@@ -314,12 +314,12 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _parse_part = json.JSONDecoder(object_pairs_hook=_each_once).decode
 
 
-# What a call is made of: each takes the fields it is about out of an object, or raises ValueError.
+# The parts of a call: each function takes its fields out of an object, or raises ValueError.
 
 
 def _call(value: _Object) -> tuple[str, int, PmcType, int, CallName, int]:
     vm, pmc, name = value.get("vm"), value.get("pmc"), value.get("call")
-    # Also keeps a recording from sending control sequences to a terminal.
+    # This also keeps a recording from sending control sequences to a terminal.
     if type(vm) is not str or vm == "" or clean_name(vm) != vm:
         raise ValueError("'vm' of a call must be a VM's name")
     if type(pmc) is not str or pmc not in _PMCS:
@@ -335,7 +335,7 @@ def _selector(value: _Object) -> tuple[int, int]:
 
 
 def _counter(value: _Object) -> tuple[tuple[Any, ...], int, int, int]:
-    """The first is what `_FLAGS` names."""
+    """Return the values of `_FLAGS`, the tgid, the tid and the address of the pmc."""
     attr = _attr(value)
     *bools, precise_ip = _FLAGS
     flags = (*(_bool(attr, field) for field in bools), _int(attr, precise_ip))

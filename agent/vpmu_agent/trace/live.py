@@ -1,4 +1,4 @@
-"""Live probes: until the time is over, or Ctrl-C or SIGTERM comes."""
+"""Calls from live probes, until the time is up or Ctrl-C or SIGTERM comes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Attach(Protocol):
 
 
 class Source:
-    """Attached probes, and the wish to end."""
+    """Attached probes as a source of calls, until it is told to stop."""
 
     def __init__(self, probes: LiveProbes, vms: Vms, stopped: Callable[[], bool]) -> None:
         self.mode = probes.mode
@@ -58,23 +58,23 @@ class Source:
         self._vms = vms
         self._stopped = stopped
         self._modes = Modes(vms)
-        self._gone: set[int] = set()  # processes of which only the names are still known
+        self._gone: set[int] = set()  # ended processes whose names are still kept
 
     @property
     def attached(self) -> str:
-        """See attached_line()."""
+        """The line that scripts wait for on stderr."""
         return attached_line(self._probes.mode, self._probes.functions)
 
     def new_pmus(self) -> list[tuple[str, Pmu]]:
-        """The VMs that came since, or whose PMU is another one; now and then there is a look at all."""
+        """Return the VMs that are new or have another PMU than before; see Modes.sweep()."""
         return self._modes.sweep(self._probes.census)
 
     def missing_census(self) -> str:
-        """Why it cannot be known which PMU a VM has; empty if it can, or this was said before."""
+        """Return why the PMUs of VMs are not known; "" if they are, or if it was returned before."""
         return self._modes.newly_missing(self._probes.census)
 
     def batches(self, duration_s: float | None) -> Iterator[list[Observation]]:
-        """The calls as they come, empty batches too, until it is time to end."""
+        """Yield the calls as they come, empty batches too, until it is time to end."""
         end = time.monotonic() + (math.inf if duration_s is None else duration_s)
         swept = time.monotonic()
         while not self._stopped() and (left := end - time.monotonic()) > 0:
@@ -84,9 +84,9 @@ class Source:
                 swept = time.monotonic()
 
     def _sweep(self) -> None:
-        """Lets go of processes that are gone: a trace may be long, and the maps have bounds.
+        """Forget processes that are gone: a trace may be long, and the maps have a maximum size.
 
-        Their names stay until the next time, for calls of theirs may be on their way.
+        Their names are kept until the next sweep: calls of theirs may still be in the ring.
         """
         for tgid in self._gone:
             self._vms.forget(tgid)
@@ -97,35 +97,35 @@ class Source:
     def _is_gone(self, tgid: int) -> bool:
         if self._vms.is_alive(tgid):
             return False
-        self._vms.about(tgid)  # nobody may have looked at it yet
+        self._vms.about(tgid)  # is_alive() is False of a process that was never looked at
         return not self._vms.is_alive(tgid)
 
     def rest(self) -> list[Observation]:
-        """The calls that were still on their way; there will be no more."""
+        """Stop the probes and return the last calls."""
         return self._probes.stop()
 
     def lost(self) -> Mapping[str, int]:
-        """Lost records so far, by reason."""
+        """Return how many records were lost so far, by reason."""
         return self._probes.lost()
 
 
 def attached_line(mode: str, functions: Sequence[str]) -> str:
-    """The line that scripts wait for on stderr."""
+    """Return the line that scripts wait for on stderr."""
     return f"attached {mode} probes to {len(functions)} functions"
 
 
 @contextmanager
 def attached(mode: Mode, vms: Vms, attach: Attach) -> Iterator[Source]:
-    """Live probes that send every call. A second Ctrl-C ends the process at once.
+    """Attach probes that send every call. A second Ctrl-C ends the process at once.
 
-    Raises KernelError where there can be none.
+    Raise KernelError if they cannot be attached.
     """
     with attach(mode=mode, vms=vms, stream=True) as live, stop_requests() as stopped:
         yield Source(live, vms, stopped)
 
 
 def follow(source: Source, session: Session, duration_s: float | None) -> None:
-    """Feeds a session until its end, or until nobody reads its output any more."""
+    """Feed a session until the end, or until nobody reads its output any more."""
     for calls in source.batches(duration_s):
         session.feed(calls)
         session.feed_pmus(source.new_pmus())

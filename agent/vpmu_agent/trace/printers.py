@@ -1,4 +1,4 @@
-"""How calls and what is known of them are printed: for people, or as JSON Lines."""
+"""Calls and their verdicts in print: text for people, or JSON Lines."""
 
 from __future__ import annotations
 
@@ -19,46 +19,46 @@ from vpmu_agent.vms.modes import Pmu, sentence
 
 
 class Printer(Protocol):
-    """A way to print a stream of calls. Each returns whole lines, without their newlines."""
+    """A way to print a stream of calls. Each method returns whole lines, without their newlines."""
 
     def call(self, call: Call, verdict: Verdict) -> list[str]:
-        """What there is to say of one call."""
+        """Return the lines for a call."""
 
     def lost(self, records: int) -> list[str]:
-        """That records were lost here."""
+        """Return the lines that say that records were lost here."""
 
     def untraced(self, vms: Sequence[str], pmu: Pmu) -> list[str]:
-        """That there is nothing to trace of these VMs, and why."""
+        """Return the lines that say that these VMs cannot be traced, and why."""
 
     def summary(self, tally: Tally, lost: int) -> list[str]:
-        """What ends the stream; `lost` records were lost in all."""
+        """Return the lines that end the stream; `lost` is the total of lost records."""
 
 
 class JsonPrinter:
-    """One JSON object a line; see call_json.py."""
+    """A Printer of one JSON object per line; see call_json.py."""
 
     def call(self, call: Call, verdict: Verdict) -> list[str]:
-        """See Printer."""
+        """Return the object of `call_json()`."""
         return [call_json(call, verdict)]
 
     def lost(self, records: int) -> list[str]:
-        """See Printer."""
+        """Return the object of `lost_json()`."""
         return [lost_json(records)]
 
     def untraced(self, vms: Sequence[str], pmu: Pmu) -> list[str]:
-        """See Printer."""
+        """Return the object of `vpmu_json()` for each VM."""
         return [vpmu_json(vm, pmu) for vm in vms]
 
     def summary(self, tally: Tally, lost: int) -> list[str]:
-        """See Printer."""
+        """Return the objects of `summary_json()`."""
         return summary_json(tally, lost)
 
 
 class TextPrinter:
-    """Aligned columns for a person, made for a width of 100 and using more for long VM names.
+    """A Printer of aligned columns for a width of 100; a wider terminal shows more of a VM's name.
 
-    On a terminal a VM's name is cut to its column, at its front: numbered names differ at their end.
-    Elsewhere it stays whole, since somebody will search for it.
+    On a terminal a VM's name is cut to its column, at its front: numbered names differ at their end. In a
+    file or a pipe it stays whole, so that it can be searched for.
     """
 
     def __init__(self, out: TextIO) -> None:
@@ -70,7 +70,7 @@ class TextPrinter:
         self._second = (-1, "")
 
     def call(self, call: Call, verdict: Verdict) -> list[str]:
-        """See Printer."""
+        """Return a line; before the first one the heading, and after a divergence what was expected."""
         lines = []
         if self._heading_due:
             self._heading_due = False
@@ -87,7 +87,7 @@ class TextPrinter:
                 "VERDICT",
             )
             lines.append(self._style(heading, bold=True))
-        said = verdict.kind if call.result == 0 else f"{errno_name(-call.result)}, {verdict.kind}"
+        outcome = verdict.kind if call.result == 0 else f"{errno_name(-call.result)}, {verdict.kind}"
         line = _COLUMNS.format(
             self._time(call.time_ns),
             self._vm(call.vm),
@@ -98,7 +98,7 @@ class TextPrinter:
             _leader_text(call, verdict),
             attr_text(call.attr) + (" off" if call.attr.disabled and call.name is CallName.CREATE else ""),
             duration_text(call.duration_ns),
-            self._said(said, verdict.kind),
+            self._verdict(outcome, verdict.kind),
         )
         lines.append(line)
         if verdict.kind.is_divergence and verdict.expected:
@@ -110,11 +110,11 @@ class TextPrinter:
         return lines
 
     def lost(self, records: int) -> list[str]:
-        """See Printer."""
+        """Return a line that is set off by dashes."""
         return [self._style(f"-- {_count(records, 'record')} lost here --", fg="yellow", bold=True)]
 
     def untraced(self, vms: Sequence[str], pmu: Pmu) -> list[str]:
-        """See Printer."""
+        """Return `modes.sentence()`, wrapped to the width."""
         lines = textwrap.wrap(
             f"-- {sentence(vms, pmu)} --",
             self._width,
@@ -125,7 +125,7 @@ class TextPrinter:
         return [self._style(line, fg="yellow") for line in lines]
 
     def summary(self, tally: Tally, lost: int) -> list[str]:
-        """See Printer."""
+        """Return a table of the VMs, their failures and divergences, and how many records were lost."""
         lines = [] if self._heading_due else [""]
         if tally.vms:
             width = max(self._vm_width, *(len(name) for name in tally.vms))
@@ -144,12 +144,12 @@ class TextPrinter:
             lines.append("No calls were seen.")
         if lost:
             lines.append(
-                self._style(f"{_count(lost, 'record')} lost: no count here is complete.", fg="yellow")
+                self._style(f"{_count(lost, 'record')} lost: the counts are incomplete.", fg="yellow")
             )
         return lines
 
     def _details(self, tally: Tally) -> list[str]:
-        """Which calls failed, and which counters diverged and how."""
+        """Return which calls failed, and which counters diverged and how."""
         lines = []
         for name, vm in sorted(tally.vms.items()):
             for (call, number), count in sorted(vm.errors.items()):
@@ -162,7 +162,7 @@ class TextPrinter:
         return ["", *lines] if lines else []
 
     def _time(self, time_ns: int) -> str:
-        """Local time of day, to the microsecond. Calls come in bursts: most share their second."""
+        """Return the local time of day, to the microsecond. The second is kept: most calls come in bursts."""
         second, rest = divmod(time_ns, 1_000_000_000)
         if second != self._second[0]:
             self._second = (second, datetime.fromtimestamp(second).astimezone().strftime("%H:%M:%S"))
@@ -173,7 +173,7 @@ class TextPrinter:
             name = "…" + name[1 - self._vm_width :]
         return f"{name:{self._vm_width}}"
 
-    def _said(self, text: str, kind: Kind) -> str:
+    def _verdict(self, text: str, kind: Kind) -> str:
         if kind.is_divergence:
             return self._style(text, fg="red", bold=True)
         return self._style(text, fg="green" if kind is Kind.PREDICTED else "yellow")
@@ -181,7 +181,7 @@ class TextPrinter:
 
 _WIDTH = 100
 _VM_WIDTH = 10
-# With a VM column of 10 this leaves 21 for the verdict, the longest kind.
+# With 10 for the VM this leaves 21 for the verdict, the length of the longest kind.
 _COLUMNS = "{:15} {} {:>4} {:6} {:7} {:>2} {:>6} {:12} {:>8} {}"
 
 
@@ -192,7 +192,7 @@ def _event_text(call: Call, verdict: Verdict) -> str:
 
 
 def _leader_text(call: Call, verdict: Verdict) -> str:
-    """Only a create is given one."""
+    """Return the leader of a create, "" for other calls, which are given none."""
     if call.name is not CallName.CREATE:
         return ""
     if verdict.leader is not None:

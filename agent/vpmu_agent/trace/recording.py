@@ -1,4 +1,4 @@
-"""Recordings: files of one JSON object a line: a header, the calls, an end mark, a summary for each VM."""
+"""Recordings: files with one JSON object per line: header, calls, end mark, a summary for each VM."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from vpmu_agent.trace.call_json import SCHEMA, CallReader, dumps, summary_json
 from vpmu_agent.trace.tally import Tally
 
 MAX_LINE = 16 * 1024
-"""Bytes. A call's line is about 600; what is longer than this was not written by us."""
+"""Bytes. A call's line has about 600; a longer line than this is not ours."""
 
 
 class RecordingError(Exception):
-    """A recording that cannot be read, or not be made; the message names the file and is for the user."""
+    """A recording cannot be read or written; the message is for the user and names the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Where a recording comes from, and the filters that were on: the recording lacks what they left out."""
+    """The origin of a recording, and the filters that were on: it lacks the calls that they left out."""
 
     agent: str
     kernel: str
@@ -35,10 +35,10 @@ class Header:
 
 
 class Recorder:
-    """A recording that is being written. The file never holds half a line for longer than one write takes.
+    """A recording that is being written. The file has half a line only for as long as one write takes.
 
-    An existing file is overwritten, as tcpdump -w and strace -o do it. Raises RecordingError if there can be
-    no such file, and OutputError later: the file then ends with the last whole line that went in.
+    An existing file is overwritten, as by tcpdump -w and strace -o. Raises RecordingError if the file cannot
+    be created, and OutputError if a later write fails: the file then ends with the last whole line.
     """
 
     def __init__(self, path: Path, header: Header) -> None:
@@ -47,16 +47,16 @@ class Recorder:
         try:
             self._file = path.open("wb", buffering=0)
         except OSError as error:
-            raise RecordingError(f"{path}: cannot record there: {error.strerror}") from error
+            raise RecordingError(f"{path}: cannot record to it: {error.strerror}") from error
         self._write([dumps({"schema": SCHEMA, "kind": "recording", **asdict(header)})])
 
     def write(self, calls: list[str]) -> None:
-        """Appends calls, as `call_json()` makes them."""
+        """Append calls in the form that `call_json()` returns."""
         self._write(calls)
         self._calls += len(calls)
 
     def end(self, tally: Tally, lost: int) -> None:
-        """Writes what shows that the recording is whole, and closes it."""
+        """Write the end mark, which shows that the recording is whole, and the summaries; close the file."""
         end = {"schema": SCHEMA, "kind": "end", "calls": self._calls, "lost": lost}
         self._write([dumps(end), *summary_json(tally, lost)])
         self._file.close()
@@ -74,29 +74,30 @@ class Recorder:
             ) from error
 
     def _cut(self, written: bytes) -> None:
-        """Takes back the part of a line that still went in."""
+        """Remove the part of a line that was still written."""
         half = len(written) - (written.rfind(b"\n") + 1)
-        # A pipe or a device cannot be cut, and needs not be.
+        # A pipe or a device cannot be truncated, and need not be.
         with contextlib.suppress(OSError):
             self._file.truncate(self._file.tell() - half)
         self._file.close()
 
 
-_CHUNK = 1 << 16
+_CHUNK = 1 << 16  # bytes
+_TOO_LONG = f"longer than {MAX_LINE} bytes, so not a line of a recording"
 
 
 class Recording:
     """A recording that is being read, a chunk at a time.
 
-    Raises RecordingError when made if this is no recording of ours, and from `batches()` where it is damaged.
-    If it merely ends early, its whole calls are read and `cut_short` then says so in a sentence.
+    The constructor raises RecordingError if the file is not a recording of ours, and `batches()` where it is
+    damaged. If it only ends early, its whole calls are read and `cut_short` then says so in a sentence.
     """
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self.name = name
         self.cut_short = ""
         self.lost: int | None = None
-        """Records lost in all, as the end mark has it; None until that is read."""
+        """The total of lost records according to the end mark; None until that is read."""
         self._file = file
         self._line = 0
         self._calls = 0
@@ -107,7 +108,7 @@ class Recording:
         self._lines = chain([first[1:]], self._lines)
 
     def batches(self) -> Iterator[list[Call]]:
-        """The calls, in lists of as many as one read of the file gave."""
+        """Yield the calls, in lists of as many as one read of the file gave."""
         for lines in self._lines:
             calls: list[Call] = []
             damage = None
@@ -115,7 +116,7 @@ class Recording:
                 self._read(lines, calls)
             except RecordingError as error:
                 damage = error
-            # What came before the damage is as good as ever, and shows where to look.
+            # The calls before the damage are good, and show where it is.
             if calls:
                 yield calls
             if damage:
@@ -124,8 +125,8 @@ class Recording:
             self.cut_short = f"{self.name}: cut short after line {self._line}: there is no end mark"
 
     def _read_lines(self) -> Iterator[list[bytes]]:
-        """The file's lines, by chunk, with their newlines; sets `cut_short` if the last one has no end."""
-        # read1(): what comes through a pipe is shown when it comes, not when a chunk is full.
+        """Yield the file's lines by chunk, with newlines; set `cut_short` if the last line has none."""
+        # read1(): what comes through a pipe is shown at once, not when a chunk is full.
         read: Callable[[int], bytes] = getattr(self._file, "read1", self._file.read)
         rest = b""
         while True:
@@ -135,14 +136,14 @@ class Recording:
                 raise RecordingError(f"{self.name}: cannot be read: {error.strerror}") from error
             if not chunk:
                 break
-            # Not split(): it looks at each byte by itself, and takes five times as long.
+            # Not split(): it takes five times as long.
             lines = BytesIO(rest + chunk).readlines()
             rest = b"" if chunk.endswith(b"\n") else lines.pop()
             if lines:
                 yield lines
             if len(rest) > MAX_LINE:
                 self._line += 1
-                self._refuse(f"longer than {MAX_LINE} bytes, which no line of a recording is")
+                self._refuse(_TOO_LONG)
         if rest:
             self.cut_short = f"{self.name}: cut short within line {self._line + 1}"
 
@@ -155,12 +156,12 @@ class Recording:
             self._refuse("not the header of a recording (trace --record FILE makes one)")
         texts = ("agent", "kernel", "attach")
         if not all(type(value.get(key)) is str for key in texts) or type(value.get("filters")) is not dict:
-            self._refuse("the header needs agent, kernel, attach and filters")
+            self._refuse("the header must have agent, kernel, attach and filters")
         return Header(**{key: value[key] for key in (*texts, "filters")})
 
     def _parse(self, line: bytes) -> dict[str, Any]:
         if len(line) > MAX_LINE + len(b"\n"):
-            self._refuse(f"longer than {MAX_LINE} bytes, which no line of a recording is")
+            self._refuse(_TOO_LONG)
         try:
             value = json.loads(line.decode())
         except (ValueError, RecursionError):
@@ -171,7 +172,7 @@ class Recording:
         if type(schema) is not int:
             self._refuse("an object without a schema number")
         if schema != SCHEMA:
-            self._refuse(f"schema {schema}, and this agent reads schema {SCHEMA} only")
+            self._refuse(f"schema {schema}; this agent reads schema {SCHEMA} only")
         return value
 
     def _read(self, lines: list[bytes], calls: list[Call]) -> None:
@@ -193,7 +194,7 @@ class Recording:
         kind = value.get("kind")
         if self.lost is not None:
             if kind != "summary":
-                self._refuse("follows the end mark, where only summaries may")
+                self._refuse("comes after the end mark, where only summaries may be")
         elif kind == "call":
             try:
                 calls.append(self._read_call(value))
@@ -208,7 +209,7 @@ class Recording:
                 self._refuse("the end mark does not say how many records were lost")
             self.lost = lost
         else:
-            self._refuse(f"kind {kind!r:.40} is none of a recording")
+            self._refuse(f"kind {kind!r:.40} is not one that recordings have")
 
     def _refuse(self, what: str) -> NoReturn:
         raise RecordingError(f"{self.name}: line {self._line}: {what}")

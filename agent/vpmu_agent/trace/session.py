@@ -1,4 +1,4 @@
-"""What a trace and a replay do with each call: filter, count, print and record it."""
+"""Filters, counts, prints and records calls, for a trace and a replay alike."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from vpmu_agent.vms.modes import Pmu, untraced
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Which calls to follow; an empty one lets all through.
+    """Which calls to follow; an empty filter lets all through.
 
-    The first three pick whole counters, so that the model's view of what they leave is complete. `calls` does
-    not, and therefore decides only what is displayed.
+    The first three select whole counters, so the model sees all calls of those. `calls` does not, and so it
+    decides only what is displayed.
     """
 
     vms: frozenset[str] = frozenset()
@@ -30,7 +30,7 @@ class Filters:
     calls: frozenset[CallName] = frozenset()
 
     def keep(self, call: Call) -> bool:
-        """Whether the call is of a counter that is followed."""
+        """Return whether the call is for a counter that is followed."""
         return (
             self.keep_vm(call.vm)
             and (not self.vcpus or call.vcpu in self.vcpus)
@@ -38,19 +38,19 @@ class Filters:
         )
 
     def keep_vm(self, vm: str) -> bool:
-        """Whether a VM is followed."""
+        """Return whether a VM is followed."""
         return not self.vms or vm in self.vms
 
     @property
     def keeps_all(self) -> bool:
-        """Whether there is no call that `keep()` refuses."""
+        """Whether `keep()` lets every call through."""
         return not (self.vms or self.vcpus or self.pmcs)
 
 
 class Session:
-    """Calls and their verdicts in; counts, lines on `out` and a recording out, live and in a replay the same.
+    """Turns calls and their verdicts into counts, lines on `out` and a recording, live or in a replay.
 
-    Raises OutputError when `out` or the recording takes no more.
+    Its methods raise OutputError if writing to `out` or the recording fails.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Session:
     ) -> None:
         self.tally = Tally()
         self.unread = False
-        """Whether `out` is a pipe that nobody reads any more (`| head`): no error, but no reason to go on."""
+        """Whether `out` is a pipe that nobody reads any more (`| head`): a reason to stop, but no error."""
         self._filters = filters
         self._printer = printer
         self._out = out
@@ -72,20 +72,19 @@ class Session:
         self._recorder = recorder
         self._left_out: set[str] = set()
         self._lost = 0
-        # Since the last call that went there: filters must not make a loss disappear with the call after it.
+        # Since the last call shown or recorded: a loss must not vanish because a filter drops the next call.
         self._lost_unshown = 0
         self._lost_unrecorded = 0
 
     @property
     def seen(self) -> set[str]:
-        """The VMs that calls came from, those that the filters left out too."""
+        """The VMs that calls came from, including those that the filters left out."""
         return self._left_out | self.tally.vms.keys()
 
     def feed(self, observed: Iterable[Observation]) -> None:
-        """Takes the next calls, and prints and records them before it returns.
+        """Take the next calls; print and record them before returning.
 
-        The verdicts are those of all calls, before any filter: what a vCPU's other counters do is part of the
-        model's view.
+        The verdicts are from before any filter: the model also looks at a vCPU's other counters.
         """
         lines: list[str] = []
         recorded: list[str] = []
@@ -117,9 +116,9 @@ class Session:
         self._print(lines)
 
     def feed_pmus(self, new: Iterable[tuple[str, Pmu]]) -> None:
-        """Takes which PMU VMs have, and prints those of which nothing can be traced.
+        """Take which PMUs VMs have, and print which VMs cannot be traced.
 
-        Also where only the summary is wanted: without this it would be empty for no reason.
+        They are printed even if only the summary is wanted: it says nothing of them.
         """
         kept = [(vm, pmu) for vm, pmu in new if self._filters.keep_vm(vm)]
         self._print(
@@ -127,10 +126,10 @@ class Session:
         )
 
     def end(self, lost: int | None) -> None:
-        """Ends the recording and prints the summary.
+        """End the recording and print the summary.
 
-        `lost` is the total of lost records where the source keeps one: it also knows of those that were lost
-        after the last call.
+        `lost` is the source's total of lost records, None if it has none. It includes those lost after the
+        last call.
         """
         after_last = max(0, (lost or 0) - self._lost)
         self._lost += after_last

@@ -1,1 +1,1 @@
-"""Which VM a process is, and how KVM gives it its PMU. Imports nothing of the other rooms."""
+"""Which VM a process runs, and which PMU KVM gives it. Imports no other room."""

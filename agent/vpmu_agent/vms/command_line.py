@@ -1,4 +1,4 @@
-"""Which VM a VMM's command line is about. Pure: what is read of the process comes in as arguments."""
+"""The VM that a VMM's command line describes. Pure: the caller reads the process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from uuid import UUID
 
 
 class Vmm(StrEnum):
-    """What runs a VM. `libvirt` and `kubevirt` are QEMU, run by these."""
+    """The program that runs a VM. `libvirt` and `kubevirt` are QEMU started by these."""
 
     QEMU = "qemu"
     LIBVIRT = "libvirt"
@@ -25,18 +25,18 @@ class Vmm(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a process says of the VM that it holds; "" where it does not say."""
+    """What a process says about the VM that it runs; "" for what it does not say."""
 
     vmm: Vmm
     name: str
-    """As it stands there, not cleaned."""
+    """As written there; see names.clean_name()."""
     uuid: str
-    """In its canonical form."""
+    """In canonical form."""
     pod_uid: str
-    """Of the Kubernetes pod that the process is in."""
+    """The UID of the Kubernetes pod that the process is in."""
 
 
-# What the program is called, in argv[0] or (15 characters of it) in /proc/PID/comm. Proxmox's QEMU is `kvm`.
+# Names of the program, in argv[0] or (15 characters of it) in /proc/PID/comm. Proxmox's QEMU is `kvm`.
 _PROGRAMS = {
     Vmm.QEMU: re.compile(r"\.?qemu|kvm$"),
     Vmm.FIRECRACKER: re.compile("firecracker"),
@@ -44,7 +44,7 @@ _PROGRAMS = {
     Vmm.CROSVM: re.compile("crosvm"),
 }
 
-# For programs that go by another name: options that only one of them has.
+# For programs under another name: options that only one of them has.
 _OPTIONS = {
     "-machine": Vmm.QEMU,
     "-M": Vmm.QEMU,
@@ -54,7 +54,7 @@ _OPTIONS = {
     "--api-socket": Vmm.CLOUD_HYPERVISOR,
 }
 
-# Names of sockets and directories that say what they are, not whose.
+# Names of sockets and directories that say what they are, not which VM's.
 _COMMON = re.compile(
     "api|ch|clh|cloud-hypervisor|config|crosvm|etc|fc|firecracker|hypervisor|internal|kata|lib|libvirt|microvms?"
     "|opt|qemu|root|run|sock|sockets?|srv|tmp|usr|var|vc|vms?|vmm",
@@ -63,7 +63,7 @@ _COMMON = re.compile(
 _ENDINGS = re.compile(
     r"([-_.](api|config|control|ctl|event[-_]monitor|fifo|json|sock|socket))+$", re.IGNORECASE
 )
-_NOBODYS = re.compile(r"/home/[^/]+|/run/user/\d+|/proc/self/.*")  # a person's, or a descriptor
+_NOBODYS = re.compile(r"/home/[^/]+|/run/user/\d+|/proc/self/.*")  # a user's, or a descriptor
 
 # kubelet names a pod's cgroup by its UID; under the systemd driver `_` stands for `-`, which separates slices
 # there (pkg/kubelet/cm/cgroup_manager_linux.go).
@@ -71,11 +71,11 @@ _POD = re.compile(r"\bpod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12})\b")
 
 
 def identify(command: Sequence[str], *, comm: str = "", cgroup: str = "") -> Identity:
-    """Reads a VMM's command line.
+    """Return what a VMM's command line says about its VM.
 
     Args:
-        command: its arguments from argv[0] on, or as many as are known.
-        comm: the text of /proc/PID/comm, for programs whose argv[0] was chosen freely.
+        command: its arguments from argv[0] on, as far as they are known.
+        comm: the text of /proc/PID/comm, for programs with an arbitrary argv[0].
         cgroup: the text of /proc/PID/cgroup.
     """
     vmm = _vmm(command, comm)
@@ -89,7 +89,7 @@ def identify(command: Sequence[str], *, comm: str = "", cgroup: str = "") -> Ide
 
 
 def canonical_uuid(text: str) -> str:
-    """`text` in lower case with its four hyphens, "" if it is no UUID."""
+    """Return `text` in lower case with its four hyphens, "" if it is not a UUID."""
     try:
         return str(UUID(text))
     except ValueError:
@@ -106,24 +106,26 @@ def _vmm(command: Sequence[str], comm: str) -> Vmm:
 
 
 def _is_kubevirts(command: Sequence[str], name: str, pod_uid: str) -> bool:
-    """Whether it is a virt-launcher's QEMU, whose domain is NAMESPACE_NAME; a namespace has no underscore.
+    """Return whether this is the QEMU of KubeVirt's virt-launcher.
 
-    A launcher that is not root keeps libvirt's files in /var/run/kubevirt-private; the manufacturer is a
-    default that may be configured; and libvirt runs in pods of others too (openstack-helm).
+    It runs in a pod, and its domain is named NAMESPACE_NAME, with an underscore that a namespace cannot
+    contain. If the pod is not known: a launcher that is not root keeps libvirt's files in
+    /var/run/kubevirt-private, and the manufacturer is KubeVirt unless configured. A pod alone proves nothing:
+    others run libvirt in pods too (openstack-helm).
     """
     return (pod_uid != "" and "_" in name) or any(
         "/kubevirt-private/" in argument or "manufacturer=KubeVirt" in argument for argument in command
     )
 
 
-# Each returns the VM's name and UUID
+# Each returns the VM's name and UUID, "" for what it does not find.
 
 
 def _of_qemu(command: Sequence[str]) -> tuple[str, str]:
-    """`-name web01`, or `guest=web01,debug-threads=on`; kvmtool's and others' `--name` is the same.
+    """Read `-name web01` or `-name guest=web01,debug-threads=on`; kvmtool's and others' `--name` is the same.
 
-    A comma that belongs to the name is doubled, and the last value counts (util/qemu-option.c). The UUID is
-    `-uuid`; Proxmox gives it as that of the system in the SMBIOS tables.
+    A comma in the name is doubled, and the last value counts (util/qemu-option.c). The UUID is in `-uuid`;
+    Proxmox has it as the system's in the SMBIOS tables (`-smbios type=1,uuid=…`).
     """
     names = [_fields(value) for value in _values(command, "-name", "--name")]
     name = next(
@@ -138,15 +140,15 @@ def _of_qemu(command: Sequence[str]) -> tuple[str, str]:
 
 
 def _of_firecracker(command: Sequence[str]) -> tuple[str, str]:
-    """`--id`, which the jailer always gives; else what its API socket or configuration is named after."""
+    """Read `--id`, which the jailer always gives, or else the name of its API socket or configuration."""
     name = _last(command, "--id")
-    if name in ("", "anonymous-instance"):  # its own default (src/firecracker/src/main.rs)
+    if name in ("", "anonymous-instance"):  # Firecracker's default (src/firecracker/src/main.rs)
         name = _owner(_last(command, "--api-sock")) or _owner(_last(command, "--config-file"))
     return name, ""
 
 
 def _of_cloud_hypervisor(command: Sequence[str]) -> tuple[str, str]:
-    """It knows no name: what its API socket or event monitor is named after.
+    """Read the name of the API socket or event monitor: Cloud Hypervisor has no option for a VM's name.
 
     libvirt passes the socket as a descriptor, and names the monitor NAME-event-monitor-fifo (ch_monitor.c).
     """
@@ -158,7 +160,7 @@ def _of_cloud_hypervisor(command: Sequence[str]) -> tuple[str, str]:
 
 
 def _of_crosvm(command: Sequence[str]) -> tuple[str, str]:
-    """`--name` (since 2024), else its control socket, else the number by which the host's vsock knows it."""
+    """Read `--name` (since 2024), else the name of the control socket, else the VM's vsock CID."""
     name = _last(command, "--name") or _owner(_last(command, "--socket", "-s"))
     vsock = _fields(_last(command, "--vsock", "--cid"))
     cid = vsock.get("cid", vsock.get("", ""))
@@ -175,12 +177,12 @@ _READERS = {
 
 
 def _title(command: Sequence[str]) -> str:
-    """The name in an argv[0] that was chosen to show it, as microvm.nix does: `microvm@web01`."""
+    """Return the name in an argv[0] that was set to show it, as microvm.nix does: `microvm@web01`."""
     prefix, _, name = (command[0] if command else "").partition("@")
     return name if prefix == "microvm" else ""
 
 
-# The grammar
+# The syntax of options
 
 
 def _values(command: Sequence[str], *options: str) -> Iterator[str]:
@@ -195,7 +197,7 @@ def _last(command: Sequence[str], *options: str) -> str:
 
 
 def _fields(value: str) -> dict[str, str]:
-    """`key=value,…` as a dictionary. The key of a first one without `=` is implied: here it is ""."""
+    """Return `key=value,…` as a dictionary; a first value without `=` has an implied key, here ""."""
     fields = {}
     for i, field in enumerate(re.findall(r"(?:[^,]|,,)+", value)):
         key, equals, content = field.partition("=")
@@ -207,9 +209,9 @@ def _fields(value: str) -> dict[str, str]:
 
 
 def _owner(path: str) -> str:
-    """Whose a socket or file is, by its name or that of a directory; "" if they only say what it is.
+    """Return the VM that a socket or file belongs to, by its name or a directory's; "" if none names one.
 
-    /run/vc/vm/5f0c/clh-api.sock is 5f0c's, /srv/vms/web01.sock is web01's, /tmp/firecracker.sock nobody's.
+    /run/vc/vm/5f0c/clh-api.sock belongs to 5f0c, /srv/vms/web01.sock to web01, /tmp/firecracker.sock to none.
     """
     file, *directories = reversed(
         [part for part in _NOBODYS.sub("", path, count=1).split("/") if part] or [""]

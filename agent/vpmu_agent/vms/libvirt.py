@@ -1,4 +1,4 @@
-"""What libvirt knows of a VM: the state of its running domains, where this user may read that."""
+"""What libvirt knows about a VM: the state of its running domains, if this user may read it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from vpmu_agent.vms.command_line import canonical_uuid
 from vpmu_agent.vms.process import read_text
 
 _DOMAIN_SIZE = 4 * 1024 * 1024
-"""Bytes that are read of the state of a libvirt domain, which is longer."""
+"""Bytes to read of a domain's state at most; it is longer than the files of /proc."""
 
 
 def domain(directory: str, tgid: int) -> str:
-    """The libvirt domain whose process this is, "" if none or not to be known."""
+    """Return the libvirt domain whose process this is, "" if there is none or it cannot be read."""
     try:
         files = [file for file in Path(directory).iterdir() if file.suffix == ".pid"]
     except OSError:
@@ -21,11 +21,11 @@ def domain(directory: str, tgid: int) -> str:
 
 
 def domain_uuid(directory: str, name: str, tgid: int) -> str:
-    """The UUID of a libvirt domain, if this is its process: the state of one that ended may be left there."""
+    """Return the UUID of a libvirt domain, "" if this is not its process: the state of one may outlive it."""
     text = read_text(f"{directory}/{name}.xml", _DOMAIN_SIZE) if name and "/" not in name else ""
     if not text:
         return ""
-    # Takes memory that most never need: the command line has the UUID, and the daemon may not read this.
+    # Imported here to save memory: mostly the command line has the UUID, or the daemon may not read this.
     from xml.etree import ElementTree
 
     try:

@@ -1,4 +1,4 @@
-"""How KVM can give a VM its PMU, and why a VM may have nothing to trace."""
+"""How KVM gives a VM its PMU, and why there may be nothing to trace of a VM."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-NAMED = 5
-"""Of VMs that have the same to be said of them at the same time, so many are named; of the rest, how many."""
+MAX_NAMED = 5
+"""How many VMs one sentence names; of the rest it gives the number."""
 
 
 class Mode(StrEnum):
     """How KVM gives a VM its PMU."""
 
     EMULATED = "emulated"
-    """With perf events of the host: what is traced."""
+    """With perf events of the host, which is what can be traced."""
     MEDIATED = "mediated"
-    """With the host's counters themselves, while the guest runs (Linux 7.0 and later)."""
+    """With the host's counters themselves while the guest runs (Linux 7.0 and later)."""
     OFF = "off"
     """Not at all."""
 
@@ -29,16 +29,16 @@ class Why(StrEnum):
     NO_IRQCHIP = "no_irqchip"
     """KVM's vPMU is mediated, and the VM has no in-kernel irqchip (x86.c, kvm_arch_vcpu_precreate())."""
     TURNED_OFF = "turned_off"
-    """By whoever made the VM (KVM_CAP_PMU_CAPABILITY); or it is a TDX guest, whose PMU is not KVM's."""
+    """By the VMM (KVM_CAP_PMU_CAPABILITY); or it is a TDX guest, whose PMU is not KVM's."""
     NO_CPUID = "no_cpuid"
-    """Whoever made the VM gave no vCPU a PMU in its CPUID."""
+    """The VMM gave no vCPU a PMU in its CPUID (KVM_SET_CPUID2)."""
     UNKNOWN = "unknown"
-    """KVM's own settings, which decide between these, cannot be read."""
+    """KVM's parameters, which tell these apart, cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pmu:
-    """The PMU of one VM; `why` it is off, None if it is not."""
+    """The PMU of one VM; `why` it is off, or None if it is on."""
 
     mode: Mode
     why: Why | None = None
@@ -46,16 +46,16 @@ class Pmu:
 
 _REASONS = {
     Why.HOST: "KVM's parameter enable_pmu is N on this host",
-    Why.NO_IRQCHIP: "KVM's vPMU is mediated on this host, and only for VMs with an in-kernel interrupt "
-    "controller (started with kernel_irqchip=off?)",
-    Why.TURNED_OFF: "whoever started it turned it off (KVM_CAP_PMU_CAPABILITY), or it is a TDX guest",
+    Why.NO_IRQCHIP: "KVM's vPMU is mediated on this host, and a mediated vPMU needs an in-kernel "
+    "interrupt controller (started with kernel_irqchip=off?)",
+    Why.TURNED_OFF: "its VMM turned it off (KVM_CAP_PMU_CAPABILITY), or it is a TDX guest",
     Why.NO_CPUID: "its CPUID describes none (QEMU's -cpu host,pmu=on gives it one)",
-    Why.UNKNOWN: "which of KVM's settings turned it off cannot be read",
+    Why.UNKNOWN: "KVM's parameters, which would say why, cannot be read",
 }
 
 
 def untraced(found: Iterable[tuple[str, Pmu]]) -> dict[Pmu, list[str]]:
-    """The VMs of which nothing can be traced, by the PMU that they have."""
+    """Return the VMs that cannot be traced, by their PMU."""
     vms: dict[Pmu, list[str]] = {}
     for vm, pmu in found:
         if pmu.mode is not Mode.EMULATED:
@@ -64,8 +64,8 @@ def untraced(found: Iterable[tuple[str, Pmu]]) -> dict[Pmu, list[str]]:
 
 
 def sentence(vms: Sequence[str], pmu: Pmu) -> str:
-    """Which PMU these VMs have, and what follows for whoever traces them."""
-    shown = [*vms[:NAMED], f"{len(vms) - NAMED} more"] if len(vms) > NAMED else vms
+    """Return a sentence, without full stop: which PMU these VMs have and what that means for a trace."""
+    shown = [*vms[:MAX_NAMED], f"{len(vms) - MAX_NAMED} more"] if len(vms) > MAX_NAMED else vms
     names = " and ".join((", ".join(shown[:-1]), shown[-1])) if len(shown) > 1 else shown[0]
     has = "have" if len(vms) > 1 else "has"
     match pmu.mode:

@@ -1,4 +1,4 @@
-"""Which VM is this process: its name and more, and whether it still runs."""
+"""The VM that a process runs: its name and more, and whether it is still there."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from vpmu_agent.vms.libvirt import domain, domain_uuid
 from vpmu_agent.vms.process import Process, read_text
 
 MAX_NAME = 128
-"""Characters. A VM's name becomes a label value of every one of its series."""
+"""Characters. A VM's name is a label value in every one of its series."""
 
 _TRUST_S = 1.0
-"""How long a tgid is taken for the process it was. Shorter than any wrap of the pid space."""
+"""How long a tgid is taken to be the same process: less than the PID space takes to wrap around."""
 
 _COMMAND_SIZE = 511
-"""Bytes of a command line that the probes send at most (VPMU_COMMAND_SIZE, but for its 0)."""
+"""Bytes of a command line that the probes send at most (VPMU_COMMAND_SIZE less its final 0)."""
 
 
 @dataclass(frozen=True, slots=True)
 class VmInfo:
-    """Who a VM is."""
+    """The identity of a VM."""
 
     name: str
-    """Fit for a label, and no other live VM's; `pid-N` if it has none."""
+    """Fit for a label and unique among live VMs; `pid-N` if it has none."""
     uuid: str
-    """"" if nobody says."""
+    """"" if it is unknown."""
     vmm: Vmm
     tgid: int
     pod_uid: str
-    """Of the Kubernetes pod that it runs in, "" if in none."""
+    """The UID of the Kubernetes pod that it runs in, "" if in none."""
 
 
 @dataclass(slots=True)
 class _Vm:
     info: VmInfo
-    process: Process | None  # None if it was gone before anyone looked
+    process: Process | None  # None if it was gone before the first look
     checked: float
 
     def is_alive(self) -> bool:
         return self.process is not None and self.process.is_alive()
 
     def is_surely_known(self) -> bool:
-        """Whether its process has said its name, and can be no other process now."""
+        """Return whether its process gave its name and is certainly still the same process."""
         return (
             self.process is not None
             and self.process.is_surely_alive()
@@ -56,12 +56,12 @@ class _Vm:
 
 
 class Vms:
-    """Names VMs by their processes, and remembers them.
+    """The VMs by their processes, remembered; threads may share one of these.
 
     A process keeps its name until it is gone, and a tgid that comes back as another process is another VM.
-    Two live VMs never share a name: the one seen later gets its tgid appended (`web01-4242`). That happens to
-    the second end of a migration within one host. Threads may share one of these. `proc` and `libvirt` are
-    where /proc is, and libvirt's state of running VMs; no privilege is needed for either.
+    Two live VMs never share a name: the one seen later gets its tgid appended (`web01-4242`), as happens to
+    the target of a migration within one host. `proc` is where /proc is, and `libvirt` where libvirt keeps the
+    state of running VMs; neither takes privileges.
     """
 
     def __init__(self, *, proc: Path = Path("/proc"), libvirt: Path = Path("/run/libvirt")) -> None:
@@ -69,41 +69,41 @@ class Vms:
         self._libvirt = libvirt
         self._lock = threading.Lock()
         self._vms: dict[int, _Vm] = {}
-        self._names: dict[str, int] = {}  # the last one that was given this name: no other is alive
+        self._names: dict[str, int] = {}  # the last tgid given this name; no other with it is alive
         self._commands: dict[int, Sequence[str]] = {}
 
     def met(self, tgid: int, command: Sequence[str]) -> None:
-        """Takes note of a process that made its first call, for it may be gone before it is looked at.
+        """Note a process that made its first call: it may be gone before anyone looks at it.
 
-        `command` is the beginning of its command line, as the process had it then.
+        `command` is the beginning of its command line at that time.
         """
         with self._lock:
             vm = self._vms.get(tgid)
             if vm is not None and vm.is_surely_known():
-                return  # another of its vCPUs
-            self._drop(tgid)  # if there was one, it was another process
+                return  # the first call of another of its vCPUs
+            self._drop(tgid)  # an earlier process with this tgid
             self._commands[tgid] = command
 
     def name(self, tgid: int) -> str:
-        """The name of a VM, `pid-N` if its process does not say (or no longer exists)."""
+        """Return the name of a VM, `pid-N` if its process does not say (or no longer exists)."""
         return self.about(tgid).name
 
     def about(self, tgid: int) -> VmInfo:
-        """Who a VM is, as far as its process says or said."""
+        """Return the identity of a VM, as far as its process says or said."""
         with self._lock:
             return self._about(tgid)
 
     def is_alive(self, tgid: int) -> bool:
-        """False once the process that was named is gone, even if its tgid is in use again.
+        """Return False once the process that was named is gone, even if its tgid is in use again.
 
-        About a microsecond where the kernel gives a pidfd for it.
+        Takes about a microsecond if there is a pidfd for it.
         """
         with self._lock:
             vm = self._vms.get(tgid)
             return vm is not None and vm.is_alive()
 
     def forget(self, tgid: int) -> None:
-        """Drops what is remembered of a process that is gone."""
+        """Forget a process that is gone."""
         with self._lock:
             self._drop(tgid)
             self._commands.pop(tgid, None)
@@ -119,7 +119,7 @@ class Vms:
                 return vm.info
         process = Process.find(tgid)
         if vm is not None and (process is None or not process.is_alive()):
-            # A process that is gone may still have calls in the ring: they are its own.
+            # Calls of a process that is gone may still be in the ring: they keep its name.
             vm.checked = now
             return vm.info
         identity = self._identity(tgid, process)
@@ -131,21 +131,22 @@ class Vms:
         return info
 
     def _identity(self, tgid: int, process: Process | None) -> Identity:
-        told = self._commands.pop(tgid, ())
+        sent = self._commands.pop(tgid, ())
         line = self._read(tgid, "cmdline").rstrip("\0")
         command = line.split("\0") if line else []
         found = identify(command, comm=self._read(tgid, "comm"), cgroup=self._read(tgid, "cgroup"))
-        # What was read is the process's own if that is still there; and who made the calls is who was met.
+        # /proc is trusted only if the process is still alive and can be the one whose first call was seen;
+        # otherwise the command line that the probe sent is.
         is_gone = process is None or not process.is_alive()
-        if told and (is_gone or not _may_be(line, told)):
-            found = identify(_uncut(told))
+        if sent and (is_gone or not _may_be(line, sent)):
+            found = identify(_uncut(sent))
         return found if is_gone else self._with_libvirts(tgid, found)
 
     def _with_libvirts(self, tgid: int, found: Identity) -> Identity:
-        """With what libvirt knows, where this user may read that, and the command line does not say."""
-        if found.vmm in (Vmm.FIRECRACKER, Vmm.CROSVM, Vmm.KUBEVIRT):  # the last has it in its pod
+        """Return `found` with what libvirt adds to the command line, if this user may read that."""
+        if found.vmm in (Vmm.FIRECRACKER, Vmm.CROSVM, Vmm.KUBEVIRT):  # KubeVirt's libvirt is in the pod
             return found
-        for driver, vmm in ("qemu", Vmm.LIBVIRT), ("ch", Vmm.CLOUD_HYPERVISOR):
+        for driver, vmm in (("qemu", Vmm.LIBVIRT), ("ch", Vmm.CLOUD_HYPERVISOR)):
             if found.name and found.uuid:
                 break
             directory = f"{self._libvirt}/{driver}"
@@ -156,7 +157,7 @@ class Vms:
         return found
 
     def _read(self, tgid: int, file: str) -> str:
-        """Empty if the process is gone, or /proc hides it (its mount option hidepid)."""
+        """Return "" if the process is gone, or /proc hides it (mount option hidepid)."""
         return read_text(f"{self._proc}/{tgid}/{file}")
 
     def _unshared(self, name: str, tgid: int) -> str:
@@ -173,7 +174,7 @@ class Vms:
 
 
 def clean_name(name: str) -> str:
-    """`name` without what a label, a terminal or a log line would choke on, and of bounded length."""
+    """Return `name` fit for labels, terminals and logs: cut to MAX_NAME, unprintable characters replaced."""
     if name.isprintable() and len(name) <= MAX_NAME:
         return name
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name[:MAX_NAME])
@@ -184,16 +185,16 @@ def _nameless(tgid: int) -> str:
 
 
 def _given_name(identity: Identity) -> str:
-    """The VM's name, cleaned. `pid-N` is none: it stands for VMs that have none."""
+    """Return the VM's name, cleaned; "" for `pid-N`, which stands for VMs that have none."""
     return "" if re.fullmatch(r"pid-\d+", identity.name) else clean_name(identity.name)
 
 
-def _may_be(line: str, told: Sequence[str]) -> bool:
-    """Whether a process that has this command line may be the one that was met."""
+def _may_be(line: str, sent: Sequence[str]) -> bool:
+    """Return whether a process with this command line can be the one whose command line was sent."""
     # The last character may have been cut in the middle.
-    return line.startswith("\0".join(told).rstrip("\N{REPLACEMENT CHARACTER}"))
+    return line.startswith("\0".join(sent).rstrip("\N{REPLACEMENT CHARACTER}"))
 
 
-def _uncut(told: Sequence[str]) -> Sequence[str]:
-    """Without the last argument if there may be more of it: half a name is another VM's name."""
-    return told[:-1] if len("\0".join(told).encode()) >= _COMMAND_SIZE else told
+def _uncut(sent: Sequence[str]) -> Sequence[str]:
+    """Drop the last argument if it may be cut: half a name could be another VM's name."""
+    return sent[:-1] if len("\0".join(sent).encode()) >= _COMMAND_SIZE else sent

@@ -1,4 +1,4 @@
-"""A process: whether it still runs, whether it holds a VM, and what /proc says of it."""
+"""A process: whether it still runs, whether it has a VM, and what /proc says about it."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from pathlib import Path
 import psutil
 
 _READ_SIZE = 64 * 1024
-"""Bytes that are read of a file in /proc: a QEMU with many disks has a command line of some ten thousand."""
+"""Bytes to read of a file in /proc: the command line of a QEMU with many disks has about ten thousand."""
 
 
 def running() -> list[int]:
-    """The processes that hold a VM now; only those that this user may look into."""
+    """Return the tgids of processes that have a VM now, among those that this user may look into."""
     return [tgid for tgid in psutil.pids() if _holds_vm(Path(f"/proc/{tgid}/fd"))]
 
 
 class Process:
-    """One process, told from any later one with its number.
+    """One process, told apart from any later one with its PID.
 
-    By a pidfd: whether it is there takes one system call then, also where /proc hides it. Without one by the
-    time when it started, or if /proc hides that, by its number alone.
+    By a pidfd: one system call then says whether it is there, even if /proc hides it. Without one, by its
+    start time, or if /proc hides that, by its PID alone.
     """
 
     __slots__ = ("_fd", "_poll", "_process", "_tgid")
 
     @classmethod
     def find(cls, tgid: int) -> Process | None:
-        """The process that has this number now, if any; it may be a zombie."""
+        """Return the process that has this PID now, if any; it may be a zombie."""
         try:
             fd = _pidfd(tgid)
         except ProcessLookupError:
@@ -56,11 +56,11 @@ class Process:
             os.close(self._fd)
 
     def is_surely_alive(self) -> bool:
-        """Whether it is known to be alive, and to be no other process."""
+        """Return whether it is known to be alive and to be the same process."""
         return self._fd >= 0 and self.is_alive()
 
     def is_alive(self) -> bool:
-        """Whether it runs; not as a zombie, of which nothing remains but its exit status."""
+        """Return whether it runs; a zombie, of which only the exit status is left, does not."""
         if self._fd >= 0:
             return not self._poll.poll(0)  # readable once all its threads have ended
         if self._process is None:
@@ -72,20 +72,20 @@ class Process:
 
 
 def _pidfd(tgid: int) -> int:
-    """A descriptor for a process, -1 if none can be had.
+    """Return a pidfd for a process, -1 if none can be had.
 
-    Raises ProcessLookupError if there is no such process.
+    Raise ProcessLookupError if there is no such process.
     """
     try:
         fd = os.pidfd_open(tgid)
     except OSError as error:
-        # The number is now a thread's, of another process (EINVAL before Linux 6.9).
+        # The PID is now that of a thread of another process (EINVAL before Linux 6.9).
         if error.errno in (errno.EINVAL, errno.ENOENT):
             raise ProcessLookupError from error
         if error.errno == errno.ESRCH:
             raise
-        return -1  # the limit of open files, or a seccomp filter that does not know the call
-    # The kernel takes the lowest free number: half of them are left for whoever comes to read the metrics.
+        return -1  # the limit on open files, or a seccomp filter that does not know the call
+    # The kernel takes the lowest free number: leave half of them for connections to the HTTP server.
     if fd >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2:
         os.close(fd)
         return -1
@@ -93,7 +93,7 @@ def _pidfd(tgid: int) -> int:
 
 
 def _exists(tgid: int) -> bool:
-    """Whether there is such a process, also one that /proc hides."""
+    """Return whether there is such a process, even if /proc hides it."""
     try:
         os.kill(tgid, 0)
     except ProcessLookupError:
@@ -104,7 +104,7 @@ def _exists(tgid: int) -> bool:
 
 
 def read_text(file: str, size: int = _READ_SIZE) -> str:
-    """The text of a small file, "" if it cannot be read; pathlib would take three times as long."""
+    """Return the text of a small file, "" if it cannot be read. pathlib takes three times as long."""
     try:
         with open(file, "rb", buffering=0) as opened:  # noqa: PTH123
             return (opened.read(size) or b"").decode(errors="replace")
@@ -113,7 +113,7 @@ def read_text(file: str, size: int = _READ_SIZE) -> str:
 
 
 def _holds_vm(fds: Path) -> bool:
-    """Whether a process has a VM open: KVM_CREATE_VM returns a file of this name."""
+    """Return whether a process has a VM open: KVM_CREATE_VM returns a file of this name."""
     try:
         return any(_target(fd) == "anon_inode:kvm-vm" for fd in fds.iterdir())
     except OSError:

@@ -1,1 +1,1 @@
-"""What is served over HTTP: metrics, the page, its JSON, and who may have them."""
+"""Serves the metrics, the page and its JSON over HTTP, with TLS and users if a web file asks for them."""

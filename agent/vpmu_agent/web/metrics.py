@@ -1,9 +1,9 @@
-"""The metrics: families, and their text for Prometheus, made at each scrape from what is known of the VMs.
+"""The metrics: their families, and their text for Prometheus, made at each scrape from the counts of all VMs.
 
-What is of VMs is written here and not by prometheus-client, which takes 7 µs a sample and holds all at once:
-a second for the 160,000 of 1,000 VMs, where a whole scrape has 200 ms (`make bench`). All lines of a VM in
-one family are made in one go: its name joins the pieces of text between the places where it stands, and one
-`%` fills in numbers. The few families of the agent itself, and of its process, are prometheus-client's.
+The families of VMs are written here and not by prometheus-client, which takes 7 µs for a sample and holds all
+of them at once: a second for the 160,000 samples of 1,000 VMs, where a whole scrape may take 200 ms (`make
+bench`). All lines of a VM in one family are made in one step: the VM's name joins the pieces of text around
+it, and one `%` fills in the numbers. prometheus-client writes the few families of the agent and its process.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 CHUNK = 64 * 1024
-"""Characters, roughly, that are put together before they go out."""
+"""About how many characters are collected before they are sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One metric: its name as exported (for a histogram without `_bucket`), type, labels and help text.
+    """One metric: its name as exported (a histogram's without `_bucket`), type, labels and help text.
 
-    A help text has no character that one of the formats escapes.
+    The help text contains no character that one of the two formats escapes.
     """
 
     name: str
@@ -49,33 +49,38 @@ class Family:
     help: str
 
     def head(self, *, openmetrics: bool) -> str:
-        """The lines before the samples."""
+        """Return the lines before the samples: help and type."""
         # In OpenMetrics the suffix belongs to a counter's sample, not to its name.
         name = self.name.removesuffix("_total") if openmetrics else self.name
         return f"# HELP {name} {self.help}\n# TYPE {name} {self.type}\n"
 
     def lines(self, values: Iterable[Sequence[str]], number: str = "%d") -> str:
-        """A line for each of the labels' (escaped) values, all with the same number or place for one."""
+        """Return a line for each tuple of label values, which are escaped.
+
+        All lines get the same `number`, or the same place that `%` fills in.
+        """
         return "".join(
             self._line(self.name, zip(self.labels, labels, strict=True), number) for labels in values
         )
 
     def histogram(self, values: Iterable[Sequence[str]], bounds: Sequence[float], total: str = "%d") -> str:
-        """The lines of a histogram for each of the labels' values, with places: buckets, count and sum."""
+        """Return the lines of a histogram for each tuple of label values: buckets, count and sum.
+
+        `%` fills in their numbers; `total` is the place for the sum.
+        """
         text = ""
         for labels in values:
             known = list(zip(self.labels, labels, strict=True))
             for bound in (*map(repr, bounds), "+Inf"):
                 text += self._line(f"{self.name}_bucket", [*known, ("le", bound)], "%d")
-            text += self._line(f"{self.name}_count", known, "%d") + self._line(
-                f"{self.name}_sum", known, total
-            )
+            text += self._line(f"{self.name}_count", known, "%d")
+            text += self._line(f"{self.name}_sum", known, total)
         return text
 
     def metric(self, samples: Mapping[tuple[str, ...], float]) -> Metric:
-        """The family for prometheus-client, with a number for each of the labels' values."""
-        made = CounterMetricFamily if self.type == "counter" else GaugeMetricFamily
-        metric = made(self.name, self.help, labels=self.labels)
+        """Return the family for prometheus-client, with the number of each tuple of label values."""
+        family = CounterMetricFamily if self.type == "counter" else GaugeMetricFamily
+        metric = family(self.name, self.help, labels=self.labels)
         for labels, number in samples.items():
             metric.add_metric(labels, number)
         return metric
@@ -85,75 +90,160 @@ class Family:
         return f"{name}{{{text}}} {number}\n" if text else f"{name} {number}\n"
 
 
-CALLS = Family("vpmu_calls_total", "counter", ("vm", "call"), "Calls that KVM made for the VM's counters.")
+CALLS = Family(
+    name="vpmu_calls_total",
+    type="counter",
+    labels=("vm", "call"),
+    help="Calls that KVM made for the VM's counters.",
+)
 PREDICTED = Family(
-    *("vpmu_predicted_calls_total", "counter", ("vm", "call")),
-    "Calls that the model predicted; equal to vpmu_calls_total for as long as KVM does as predicted.",
+    name="vpmu_predicted_calls_total",
+    type="counter",
+    labels=("vm", "call"),
+    help="Calls that the model predicted; equal to vpmu_calls_total as long as KVM behaves as predicted.",
 )
 UNKNOWN = Family(
-    *("vpmu_unknown_calls_total", "counter", ("vm",)),
-    "Calls of which the model could say nothing: their counters were set up before the agent came, records "
-    "were lost, or they can be consequences of a divergence.",
+    name="vpmu_unknown_calls_total",
+    type="counter",
+    labels=("vm",),
+    help=(
+        "Calls that the model could not judge: their counters were set up before the agent was started, "
+        "records were lost, or they may be consequences of a divergence."
+    ),
 )
 PINNED_SIBLINGS = Family(
-    *("vpmu_pinned_siblings_total", "counter", ("vm",)),
-    "Group members created pinned beside their leader, which perf_event_open() would refuse.",
+    name="vpmu_pinned_siblings_total",
+    type="counter",
+    labels=("vm",),
+    help="Group members created pinned, which perf_event_open() refuses for all but the leader.",
 )
-ERRORS = Family("vpmu_call_errors_total", "counter", ("vm", "call", "errno"), "Calls that failed, by errno.")
+ERRORS = Family(
+    name="vpmu_call_errors_total",
+    type="counter",
+    labels=("vm", "call", "errno"),
+    help="Calls that failed, by errno.",
+)
 DURATION = Family(
-    "vpmu_call_duration_seconds", "histogram", ("vm", "call"), "Time from a call's entry to its return."
+    name="vpmu_call_duration_seconds",
+    type="histogram",
+    labels=("vm", "call"),
+    help="Duration of a call, from its entry to its return.",
 )
-HOST = Family("vpmu_host_seconds_total", "counter", ("vm",), "Host time spent in the VM's vPMU calls.")
+HOST = Family(
+    name="vpmu_host_seconds_total",
+    type="counter",
+    labels=("vm",),
+    help="Host time spent in the VM's vPMU calls.",
+)
 DIVERGENCES = Family(
-    *("vpmu_divergences_total", "counter", ("vm", "kind")),
-    "Calls that were not as the model predicted, by kind.",
+    name="vpmu_divergences_total",
+    type="counter",
+    labels=("vm", "kind"),
+    help="Calls that diverged from the model, by kind.",
 )
 GROUPS = Family(
-    "vpmu_groups", "gauge", ("vm", "state"), "Counters that hold events now, by state of their group."
+    name="vpmu_groups",
+    type="gauge",
+    labels=("vm", "state"),
+    help="Counters that currently hold events, by the state of their group.",
 )
-EVENTS = Family("vpmu_events", "gauge", ("vm",), "Host perf events that the VM's counters hold now.")
+EVENTS = Family(
+    name="vpmu_events",
+    type="gauge",
+    labels=("vm",),
+    help="Host perf events that the VM's counters currently hold.",
+)
 ORPHANED = Family(
-    *("vpmu_orphaned_events", "gauge", ("vm",)),
-    "Host perf events that the VM's counters left behind: nobody will release them any more.",
+    name="vpmu_orphaned_events",
+    type="gauge",
+    labels=("vm",),
+    help="Host perf events that the VM's counters left behind and that nothing will release.",
 )
 GROUP_SIZE = Family(
-    *("vpmu_group_size_events", "histogram", ("vm",)), "Size of the groups that were programmed, in events."
+    name="vpmu_group_size_events",
+    type="histogram",
+    labels=("vm",),
+    help="Size of the groups that were programmed, in events.",
 )
 VM_INFO = Family(
-    *("vpmu_vm_info", "gauge", ("vm", "uuid", "vmm", "pid", "pod_uid")),
-    "Always 1; who the VM is: its UUID, what runs it, its process, and the Kubernetes pod that it runs in.",
+    name="vpmu_vm_info",
+    type="gauge",
+    labels=("vm", "uuid", "vmm", "pid", "pod_uid"),
+    help="Always 1; identifies the VM: its UUID, VMM, PID and, in Kubernetes, the UID of its pod.",
 )
 MODE = Family(
-    *("vpmu_mode", "gauge", ("vm", "mode")),
-    "Always 1; how KVM gives the VM its PMU: emulated with perf events, which are what is counted here; "
-    "mediated, where the guest has the host's counters themselves and there are no events; or off. Also of "
-    "VMs that made no call; no series where it cannot be known.",
+    name="vpmu_mode",
+    type="gauge",
+    labels=("vm", "mode"),
+    help=(
+        "Always 1; how KVM gives the VM its PMU: emulated with perf events, which are what the agent counts; "
+        "mediated, where the guest owns the host's counters while it runs and there are no events; or off. "
+        "Also for VMs that made no call; no series where it cannot be determined."
+    ),
 )
 PMC_CALLS = Family(
-    *("vpmu_pmc_calls_total", "counter", ("vm", "vcpu", "pmc", "call")),
-    "Calls by counter, but for guest LBR, which has none. Off with --no-per-counter.",
+    name="vpmu_pmc_calls_total",
+    type="counter",
+    labels=("vm", "vcpu", "pmc", "call"),
+    help="Calls by counter, except those for guest LBR, which has no counter. Off with --no-per-counter.",
 )
 PMC_DIVERGENCES = Family(
-    *("vpmu_pmc_divergences_total", "counter", ("vm", "vcpu", "pmc", "kind")),
-    "Divergences by counter; only counters that diverged have a series. Off with --no-per-counter.",
+    name="vpmu_pmc_divergences_total",
+    type="counter",
+    labels=("vm", "vcpu", "pmc", "kind"),
+    help="Divergences by counter; only counters that diverged have a series. Off with --no-per-counter.",
 )
-BUILD = Family("vpmu_agent_build_info", "gauge", ("version",), "Always 1; which agent this is.")
-PROBES = Family("vpmu_agent_attached_probes", "gauge", ("mode",), "Kernel functions being watched, by how.")
+BUILD = Family(
+    name="vpmu_agent_build_info",
+    type="gauge",
+    labels=("version",),
+    help="Always 1; the version of the agent.",
+)
+PROBES = Family(
+    name="vpmu_agent_attached_probes",
+    type="gauge",
+    labels=("mode",),
+    help="Probed kernel functions, by attach mode.",
+)
 LOADS = Family(
-    *("vpmu_agent_loads_total", "counter", ()),
-    "How often the probes were loaded: at the start, and whenever the kvm module had been loaded anew.",
+    name="vpmu_agent_loads_total",
+    type="counter",
+    labels=(),
+    help="How often the probes were loaded: at startup, and after each reload of the kvm module.",
 )
 LOST = Family(
-    *("vpmu_agent_lost_records_total", "counter", ("reason",)),
-    "What was lost, by reason. ring_full is a record, and errors_full an errno, of a call that is counted "
-    "all the same; any other is a call that is not, and none of the counts above is complete then.",
+    name="vpmu_agent_lost_records_total",
+    type="counter",
+    labels=("reason",),
+    help=(
+        "What was lost, by reason. ring_full loses a record, and errors_full an errno, of a call that is "
+        "still counted; any other reason loses the call itself, and then none of the counts above is "
+        "complete."
+    ),
 )
-VMS = Family("vpmu_agent_vms", "gauge", (), "VMs known: those alive, and those gone since the last scrape.")
-MAP_ENTRIES = Family("vpmu_agent_map_entries", "gauge", ("map",), "Entries that a BPF map has now.")
-MAP_ROOM = Family("vpmu_agent_map_max_entries", "gauge", ("map",), "Entries that a BPF map has room for.")
+VMS = Family(
+    name="vpmu_agent_vms",
+    type="gauge",
+    labels=(),
+    help="Known VMs: those that are running, and those that are gone since the last scrape.",
+)
+MAP_ENTRIES = Family(
+    name="vpmu_agent_map_entries",
+    type="gauge",
+    labels=("map",),
+    help="Current number of entries in a BPF map.",
+)
+MAP_ROOM = Family(
+    name="vpmu_agent_map_max_entries",
+    type="gauge",
+    labels=("map",),
+    help="Maximum number of entries in a BPF map.",
+)
 SCRAPE = Family(
-    *("vpmu_agent_scrape_duration_seconds", "gauge", ()),
-    "Time from the beginning of this scrape to this line, its reader's part included.",
+    name="vpmu_agent_scrape_duration_seconds",
+    type="gauge",
+    labels=(),
+    help="Time from the start of this scrape to this line, including time blocked on the client.",
 )
 
 
@@ -162,7 +252,7 @@ class _VmFamily:
     """A family that has the same lines for every VM."""
 
     family: Family
-    text: str  # of one VM: _VM where its name stands, and a place for each number
+    text: str  # the lines of one VM: _VM stands for its name, and there is a place for each number
     numbers: Callable[[Sequence[int]], Iterable[float]]  # from those of `layout.VCPU.fields`
 
 
@@ -180,7 +270,7 @@ def _plain(
 
 
 def _cumulative(counts: Sequence[int], total: float) -> list[float]:
-    """The numbers of one histogram."""
+    """Return the numbers of one histogram: its cumulative buckets, count and sum."""
     buckets = list(accumulate(counts))
     return [*buckets, buckets[-1], total]
 
@@ -201,13 +291,13 @@ def _sizes(numbers: Sequence[int]) -> list[float]:
 
 
 def _places(field: str, names: Sequence[str], wanted: Iterable[str]) -> list[int]:
-    """Where the numbers of some names are in a field that has one for each of `names`."""
+    """Return where the numbers of the `wanted` names are, in a field that has one for each of `names`."""
     return [_FIELDS[field].start + names.index(name) for name in wanted]
 
 
-# Every kind from the start: increase() does not see a series begin at 1, and there may be no second.
+# All kinds from the start: increase() does not see a series begin at 1, and there may never be a 2.
 _DIVERGENCES = [kind for kind in Kind if kind.is_divergence]
-_STATES = [state for state in State if state is not State.EMPTY]  # which holds nothing
+_STATES = [state for state in State if state is not State.EMPTY]  # an empty group holds no events
 _UNKNOWN = _FIELDS["verdicts"].start + list(Kind).index(Kind.UNKNOWN)
 
 _VM_FAMILIES = (
@@ -232,20 +322,20 @@ VM_FAMILIES = (*(each.family for each in _VM_FAMILIES), ERRORS, VM_INFO, MODE)
 PMC_FAMILIES = (PMC_CALLS, PMC_DIVERGENCES)
 AGENT_FAMILIES = (BUILD, PROBES, LOADS, LOST, VMS, MAP_ENTRIES, MAP_ROOM, SCRAPE)
 FAMILIES = (*VM_FAMILIES, *PMC_FAMILIES, *AGENT_FAMILIES)
-"""Every metric there is."""
+"""All metrics but those of the process, which prometheus-client declares."""
 
 
 class Exporter:
-    """Makes what a scrape gets."""
+    """Writes the answer to a scrape."""
 
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
         self._version = version("vpmu-agent")
 
     def scrape(self, *, openmetrics: bool) -> Iterator[bytes]:
-        """The metrics as they are now, in chunks of about CHUNK bytes; as OpenMetrics or as plain text.
+        """Return the current metrics in chunks of about CHUNK bytes, as OpenMetrics or as plain text.
 
-        What can fail has been done when this returns.
+        Whatever can fail does so before this returns, and not while the chunks are made.
         """
         start = time.perf_counter()
         snapshot = self._watch.snapshot()
@@ -257,11 +347,11 @@ class Exporter:
             yield each.family.head(openmetrics=openmetrics)
             pieces, numbers = each.text.split(_VM), each.numbers
             for name, counts in vms.items():
-                # The name will be part of what `%` reads.
+                # The name becomes part of a format string.
                 yield name.replace("%", "%%").join(pieces) % tuple(numbers(counts.numbers))
         yield ERRORS.head(openmetrics=openmetrics)
         for name, counts in vms.items():
-            # Only a creation can fail.
+            # Only create can fail.
             for number, count in sorted(counts.errors.items()):
                 yield ERRORS.lines([(name, CallName.CREATE, errno_name(number))], str(count))
         yield VM_INFO.head(openmetrics=openmetrics)
@@ -278,23 +368,23 @@ class Exporter:
         registry.register(_Agent(snapshot, self._version, start))
         ProcessCollector(registry=registry)
         write = exposition.generate_latest if openmetrics else generate_latest
-        yield write(registry).decode()  # in OpenMetrics the end of it all, too
+        yield write(registry).decode()  # with the end mark of OpenMetrics
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Agent(Collector):
-    """What there is to say of the agent itself."""
+    """The families of the agent itself."""
 
     snapshot: Snapshot
     version: str
     start: float
 
     def describe(self) -> list[Metric]:
-        """Nothing: nobody else's families are in the registry, but for the process's."""
+        """Return nothing: the registry need not look for names that are there twice."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """See Collector."""
+        """Yield the families, with their current numbers."""
         snapshot = self.snapshot
         yield BUILD.metric({(self.version,): 1})
         yield PROBES.metric({(snapshot.mode,): len(snapshot.functions)})
@@ -309,7 +399,7 @@ class _Agent(Collector):
 
 def _pmc_text(vms: Mapping[str, Counts], *, openmetrics: bool) -> Iterator[str]:
     yield PMC_CALLS.head(openmetrics=openmetrics)
-    # All lines of a counter differ only in the label `call`: the others are one text that joins them.
+    # The lines of a counter differ only in the label `call`: the text of the other labels joins them.
     lines = PMC_CALLS.lines([(_VM, _VM, _VM, call) for call in CallName])
     pieces = lines.split(f'pmc="{_VM}",vcpu="{_VM}",vm="{_VM}"')
     for name, counts in vms.items():
@@ -337,5 +427,5 @@ def _chunks(texts: Iterable[str]) -> Iterator[bytes]:
 
 
 def _escaped(value: str) -> str:
-    """A label's value, as both formats want it."""
+    """Return a label's value, escaped as both formats require."""
     return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")

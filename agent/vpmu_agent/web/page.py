@@ -1,4 +1,4 @@
-"""The page that a person opens, made of a state. Its script asks for it again and shows what differs.
+"""The page that a person opens, made from a state. Its script fetches it again and replaces what differs.
 
 All of it is in one answer, and it may load and run nothing else: VMs choose their names.
 """
@@ -7,24 +7,24 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from html import escape
 from importlib.resources import files
 from string import Template
 
-from vpmu_agent.model.call import Call, CallName
-from vpmu_agent.model.verdict import Observation, Verdict
+from vpmu_agent.model.call import CallName
+from vpmu_agent.model.verdict import Observation
 from vpmu_agent.text import attr_text, duration_text, errno_name
 from vpmu_agent.vms.modes import Mode, Pmu, Why, sentence, untraced
-from vpmu_agent.web.state import Diverging, State, VmState
+from vpmu_agent.web.state import Diverging, HostState, VmState
 
 SHOWN = 20
 """How many of the last divergences and failures the page has; the JSON has all that are kept."""
 
 
-def page(state: State) -> str:
-    """The whole page, in HTML."""
+def html(state: HostState) -> str:
+    """Return the whole page, as HTML."""
     return _PAGE.substitute(
         css=_CSS,
         script=_SCRIPT,
@@ -40,12 +40,15 @@ def page(state: State) -> str:
     )
 
 
-def observed(call: Call, verdict: Verdict) -> str:
-    """What was seen, in the terms of `Verdict.expected`."""
+def observed(observation: Observation) -> str:
+    """Return what was seen, in the notation of `Verdict.expected`; `?` stands for an unknown event."""
+    call, verdict = observation
     event = "?" if verdict.event is None else verdict.event
     if call.name is CallName.CREATE:
-        leader = verdict.leader if verdict.leader is not None else "?" if call.leader else None
-        seen = f"create(event={event}, leader={leader}, disabled={call.attr.disabled:d})"
+        leader: int | str | None = verdict.leader
+        if leader is None and call.leader:
+            leader = "?"
+        seen = f"create(event={event}, leader={leader}, disabled={int(call.attr.disabled)})"
     else:
         seen = f"{call.name}(event={event})"
     return f"{seen} failed with {errno_name(-call.result)}" if call.result else seen
@@ -73,12 +76,12 @@ HEADERS = [
 """What the page is sent with."""
 
 
-def _attached(state: State) -> str:
+def _attached(state: HostState) -> str:
     since = f"since {_time(state.since_ns)} ({_ago(state.time_ns - state.since_ns)})"
     if state.missing:
         return (
             f'<p><strong class="bad">● Not watching</strong> {since}: {escape(state.missing)}</p>'
-            '<p class="quiet">What was counted before stays below.</p>'
+            '<p class="quiet">Counts from before are still shown below.</p>'
         )
     functions = ", ".join(f"<code>{escape(name)}</code>" for name in state.functions)
     return (
@@ -88,14 +91,14 @@ def _attached(state: State) -> str:
     )
 
 
-def _lost(state: State) -> str:
+def _lost(state: HostState) -> str:
     if not state.lost:
-        return '<p class="quiet">No record was lost.</p>'
+        return '<p class="quiet">No records were lost.</p>'
     reasons = ", ".join(f"{escape(reason)} {_number(count)}" for reason, count in state.lost.items())
-    return f'<p class="warn">Records were lost: {reasons}. Counts may not be complete.</p>'
+    return f'<p class="warn">Records were lost: {reasons}. Counts may be incomplete.</p>'
 
 
-def _totals(state: State) -> str:
+def _totals(state: HostState) -> str:
     tiles = (
         ("VMs", _number(state.all_vms), ""),
         ("Host events held", _number(state.all_events), ""),
@@ -103,45 +106,45 @@ def _totals(state: State) -> str:
         ("Divergences", _alarming(state.all_divergences), ""),
         ("Failed creations", _alarming(state.all_failed), ""),
     )
-    return f'<dl class="totals">{"".join(_tile(*tile) for tile in tiles)}</dl>'
+    return f'<dl class="totals">{"".join(_tile(name, value, more) for name, value, more in tiles)}</dl>'
 
 
 def _tile(name: str, value: str, more: str) -> str:
-    return f"<div><dt>{name}</dt><dd>{value}</dd>" + (
-        f'<dd class="quiet">{more}</dd></div>' if more else "</div>"
-    )
+    below = f'<dd class="quiet">{more}</dd>' if more else ""
+    return f"<div><dt>{name}</dt><dd>{value}</dd>{below}</div>"
 
 
-def _vms(state: State) -> str:
+def _vms(state: HostState) -> str:
     if not state.vms:
         return _NO_VMS
+    heads = {
+        "VM": "",
+        "Groups": "",
+        "Calls": "number wide",
+        "Failed": "number wide",
+        "Diverged": "number",
+        "Tax": "number",
+    }
     left_out = state.all_vms - len(state.vms)
-    more = f"{_number(left_out)} more VMs have less tax; the metrics have them all. " if left_out else ""
-    return (
-        _table(
-            *(("VM", ""), ("Groups", ""), ("Calls", "number wide"), ("Failed", "number wide")),
-            *(("Diverged", "number"), ("Tax", "number")),
-            rows=map(_vm, state.vms),
-        )
-        + f'<p class="quiet">{more}Tax is the host time that went into a VM\'s calls: in all, and per second '
-        "now.</p>"
-    )
+    more = f"{_number(left_out)} more VMs with less tax; the metrics include them all. " if left_out else ""
+    tax = "Tax is the host time spent in a VM's vPMU calls: in total, and per second now."
+    return f'{_table(heads, rows=map(_vm, state.vms))}<p class="quiet">{more}{tax}</p>'
 
 
-def _untraced(state: State) -> str:
+def _untraced(state: HostState) -> str:
     pmus = [
         (each.vm, Pmu(Mode(each.mode), Why(each.reason) if each.reason else None)) for each in state.untraced
     ]
     left_out = state.all_untraced - len(state.untraced)
-    more = f'<p class="quiet">{_number(left_out)} more have nothing to trace.</p>' if left_out else ""
-    said = [escape(sentence(vms, pmu)) for pmu, vms in untraced(pmus).items()]
-    return "".join(f'<p class="quiet">{text}.</p>' for text in said) + more
+    more = f'<p class="quiet">{_number(left_out)} more VMs have nothing to trace.</p>' if left_out else ""
+    reasons = [escape(sentence(vms, pmu)) for pmu, vms in untraced(pmus).items()]
+    return "".join(f'<p class="quiet">{reason}.</p>' for reason in reasons) + more
 
 
 _NO_VMS = """
 <p>No VM has used its PMU yet.</p>
-<p class="quiet">Count something in a guest, for instance with <code>perf stat true</code>. If its events are
-not supported there, the VM was given no PMU; QEMU gives it one with <code>-cpu host,pmu=on</code>.</p>
+<p class="quiet">Count something in a guest, for example with <code>perf stat true</code>. If perf says that
+the events are not supported, the VM has no PMU; QEMU provides one with <code>-cpu host,pmu=on</code>.</p>
 """
 
 
@@ -158,13 +161,13 @@ def _vm(vm: VmState) -> str:
     )
 
 
-def _diverging(state: State) -> str:
+def _diverging(state: HostState) -> str:
     if not state.diverging:
-        return "<p>None: what KVM did was as the model predicted, or could not be judged.</p>"
+        return "<p>None: KVM behaved as the model predicted, or could not be judged.</p>"
     left_out = state.all_diverging - len(state.diverging)
-    more = f'<p class="quiet">{_number(left_out)} more, of smaller count.</p>' if left_out else ""
-    heads = ("VM", ""), ("vCPU", "number"), ("Counter", ""), ("Kind", ""), ("Count", "number")
-    return _table(*heads, rows=map(_diverging_row, state.diverging)) + more
+    more = f'<p class="quiet">{_number(left_out)} more with smaller counts.</p>' if left_out else ""
+    heads = {"VM": "", "vCPU": "number", "Counter": "", "Kind": "", "Count": "number"}
+    return _table(heads, rows=map(_diverging_row, state.diverging)) + more
 
 
 def _diverging_row(each: Diverging) -> str:
@@ -176,34 +179,37 @@ def _diverging_row(each: Diverging) -> str:
     )
 
 
-def _last(said: Sequence[Observation]) -> str:
-    if not said:
+def _last(kept: Sequence[Observation]) -> str:
+    if not kept:
         return "<p>None since the agent was started.</p>"
-    more = f'<p class="quiet">The last {SHOWN} of {len(said)} that are kept.</p>' if len(said) > SHOWN else ""
-    return f'<ol class="last">{"".join(_said(*each) for each in said[:SHOWN])}</ol>{more}'
+    more = (
+        f'<p class="quiet">The latest {SHOWN} of {len(kept)} that are kept.</p>' if len(kept) > SHOWN else ""
+    )
+    return f'<ol class="last">{"".join(map(_observation, kept[:SHOWN]))}</ol>{more}'
 
 
-def _said(call: Call, verdict: Verdict) -> str:
+def _observation(observation: Observation) -> str:
+    call, verdict = observation
     kind, meaning = errno_name(-call.result), "the host did not create the event"
     if verdict.kind.is_divergence:
         kind, meaning = verdict.kind, verdict.kind.meaning
     parts = {
         "Expected": f"<code>{escape(verdict.expected)}</code>" if verdict.expected else "",
-        "Observed": f"<code>{escape(observed(call, verdict))}</code>",
+        "Observed": f"<code>{escape(observed(observation))}</code>",
         "Event": f"<code>{escape(attr_text(call.attr))}</code>, took {duration_text(call.duration_ns)}",
     }
-    said = "".join(f"<div><dt>{name}</dt><dd>{text}</dd></div>" for name, text in parts.items() if text)
+    details = "".join(f"<div><dt>{name}</dt><dd>{text}</dd></div>" for name, text in parts.items() if text)
     vcpu = f"vCPU {call.vcpu} " if call.vcpu >= 0 else ""
     return (
         f"<li><time>{_time(call.time_ns, 'milliseconds')}</time> <strong>{escape(call.vm)}</strong> "
         f'{vcpu}{call.pmc_name} <strong class="bad">{escape(kind)}</strong>'
-        f'<p class="quiet">{escape(meaning)}</p><dl>{said}</dl></li>'
+        f'<p class="quiet">{escape(meaning)}</p><dl>{details}</dl></li>'
     )
 
 
-def _table(*heads: tuple[str, str], rows: Iterable[str]) -> str:
-    """Heads come with their classes, rows as their cells."""
-    head = "".join(f'<th scope="col" class="{kind}">{name}</th>' for name, kind in heads)
+def _table(heads: Mapping[str, str], rows: Iterable[str]) -> str:
+    """Return a table of columns with their CSS classes, and of rows, each the HTML of its cells."""
+    head = "".join(f'<th scope="col" class="{css}">{name}</th>' for name, css in heads.items())
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
@@ -225,7 +231,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _time(time_ns: int, precision: str = "seconds") -> str:
-    """Local time, as journalctl has it, with its zone: the reader may be elsewhere."""
+    """Return local time, as journalctl writes it, and its zone: the reader may be elsewhere."""
     when = datetime.fromtimestamp(time_ns / 1e9).astimezone()
     return f"{when.replace(tzinfo=None).isoformat(' ', precision)} {when.tzname()}"
 

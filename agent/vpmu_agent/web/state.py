@@ -1,4 +1,4 @@
-"""What a person asks one host: the state behind the page and its JSON, read at most once a second."""
+"""The state of one host, behind the page and its JSON: read from the maps at most once a second."""
 
 from __future__ import annotations
 
@@ -13,34 +13,33 @@ from importlib.metadata import version
 from vpmu_agent.counts.counts import Counts, Snapshot
 from vpmu_agent.counts.recent import Recent
 from vpmu_agent.counts.watch import Watch
-from vpmu_agent.model.rules import Kind
-from vpmu_agent.model.rules import State as GroupState
+from vpmu_agent.model.rules import Kind, State
 from vpmu_agent.model.verdict import Observation
 from vpmu_agent.probes.layout import VCPU
 from vpmu_agent.trace.call_json import SCHEMA, call_json, dumps
 from vpmu_agent.vms.modes import untraced
 from vpmu_agent.vms.names import VmInfo
 
-SHOWN = 50
-"""How many VMs, those of the most tax, and how many diverging counters, those that diverged most often."""
+ROWS = 50
+"""How many VMs are listed, by tax, and how many diverging counters, by divergences."""
 
-READ_S = 1.0
-"""How old a state may be that somebody gets: however many ask, the maps are read no more often than that."""
+MAX_AGE_S = 1.0
+"""How old a state may be when it is served: however many clients ask, the maps are read no more often."""
 
 NOW_S = 10.0
-"""How long ago the read before may be for the difference to tell of now."""
+"""How long ago the previous read may be for its difference to this one to be called the present."""
 
 
 @dataclass(frozen=True, slots=True)
 class VmState:
-    """One VM. Its *tax* is `host_ns`: the host time that went into its vPMU calls, in nanoseconds."""
+    """One VM. Its *tax* is `host_ns`: the host time spent in its vPMU calls, in nanoseconds."""
 
     vm: str
     uuid: str
     vmm: str
     pid: int
     groups: Mapping[str, int]
-    """Counters that hold events, by the state of their group; only states that there are."""
+    """Counters that hold events, by the state of their group; states without any are left out."""
     events: int
     orphans: int
     calls: int
@@ -48,12 +47,12 @@ class VmState:
     divergences: int
     host_ns: int
     host_share: float | None
-    """Of a processor's time, since the last read; None if that is not known."""
+    """Share of one CPU's time since the previous read, 1 being all of it; None if that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Diverging:
-    """How often a counter diverged in one way; without its place if calls are not counted by counter."""
+    """How often a counter diverged in one way; vCPU and counter are None with --no-per-counter."""
 
     vm: str
     vcpu: int | None
@@ -64,7 +63,7 @@ class Diverging:
 
 @dataclass(frozen=True, slots=True)
 class Untraced:
-    """A VM of which there is nothing to trace: its PMU is mediated, or off for a reason."""
+    """A VM that cannot be traced: its PMU is mediated, or off for a reason."""
 
     vm: str
     mode: str
@@ -72,21 +71,21 @@ class Untraced:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """All that is shown."""
+class HostState:
+    """All that is shown of a host. The field names are the keys of the JSON."""
 
     time_ns: int
     host: str
     kernel: str
     version: str
     missing: str
-    """Why there are no probes; empty if there are."""
+    """Why no probes are attached; empty if they are."""
     mode: str
     functions: Sequence[str]
     since_ns: int
     loads: int
     lost: Mapping[str, int]
-    """Lost records by reason; only reasons that there are."""
+    """Lost records by reason; reasons without any are left out."""
     all_vms: int
     all_events: int
     all_failed: int
@@ -99,11 +98,11 @@ class State:
     all_diverging: int
     diverging: Sequence[Diverging]
     last: Sequence[Observation]
-    """See Recent."""
+    """The latest divergences and failed creations, newest first."""
 
 
-def state_json(state: State) -> str:
-    """The state as a JSON object, without a newline; `last` has calls as in a trace."""
+def state_json(state: HostState) -> str:
+    """Return the state as a JSON object on one line, without a newline; `last` has calls as in a trace."""
     plain = {"schema": SCHEMA, "kind": "state"}
     plain |= {each.name: getattr(state, each.name) for each in fields(state) if each.name != "last"}
     plain |= {
@@ -111,12 +110,12 @@ def state_json(state: State) -> str:
         "untraced": [asdict(each) for each in state.untraced],
         "diverging": [asdict(each) for each in state.diverging],
     }
-    last = ",".join(call_json(*said) for said in state.last)
+    last = ",".join(call_json(call, verdict) for call, verdict in state.last)
     return f'{dumps(plain)[:-1]},"last":[{last}]}}'
 
 
 class Overview:
-    """Puts the state together for threads that answer requests. `missing` says why there are no probes."""
+    """Makes the state for the threads that answer requests. `missing` returns why no probes are attached."""
 
     def __init__(self, watch: Watch, recent: Recent, missing: Callable[[], str]) -> None:
         self.missing = missing
@@ -124,21 +123,21 @@ class Overview:
         self._recent = recent
         self._lock = threading.Lock()
         self._read_at = -NOW_S
-        self._state: State | None = None
+        self._state: HostState | None = None
         self._host_ns: Mapping[str, int] = {}
 
-    def state(self) -> State:
-        """As it is now, or was a moment ago."""
+    def state(self) -> HostState:
+        """Return the state of at most MAX_AGE_S ago."""
         with self._lock:
             now = time.monotonic()
             passed_s = now - self._read_at
-            if self._state is None or passed_s >= READ_S:
+            if self._state is None or passed_s >= MAX_AGE_S:
                 snapshot = self._watch.snapshot(is_scrape=False)
-                self._state = self._made(snapshot, passed_s)
+                self._state = self._make(snapshot, passed_s)
                 self._read_at = now
             return self._state
 
-    def _made(self, snapshot: Snapshot, passed_s: float) -> State:
+    def _make(self, snapshot: Snapshot, passed_s: float) -> HostState:
         before, is_recent = self._host_ns, self._state is not None and passed_s <= NOW_S
         host_ns = {vm: sum(counts.numbers[_DURATIONS]) for vm, counts in snapshot.vms.items()}
         share = {
@@ -147,12 +146,12 @@ class Overview:
             if is_recent
         }
         self._host_ns = host_ns
-        dearest = nlargest(SHOWN, snapshot.vms, key=lambda vm: (host_ns[vm], vm))
+        most_taxed = nlargest(ROWS, snapshot.vms, key=lambda vm: (host_ns[vm], vm))
         diverging = [each for vm, counts in snapshot.vms.items() for each in _diverging(vm, counts, snapshot)]
         pmus = [(vm, pmu) for vm, has in snapshot.pmus.items() for pmu in has]
         without = [Untraced(vm, pmu.mode, pmu.why) for pmu, vms in untraced(pmus).items() for vm in vms]
         all_counts = snapshot.vms.values()
-        return State(
+        return HostState(
             time_ns=time.time_ns(),
             host=os.uname().nodename,
             kernel=os.uname().release,
@@ -169,28 +168,34 @@ class Overview:
             all_divergences=sum(map(_divergences, all_counts)),
             all_host_ns=sum(host_ns.values()),
             all_host_share=sum(share.values()) if is_recent else None,
-            vms=[_vm(vm, snapshot.about[vm], snapshot.vms[vm], host_ns[vm], share.get(vm)) for vm in dearest],
+            vms=[
+                _vm(vm, snapshot.about[vm], snapshot.vms[vm], host_ns[vm], share.get(vm)) for vm in most_taxed
+            ],
             all_untraced=len(without),
-            untraced=without[:SHOWN],
+            untraced=without[:ROWS],
             all_diverging=len(diverging),
-            diverging=nlargest(SHOWN, diverging, key=lambda each: each.count),
+            diverging=nlargest(ROWS, diverging, key=lambda each: each.count),
             last=self._recent.last(),
         )
 
 
-_CALLS, _DURATIONS, _VERDICTS = (VCPU.fields[name] for name in ("calls", "duration_ns", "verdicts"))
-_GROUPS, _EVENTS, _ORPHANS = VCPU.fields["groups"], VCPU.fields["events"].start, VCPU.fields["orphans"].start
+_CALLS = VCPU.fields["calls"]
+_DURATIONS = VCPU.fields["duration_ns"]
+_VERDICTS = VCPU.fields["verdicts"]
+_GROUPS = VCPU.fields["groups"]
+_EVENTS = VCPU.fields["events"].start
+_ORPHANS = VCPU.fields["orphans"].start
 
 
 def _vm(vm: str, about: VmInfo, counts: Counts, host_ns: int, share: float | None) -> VmState:
     numbers = counts.numbers
-    groups = zip(GroupState, numbers[_GROUPS], strict=True)
+    groups = zip(State, numbers[_GROUPS], strict=True)
     return VmState(
         vm=vm,
         uuid=about.uuid,
         vmm=about.vmm,
         pid=about.tgid,
-        groups={state: count for state, count in groups if count and state is not GroupState.EMPTY},
+        groups={state: count for state, count in groups if count and state is not State.EMPTY},
         events=numbers[_EVENTS],
         orphans=numbers[_ORPHANS],
         calls=sum(numbers[_CALLS]),

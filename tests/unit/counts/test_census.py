@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from vpmu_agent.counts.census import FORGET_S, PULL_S, SHARE, KvmPmu, Modes, pmus
+from vpmu_agent.counts.census import CPU_SHARE, FORGET_S, PULL_S, KvmPmu, Modes, pmus
 from vpmu_agent.probes.census import _VCPU, Census, Vcpu, decode
 from vpmu_agent.vms.modes import Mode, Pmu, Why, sentence, untraced
 
@@ -165,10 +165,10 @@ def test_pulls_take_no_more_than_their_share(now: list[float]) -> None:
     now[1] = 0.062  # 300,000 files
     modes.sweep(census)
     assert census.pulled == 2
-    now[0] += 0.99 * 0.062 / SHARE
+    now[0] += 0.99 * 0.062 / CPU_SHARE
     modes.sweep(census)
     assert census.pulled == 2
-    now[0] += 0.02 * 0.062 / SHARE
+    now[0] += 0.02 * 0.062 / CPU_SHARE
     modes.sweep(census)
     assert census.pulled == 3
 
@@ -209,6 +209,6 @@ def test_a_census_that_is_not_there_is_said_once() -> None:
 def test_a_census_that_fails_is_missing_from_then_on() -> None:
     census = Census(os.open(os.devnull, os.O_RDONLY))  # no link of an iterator
     assert census.pull() == []
-    assert census.missing.startswith("cannot begin a pull of the census: ")
+    assert census.missing.startswith("cannot start to read the census: ")
     assert census.pull() == []
     census.close()

@@ -146,14 +146,14 @@ def test_a_vm_that_was_restarted_goes_on_counting(vms: Processes) -> None:
 def test_without_a_scrape_a_vm_that_is_gone_is_dropped_in_the_end(
     vms: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "READ_S", 0.0)  # nobody scrapes, but it looks for itself
+    monkeypatch.setattr(module, "LOOK_EVERY_S", 0.0)  # nobody scrapes, but it looks for itself
     maps = Maps(Guest("web01", WEB).life())
     watch = Watch(maps, vms)
     vms.alive = set()
     watch.sweep()
     assert list(maps.vcpus()) == []
     assert vms.forgotten == []
-    monkeypatch.setattr(module, "GONE_S", 0.0)
+    monkeypatch.setattr(module, "KEEP_GONE_S", 0.0)
     watch.sweep()
     assert vms.forgotten == [WEB]
     assert created(watch) == {}
@@ -201,7 +201,7 @@ def test_a_vm_that_was_restarted_is_who_it_is_now(vms: Processes) -> None:
 def test_a_vm_that_ended_twice_is_who_it_was_last(vms: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
     maps = Maps(Guest("web01", WEB).life())
     watch = Watch(maps, vms)
-    monkeypatch.setattr(module, "READ_S", 0.0)  # nobody scrapes
+    monkeypatch.setattr(module, "LOOK_EVERY_S", 0.0)  # nobody scrapes
     watch.sweep()
     vms.names[9999], vms.alive = "web01", {9999}
     watch.sweep()

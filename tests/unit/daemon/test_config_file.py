@@ -32,8 +32,8 @@ from vpmu_agent.daemon.settings import Configuration, Settings
 from vpmu_agent.system.signals import reload_requests
 from vpmu_agent.system.user import find_user
 from vpmu_agent.vms.names import Vms
-from vpmu_agent.web.config import WebFile
-from vpmu_agent.web.server import Address
+from vpmu_agent.web.address import Address
+from vpmu_agent.web.web_file import WebFile
 
 SHIPPED = ROOT / "systemd" / "vpmu-agent.toml"
 KEYS = ["listen", "web_config_file", "per_counter", "user", "wait", "attach"]
@@ -449,7 +449,7 @@ def test_a_reload_reads_the_web_configuration_too(
     path.write_text("basic_auth_user:\n")
     file.write_text("per_counter = false")
     assert configuration.reload(watch, web) == "rejected, the previous settings stay in force"
-    assert capsys.readouterr().err.startswith(f"{path}:1: basic_auth_user: is not known")
+    assert capsys.readouterr().err.startswith(f"{path}:1: basic_auth_user: is not a known key")
     assert watch.snapshot().per_counter
 
 

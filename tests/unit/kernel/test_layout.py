@@ -114,9 +114,9 @@ def test_a_kernel_that_does_not_count_a_vcpus_events(tmp_path: Path) -> None:
         (source(arguments=f"{MAINLINE_ARGUMENTS}, int flags"), r"\(.*void \* context, int flags\)"),
         (
             source(arguments=GROUPED_ARGUMENTS.replace("group_leader", "parent")),
-            r"struct perf_event \* parent.*neither",
+            r"struct perf_event \* parent.*, not \(attr, cpu, ",
         ),
-        (source(arguments="struct perf_event_attr *attr, int cpu"), "neither"),
+        (source(arguments="struct perf_event_attr *attr, int cpu"), r", not \(attr, cpu, "),
     ],
 )
 def test_a_kernel_of_another_shape_is_named_not_misread(tmp_path: Path, text: str, says: str) -> None:

@@ -91,7 +91,9 @@ def test_a_seccomp_filter_is_told_from_the_kernels_own_refusal(call: str) -> Non
             trial = trials.try_bpf()
             if call == "bpf":
                 assert trial.filtered
-                assert trial.reason.endswith("Operation not permitted, for a seccomp filter refuses bpf(2)")
+                assert trial.reason.endswith(
+                    "Operation not permitted, because a seccomp filter refuses bpf(2)"
+                )
             else:
                 assert trial.works
             status = 0

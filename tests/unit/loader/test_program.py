@@ -45,7 +45,7 @@ def version(folder: Path) -> subprocess.CompletedProcess[str]:
         ),
         (
             {"__init__.py": "__version__ = '0.8'\nclass BPF: ...\n", "libbcc.py": LIBBCC},
-            "bcc 0.8 is too old: it knows no ring buffers",
+            "bcc 0.8 is too old: it has no ring buffers",
         ),
     ],
     ids=["none", "PyPI's", "without its library", "of another library", "old"],
@@ -62,7 +62,7 @@ def test_a_bcc_that_will_not_do(tmp_path: Path, files: dict[str, str], says: str
         ("libLLVM-17.so", "LLVM 17"),
         ("libLLVM.so.19.1", "LLVM 19.1"),
         ("libclang-cpp.so.18.1", "clang 18.1"),
-        ("libbcc.so.0.30.0", "a compiler of its own"),
+        ("libbcc.so.0.30.0", "a built-in compiler"),
     ],
 )
 def test_the_compiler_is_known_by_its_library(library: str, says: str) -> None:

@@ -46,8 +46,8 @@ COMPILER = {
 
 
 def refusal(name: str) -> tuple[Exception, str]:
-    _origin, raised, said = (REFUSALS / f"{name}.txt").read_text().split("\n", 2)
-    return Exception(raised), said
+    _origin, raised, printed = (REFUSALS / f"{name}.txt").read_text().split("\n", 2)
+    return Exception(raised), printed
 
 
 def test_every_refusal_is_here() -> None:
@@ -83,7 +83,7 @@ def test_what_the_compiler_objects_to(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raised", "said", "found"),
+    ("raised", "printed", "found"),
     [
         (
             "Failed to load BPF program b'vpmu_x': Operation not supported",
@@ -113,8 +113,8 @@ def test_what_the_compiler_objects_to(name: str) -> None:
         ),
     ],
 )
-def test_other_refusals(raised: str, said: str, found: str) -> None:
-    assert because(Exception(raised), said).found == found
+def test_other_refusals(raised: str, printed: str, found: str) -> None:
+    assert because(Exception(raised), printed).found == found
 
 
 def test_an_output_of_no_known_form_is_not_told_at_length() -> None:

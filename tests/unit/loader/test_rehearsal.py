@@ -28,7 +28,7 @@ def _no_other_bcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             "import os, sys\nprint('LLVM ERROR: inconsistency in options', file=sys.stderr)\nos.abort()",
-            "the process that used bcc was ended by SIGABRT (LLVM ERROR: inconsistency in options)",
+            "the process that used bcc was killed by SIGABRT (LLVM ERROR: inconsistency in options)",
         ),
         (
             "raise SystemExit('no\\nmore')",
@@ -49,4 +49,4 @@ def test_a_bcc_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(rehearsal, "_TIMEOUT_S", 2)
     plant_bcc(tmp_path, {"__init__.py": IMPORT, "libbcc.py": f"{LIBBCC}import time\ntime.sleep(60)"})
     (step,) = rehearse()
-    assert (step.outcome, step.found) == (Outcome.UNKNOWN, "nothing came of it in 2 s")
+    assert (step.outcome, step.found) == (Outcome.UNKNOWN, "it did not end within 2 s")

@@ -90,7 +90,7 @@ def test_an_error_keeps_its_words_and_what_the_daemon_must_tell_apart(
 def test_a_loader_that_ends_without_a_word(ends: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = ends
     theirs.close()
-    with pytest.raises(ProbeError, match="ended without a word"):
+    with pytest.raises(ProbeError, match="ended without sending anything"):
         handover.receive(ours)
 
 

@@ -246,7 +246,7 @@ def test_of_a_field_that_comes_twice_the_last_counts(whole: bytes) -> None:
 
     assert first(b'"lost":0}', b'"lost":0,"vm":"db01"}').vm == "db01"
     assert first(b'"precise_ip":0}', b'"precise_ip":0,"config":5}').attr.config == 5
-    with pytest.raises(RecordingError, match="file: line 2: kind 'noise' is none of a recording"):
+    with pytest.raises(RecordingError, match="file: line 2: kind 'noise' is not one that recordings have"):
         first(b'"lost":0}', b'"lost":0,"kind":"noise"}')
     again = re.search(rb'"disabled":.*?}', whole)
     assert again
@@ -300,7 +300,7 @@ def test_a_recording_overwrites_what_was_there(tmp_path: Path) -> None:
 
 
 def test_a_recording_that_can_not_be_made_names_its_path(tmp_path: Path) -> None:
-    with pytest.raises(RecordingError, match=f"{tmp_path}: cannot record there: Is a directory"):
+    with pytest.raises(RecordingError, match=f"{tmp_path}: cannot record to it: Is a directory"):
         Recorder(tmp_path, HEADER)
 
 
@@ -364,9 +364,12 @@ def test_without_its_summaries_a_recording_is_still_whole(whole: bytes) -> None:
         (b"1" * 10_000 + b"\n", "line 1: not JSON"),
         (b"{}\n", "line 1: an object without a schema number"),
         (b'{"schema":true}\n', "line 1: an object without a schema number"),
-        (b'{"schema":2,"kind":"recording"}\n', "line 1: schema 2, and this agent reads schema 1 only"),
+        (b'{"schema":2,"kind":"recording"}\n', "line 1: schema 2; this agent reads schema 1 only"),
         (b'{"schema":1,"kind":"call"}\n', "line 1: not the header of a recording"),
-        (b'{"schema":1,"kind":"recording"}\n', "line 1: the header needs agent, kernel, attach and filters"),
+        (
+            b'{"schema":1,"kind":"recording"}\n',
+            "line 1: the header must have agent, kernel, attach and filters",
+        ),
         (b"x" * (MAX_LINE + 1) + b"\n", f"line 1: longer than {MAX_LINE} bytes"),
         (b"x" * 10_000_000, f"line 1: longer than {MAX_LINE} bytes"),
     ],
@@ -439,8 +442,8 @@ def test_a_field_that_is_missing_is_named(whole: bytes, field: str) -> None:
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        (b'{"schema":1,"kind":"noise"}', "kind 'noise' is none of a recording"),
-        (b'{"schema":1,"kind":"recording"}', "kind 'recording' is none of a recording"),
+        (b'{"schema":1,"kind":"noise"}', "kind 'noise' is not one that recordings have"),
+        (b'{"schema":1,"kind":"recording"}', "kind 'recording' is not one that recordings have"),
         (b'{"schema":1,"kind":"end","calls":9,"lost":0}', "the end mark counts 9 calls; 2 were read"),
         (
             b'{"schema":1,"kind":"end","calls":2,"lost":-1}',
@@ -464,7 +467,7 @@ def test_damage_is_found_where_it_is_after_the_calls_before_it(
 
 
 def test_nothing_but_summaries_follows_the_end(whole: bytes) -> None:
-    with pytest.raises(RecordingError, match="line 13: follows the end mark"):
+    with pytest.raises(RecordingError, match="line 13: comes after the end mark"):
         read(whole + whole.split(b"\n")[1] + b"\n")
 
 

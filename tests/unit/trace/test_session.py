@@ -156,7 +156,7 @@ def test_a_lost_record_is_shown_where_it_was_lost() -> None:
         "-- 1 record lost here --",
     ]
     assert lines.index("-- 12 records lost here --") == 2
-    assert lines[-1] == "13 records lost: no count here is complete."
+    assert lines[-1] == "13 records lost: the counts are incomplete."
 
 
 def test_a_loss_before_a_call_that_is_filtered_out_is_shown_all_the_same() -> None:

@@ -13,21 +13,20 @@ from tests.support.scenes import Guest, checked
 from vpmu_agent.counts.recent import Recent
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.model.call import CallName
-from vpmu_agent.web import page as landing
-from vpmu_agent.web.page import observed, page
-from vpmu_agent.web.state import Overview, State, Untraced
+from vpmu_agent.web.page import HEADERS, html, observed
+from vpmu_agent.web.state import HostState, Overview, Untraced
 
 HOSTILE = "<script>alert('1')</script>\"&amp;$css"
 
 
-def state(*guests: Guest, missing: str = "") -> State:
+def state(*guests: Guest, missing: str = "") -> HostState:
     """One counter of each diverges, and one was not created."""
     maps, recent = Maps(), Recent()
     for guest in guests:
         calls = [*guest.unexpected_pause(), guest.failed_create(pmc=1)]
         maps.feed(calls)
-        for said in checked(calls):
-            recent.add(*said)
+        for call, verdict in checked(calls):
+            recent.add(call, verdict)
     watch = Watch(maps, Processes(**{guest.vm: guest.tgid for guest in guests}))
     return Overview(watch, recent, lambda: missing).state()
 
@@ -35,12 +34,12 @@ def state(*guests: Guest, missing: str = "") -> State:
 class Reader(HTMLParser):
     """The text of a page, its tags, and which are open at its end."""
 
-    def __init__(self, html: str) -> None:
+    def __init__(self, page: str) -> None:
         super().__init__()
         self.open: list[str] = []
         self.tags: list[str] = []
         self.text = ""
-        self.feed(html)
+        self.feed(page)
         self.close()
         self.text = re.sub(r"\s+", " ", self.text)
 
@@ -62,19 +61,19 @@ def test_a_vm_of_which_there_is_nothing_to_trace_is_shown_with_its_reason() -> N
         all_untraced=1002,
         untraced=[Untraced("db01", "mediated", None), Untraced(HOSTILE, "off", "no_irqchip")],
     )
-    read = Reader(page(seen))
+    read = Reader(html(seen))
     assert "db01 has a mediated vPMU: the guest owns the host's counters" in read.text
     assert f"{HOSTILE} has lost the vPMU: " in read.text
-    assert "1,000 more have nothing to trace." in read.text
+    assert "1,000 more VMs have nothing to trace." in read.text
 
 
 def test_what_a_person_sees() -> None:
-    read = Reader(page(state(Guest("web01", 42))))
+    read = Reader(html(state(Guest("web01", 42))))
     assert read.open == []
     for text in (
         "● Watching since",
         "fexit probes on 4 functions",
-        "No record was lost.",
+        "No records were lost.",
         "web01 qemu, pid 42",
         "1 paused 1 event",
         "web01 0 gp0 unexpected_ call 1",
@@ -87,46 +86,46 @@ def test_what_a_person_sees() -> None:
 
 
 def test_nobody_has_used_its_pmu() -> None:
-    read = Reader(page(state()))
+    read = Reader(html(state()))
     assert read.open == []
     assert "No VM has used its PMU yet. Count something in a guest" in read.text
-    assert "None: what KVM did was as the model predicted" in read.text
+    assert "None: KVM behaved as the model predicted" in read.text
     assert "None since the agent was started." in read.text
     assert "table" not in read.tags
 
 
 def test_probes_that_are_away_and_records_that_are_lost() -> None:
     away = replace(state(missing="KVM was unloaded"), lost={"ring_full": 1200, "missed_return": 1})
-    text = Reader(page(away)).text
+    text = Reader(html(away)).text
     assert re.search(r"● Not watching since \S+ \S+ \S+ \(\w+ s\): KVM was unloaded", text)
     assert "Records were lost: ring_full 1,200, missed_return 1." in text
 
 
 def test_a_vm_cannot_say_what_the_page_is() -> None:
-    hostile = page(state(Guest(HOSTILE, 42), Guest("</style></title>", 43)))
-    plain = page(state(Guest("a", 42), Guest("b", 43)))
+    hostile = html(state(Guest(HOSTILE, 42), Guest("</style></title>", 43)))
+    plain = html(state(Guest("a", 42), Guest("b", 43)))
     assert Reader(hostile).tags == Reader(plain).tags
     assert Reader(hostile).text.count(HOSTILE) == 4  # as a VM, a diverging counter, and in two of the last
 
 
 def test_nothing_but_this_script_and_this_style_may_run() -> None:
-    html, policy = page(state(Guest(HOSTILE, 42))), dict(landing.HEADERS)["Content-Security-Policy"]
+    text, policy = html(state(Guest(HOSTILE, 42))), dict(HEADERS)["Content-Security-Policy"]
     for tag in ("script", "style"):
-        (inline,) = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+        (inline,) = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()
         assert f"{tag}-src 'sha256-{digest}';" in policy
     assert policy.startswith("default-src 'none';")
     assert "frame-ancestors 'none'" in policy
-    assert not re.search(r" (?:src|style|on\w+)=", html)
-    assert "//" not in re.sub(r"<(script|style)>.*?</\1>", "", html, flags=re.DOTALL)
+    assert not re.search(r" (?:src|style|on\w+)=", text)
+    assert "//" not in re.sub(r"<(script|style)>.*?</\1>", "", text, flags=re.DOTALL)
 
 
 def test_more_than_there_is_room_for() -> None:
     crowded = replace(state(*(Guest(f"web{n}", n) for n in range(1, 31))), all_vms=1234, all_diverging=31)
-    text = Reader(page(crowded)).text
-    assert "1,204 more VMs have less tax; the metrics have them all." in text
-    assert "1 more, of smaller count." in text
-    assert "The last 20 of 60 that are kept." in text
+    text = Reader(html(crowded)).text
+    assert "1,204 more VMs with less tax; the metrics include them all." in text
+    assert "1 more with smaller counts." in text
+    assert "The latest 20 of 60 that are kept." in text
 
 
 @pytest.mark.parametrize(
@@ -134,16 +133,16 @@ def test_more_than_there_is_room_for() -> None:
 )
 def test_for_how_long(seconds: int, text: str) -> None:
     old = state()
-    assert f"({text})" in page(replace(old, since_ns=old.time_ns - seconds * 1_000_000_000))
+    assert f"({text})" in html(replace(old, since_ns=old.time_ns - seconds * 1_000_000_000))
 
 
 def test_what_was_observed_is_told_as_what_was_expected() -> None:
     create, *_ = checked(Guest("web01", 42).life(size=2))
-    assert observed(*create) == "create(event=0, leader=None, disabled=1)"
+    assert observed(create) == "create(event=0, leader=None, disabled=1)"
     _, member, *_ = checked(Guest("web01", 42).life(size=2))
-    assert observed(*member) == "create(event=1, leader=0, disabled=1)"
+    assert observed(member) == "create(event=1, leader=0, disabled=1)"
     guest = Guest("web01", 42)
     unknown = next(checked([guest.call(CallName.CREATE, 16, leader=32)]))
-    assert observed(*unknown) == "create(event=?, leader=?, disabled=0)"
+    assert observed(unknown) == "create(event=?, leader=?, disabled=0)"
     *_, last = checked(guest.unexpected_pause(pmc=1))
-    assert observed(*last) == "pause(event=0)"
+    assert observed(last) == "pause(event=0)"

@@ -11,8 +11,7 @@ from vpmu_agent.counts.recent import Recent
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.model.call import Call, CallName
 from vpmu_agent.vms.modes import Mode, Pmu, Why
-from vpmu_agent.web import state as overview
-from vpmu_agent.web.state import Diverging, Overview, State, state_json
+from vpmu_agent.web.state import NOW_S, ROWS, Diverging, HostState, Overview, state_json
 
 WEB, DB = 4242, 4343
 
@@ -59,7 +58,7 @@ def test_vms_of_which_there_is_nothing_to_trace(shown: Overview, watch: Watch) -
     watch.show_pmus({"old": [Pmu(Mode.OFF, Why.NO_IRQCHIP)], "web01": [Pmu(Mode.EMULATED)], **mediated})
     state = json.loads(state_json(shown.state()))
     assert state["all_untraced"] == 61
-    assert len(state["untraced"]) == overview.SHOWN
+    assert len(state["untraced"]) == ROWS
     assert state["untraced"][:2] == [
         {"vm": "old", "mode": "off", "reason": "no_irqchip"},
         {"vm": "vm000", "mode": "mediated", "reason": None},
@@ -90,7 +89,7 @@ def test_the_share_is_that_of_the_time_between_two_reads(shown: Overview, maps: 
     state = shown.state()
     assert state.vms[0].host_share == pytest.approx(1_456_000 / 2e9)
     assert state.all_host_share == pytest.approx(1_456_000 / 2e9)
-    clock.now += overview.NOW_S + 1
+    clock.now += NOW_S + 1
     assert shown.state().vms[0].host_share is None  # that would be of no time in particular
 
 
@@ -150,15 +149,15 @@ def test_only_so_many_are_shown_and_the_rest_counted(maps: Maps, vms: Processes,
         for _ in range(tgid):
             maps.feed(diverging(guest, 0))
     state = shown.state()
-    assert (state.all_vms, len(state.vms), state.vms[0].vm) == (61, overview.SHOWN, "guest-60")
+    assert (state.all_vms, len(state.vms), state.vms[0].vm) == (61, ROWS, "guest-60")
     assert (state.all_diverging, len(state.diverging), state.diverging[0].vm) == (60, 50, "guest-60")
     assert state.all_divergences == sum(range(1, 61))
 
 
 def test_the_json_is_all_of_it_and_one_line(watch: Watch, maps: Maps) -> None:
     recent = Recent()
-    for said in checked(Guest("web01", WEB).unexpected_pause()):
-        recent.add(*said)
+    for call, verdict in checked(Guest("web01", WEB).unexpected_pause()):
+        recent.add(call, verdict)
     maps.losses = {"ring_full": 3, "missed_return": 0}
     text = state_json(Overview(watch, recent, lambda: "KVM was unloaded").state())
     assert "\n" not in text
@@ -169,7 +168,7 @@ def test_the_json_is_all_of_it_and_one_line(watch: Watch, maps: Maps) -> None:
     assert [(call["kind"], call["verdict"], call["expected"]) for call in state["last"]] == [
         ("call", "unexpected_call", "enable(event=0) or release(event=0)")
     ]
-    assert {*state} - {"schema", "kind"} == {*State.__slots__}
+    assert {*state} - {"schema", "kind"} == {*HostState.__slots__}
 
 
 def test_since_when(monkeypatch: pytest.MonkeyPatch, maps: Maps, vms: Processes, clock: Clock) -> None:

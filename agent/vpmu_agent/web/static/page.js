@@ -1,13 +1,13 @@
 "use strict";
 
-// The server makes the page; this asks for it again and takes what differs.
+// The server renders the page; this fetches it again and replaces the parts that differ.
 const EVERY_MS = 2000;
 
-async function renew() {
+async function refresh() {
   if (!document.hidden && getSelection().isCollapsed) {
     const gone = document.getElementById("gone");
     try {
-      // Not location.href: there may be a password in it, and fetch() takes no such address.
+      // Not location.href, which may contain a password: fetch() refuses such a URL.
       const answer = await fetch(location.origin + location.pathname, { cache: "no-store" });
       if (!answer.ok) throw new Error(answer.status);
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
@@ -20,7 +20,7 @@ async function renew() {
       gone.hidden = false;
     }
   }
-  setTimeout(renew, EVERY_MS);
+  setTimeout(refresh, EVERY_MS);
 }
 
-setTimeout(renew, EVERY_MS);
+setTimeout(refresh, EVERY_MS);

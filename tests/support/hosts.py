@@ -1,0 +1,87 @@
+"""Hosts that count calls: what the dashboards' Prometheus scrapes, and what the page in the browser shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from tests.support.counted import Maps, Processes
+from tests.support.places import DATA
+from tests.support.scenes import Guest
+from vpmu_agent.counts.recent import Recent
+from vpmu_agent.counts.watch import Watch
+from vpmu_agent.model.call import Call, CallName
+from vpmu_agent.trace.recording import Recording
+from vpmu_agent.vms.modes import Mode, Pmu
+from vpmu_agent.web.state import Overview
+
+
+def recorded(name: str) -> list[Call]:
+    """Return the calls of a recording in tests/data/."""
+    with (DATA / f"{name}.jsonl").open("rb") as file:
+        return [call for batch in Recording(file, name).batches() for call in batch]
+
+
+def orphans(guest: Guest) -> Iterator[Call]:
+    """Yield the calls of a counter whose group shrinks before each release: the second event stays behind."""
+    while True:
+        *program, first, _second = guest.life(size=2)
+        assert first.name is CallName.RELEASE
+        yield from program
+        yield replace(first, max_nr_events=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The calls of a VM: `count` of them in a step, in one step of `every`."""
+
+    calls: Iterator[Call]
+    count: int = 1
+    every: int = 1
+
+
+class Host:
+    """One host: its agent, and the calls of its VMs."""
+
+    def __init__(self, *loads: Load, vm: str = "") -> None:
+        """With `vm` all calls are of a VM of that name, whatever process makes them."""
+        self.maps = Maps()
+        self.losing = ""
+        """Why its agent loses a record in each step."""
+        self.missing = ""
+        """Why no probes are attached."""
+        self.recent = Recent()
+        self._vms = Processes()
+        self._vm = vm
+        self._loads = loads
+        self._steps = 0
+        self.watch = Watch(self.maps, self._vms)
+        self.overview = Overview(self.watch, self.recent, lambda: self.missing)
+
+    def step(self, time_ns: int | None = None) -> None:
+        """Let time go by. The calls are made just before `time_ns`, or when they were recorded."""
+        self._steps += 1
+        self.feed(
+            (
+                call
+                for load in self._loads
+                if self._steps % load.every == 0
+                for call in islice(load.calls, load.count)
+            ),
+            time_ns,
+        )
+        if self.losing:
+            self.maps.losses[self.losing] = self.maps.losses.get(self.losing, 0) + 1
+
+    def feed(self, calls: Iterator[Call], time_ns: int | None = None) -> None:
+        """Count calls, as the probes would."""
+        made = list(calls)
+        if time_ns is not None:
+            first_ns = time_ns - 100_000 * len(made)
+            made = [replace(call, time_ns=first_ns + 100_000 * i) for i, call in enumerate(made)]
+        self._vms.names |= {call.tgid: self._vm or call.vm for call in made}
+        self._vms.alive = set(self._vms.names)
+        for call, verdict in self.maps.feed(made):
+            self.recent.add(call, verdict)
+        self.watch.show_pmus(dict.fromkeys(self._vms.names.values(), (Pmu(Mode.EMULATED),)))
