@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections import Counter
@@ -153,25 +154,31 @@ Start = Callable[..., AbstractContextManager[Running]]
 
 
 @pytest.fixture
-def start(stock: Lookalike, tmp_path: Path) -> Start:
+def start(stock: Lookalike) -> Start:
     @contextmanager
     def start(**plan: object) -> Iterator[Running]:
-        kvm = tmp_path / "kvm"
-        kvm.write_text("1")
-        for folder in tmp_path, *tmp_path.parents[:2]:  # for a user who is nobody
-            folder.chmod(0o755)
-        environment = {"LOADER_PLAN": stock.plan(**plan), "KVM_INSTANCE": str(kvm), "PYTHONPATH": str(ROOT)}
-        with subprocess.Popen(
-            [sys.executable, "-m", "tests.bpf.host", "run", "--listen", "127.0.0.1:0"],
-            stderr=subprocess.PIPE,
-            env=os.environ | environment,
-            cwd=ROOT,
-        ) as process:
-            try:
-                address = read_until(process.stderr, b"serving http://").decode().split("/")[2]
-                assert read_until(process.stderr, b"attached") == b"attached uprobe probes to 4 functions\n"
-                yield Running(process, address, kvm)
-            finally:
-                process.terminate()
+        # Not pytest's folder, which every session makes its own user's again: the daemon is nobody.
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder).chmod(0o755)
+            kvm = Path(folder) / "kvm"
+            kvm.write_text("1")
+            environment = {
+                "LOADER_PLAN": stock.plan(**plan),
+                "KVM_INSTANCE": str(kvm),
+                "PYTHONPATH": str(ROOT),
+            }
+            with subprocess.Popen(
+                [sys.executable, "-m", "tests.bpf.host", "run", "--listen", "127.0.0.1:0"],
+                stderr=subprocess.PIPE,
+                env=os.environ | environment,
+                cwd=ROOT,
+            ) as process:
+                try:
+                    address = read_until(process.stderr, b"serving http://").decode().split("/")[2]
+                    attached = read_until(process.stderr, b"attached")
+                    assert attached == b"attached uprobe probes to 4 functions\n"
+                    yield Running(process, address, kvm)
+                finally:
+                    process.terminate()
 
     return start

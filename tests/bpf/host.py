@@ -10,12 +10,12 @@ import os
 import sys
 from pathlib import Path
 
-from vpmu_agent import probes
-from vpmu_agent.cli import main as cli
-from vpmu_agent.daemon import run as daemon
+from vpmu_agent.cli.main import StandIns, main
+from vpmu_agent.daemon.attachment import ProbeSource
+from vpmu_agent.probes import Mode
 
 
-def loader_command(_mode: probes.Mode) -> list[str]:
+def loader_command(_mode: Mode) -> list[str]:
     return [sys.executable, "-P", "-m", "tests.bpf.loader", os.environ["LOADER_PLAN"]]
 
 
@@ -27,6 +27,4 @@ def kvm_instance() -> int | None:
 
 
 if __name__ == "__main__":
-    vars(probes)["loader_command"] = loader_command
-    vars(daemon)["kvm_instance"] = kvm_instance
-    cli.main()
+    main(StandIns(source=ProbeSource(kvm_instance=kvm_instance, loader_command=loader_command)))

@@ -64,7 +64,7 @@ def test_nothing_is_broken() -> None:
     found = doctor()
     assert re.fullmatch(r"[\d.]+ and (LLVM|clang) [\d.]+", found["bcc"]["found"])
     assert found["program"]["found"].startswith(
-        ("compiled, attached by", "compiled and taken by the verifier")
+        ("compiled, attached by", "compiled and accepted by the verifier")
     )
 
 

@@ -17,6 +17,7 @@ from vpmu_agent.probes import maps
 from vpmu_agent.probes.layout import CONTROL
 from vpmu_agent.probes.maps import Map
 from vpmu_agent.system import privileges
+from vpmu_agent.system.user import DAEMON_USER, find_user
 
 HASH, ARRAY = 1, 2  # BPF_MAP_TYPE_*
 _U32, _U64 = struct.Struct("=I"), struct.Struct("=Q")
@@ -82,7 +83,7 @@ def test_what_the_kernel_refuses_names_the_map(full: Map) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges to give up")
 def test_no_privileges_are_needed(full: Map) -> None:
     def check() -> None:
-        privileges.drop(privileges.find_user(privileges.USER))
+        privileges.drop(find_user(DAEMON_USER))
         same = Map("same", os.dup(full.descriptor))
         assert len(entries(same)) == 5000
         same.put(_U32.pack(0), _U64.pack(1))

@@ -21,7 +21,6 @@ AGENT = (
     "python3-click",
     "python3-prometheus-client",
     "python3-psutil",
-    "python3-systemd",
     "python3-yaml",
 )
 # What boots, tests, and is a host of guests.

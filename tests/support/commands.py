@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from tests.support.places import ROOT
 from tests.support.scenes import checked
-from vpmu_agent.cli.main import cli
+from vpmu_agent.cli.main import StandIns, cli
 from vpmu_agent.model.call import Call
 from vpmu_agent.trace.printers import JsonPrinter
 from vpmu_agent.trace.recording import Header, Recorder
@@ -28,8 +28,9 @@ from vpmu_agent.trace.session import Filters, Session
 SEPARATE: dict[str, Any] = {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}
 
 
-def invoke(*arguments: str, stdin: bytes | None = None) -> Result:
-    return CliRunner(**SEPARATE).invoke(cli, arguments, input=stdin, prog_name="vpmu-agent")
+def invoke(*arguments: str, stdin: bytes | None = None, stand_ins: StandIns | None = None) -> Result:
+    runner = CliRunner(**SEPARATE)
+    return runner.invoke(cli, arguments, input=stdin, prog_name="vpmu-agent", obj=stand_ins)
 
 
 def record(path: Path, calls: list[Call], *, lost: int = 0) -> Path:

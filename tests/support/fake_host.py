@@ -14,8 +14,8 @@ from typing import Self
 
 from tests.support.counted import Maps
 from tests.support.scenes import Guest
-from vpmu_agent import probes
-from vpmu_agent.cli import main as cli
+from vpmu_agent.cli.main import StandIns, main
+from vpmu_agent.daemon.attachment import ProbeSource
 from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError
 from vpmu_agent.model.call import Call
 from vpmu_agent.model.check import Checker
@@ -85,23 +85,36 @@ def loader_command(mode: Mode) -> list[str]:
     return ["/bin/true"]
 
 
-def adopt(_channel: socket.socket, *, vms: VmNames, **_: bool) -> ScriptedProbes:
-    """In place of `probes.adopt()`; the environment says what shall happen."""
+def adopt(_channel: socket.socket, *, vms: VmNames) -> ScriptedProbes:
+    """In place of `probes.adopt()`."""
+    return scripted(os.environ["MODE"], vms)
+
+
+def attach(*, mode: Mode, vms: VmNames, stream: bool) -> ScriptedProbes:
+    """In place of `probes.attach()`."""
+    assert stream
+    return scripted(mode, vms)
+
+
+def scripted(mode: str, vms: VmNames) -> ScriptedProbes:
+    """Probes of this process; the environment says what shall happen."""
     if refusal := os.environ.get("REFUSAL"):
         raise (KvmNotLoadedError if "KVM" in refusal else KernelError)(refusal)
     return ScriptedProbes(
         vms,
-        mode="fexit" if os.environ["MODE"] == "auto" else os.environ["MODE"],
+        mode="fexit" if mode == "auto" else mode,
         diverging="DIVERGING" in os.environ,
         lost=int(os.environ.get("LOST", "0")),
     )
 
 
-def install() -> None:
-    """Makes the host of this process such a one."""
-    vars(probes).update(loader_command=loader_command, adopt=adopt)
+def stand_ins() -> StandIns:
+    """What makes the host of a command such a one. No process holds a VM, unless the test says so."""
+    return StandIns(
+        attach=attach,
+        source=ProbeSource(loader_command=loader_command, adopt=adopt),
+    )
 
 
 if __name__ == "__main__":
-    install()
-    cli.main()
+    main(stand_ins())

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import click
 
-from vpmu_agent.cli.main import cli
-from vpmu_agent.daemon.config_file import DEFAULT
+from vpmu_agent.cli.main import CONFIG_FILE, cli
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
@@ -20,47 +19,47 @@ NAME = "vpmu-agent"
 
 DESCRIPTION = """
 KVM gives its guests performance counters by creating perf events on the host. vpmu-agent follows these events
-with BPF, per VM, vCPU and counter, without touching the guest, and holds every call that KVM makes against a
+with BPF, per VM, vCPU and counter, without touching the guest, and checks every call that KVM makes against a
 model of what it should do.
 
 `run` is the daemon that serves metrics to Prometheus; once the probes are attached, it needs no privileges.
-`trace` shows the calls as they happen. `doctor` says what a host lacks for that; `replay` and `predict` work
-on any machine.
+`trace` prints the calls as they happen. `doctor` reports what a host lacks for either; `replay` and `predict`
+work on any machine.
 """
 
 JOURNAL = """
-As a service, `run` sends divergences and failed creations to the journal, of each VM and kind the first few
-in a minute, with fields to search by: `journalctl -u vpmu-agent VPMU_VM=web01`. So it does with VMs of which
-there is nothing to trace.
+As a service, `run` logs divergences and failed creations to the journal, for each VM and kind the first few
+in a minute, with fields to search by: `journalctl -u vpmu-agent VPMU_VM=web01`. It also logs VMs that have
+nothing to trace.
 """
 
 FILES = {
-    f"{DEFAULT}": "What the service is configured with; each key is an option of `run`.",
+    f"{CONFIG_FILE}": "The configuration of the service; each key is an option of `run`.",
     "/usr/share/vpmu-agent/dashboards/": "Grafana dashboards.",
     "/usr/share/vpmu-agent/rules/": "Recording and alerting rules for Prometheus.",
     "/usr/share/doc/vpmu-agent/dashboards/README.md": "The runbooks of the alerts.",
     "/usr/share/doc/vpmu-agent/docs/metrics.md": "All metrics.",
-    "/usr/share/doc/vpmu-agent/examples/web.yml": "An example of a file for `--web.config.file`.",
+    "/usr/share/doc/vpmu-agent/examples/web.yml": "An example for `--web.config.file`.",
 }
 
 FIELDS = {
-    "VPMU_VM, VPMU_VCPU, VPMU_PMC": "The counter whose call this was.",
-    "VPMU_CALL, VPMU_EVENT": "The call, and which event of the counter's group it was for.",
+    "VPMU_VM, VPMU_VCPU, VPMU_PMC": "The counter that the call was for.",
+    "VPMU_CALL, VPMU_EVENT": "The call, and the event of the counter's group that it was for.",
     "VPMU_KIND, VPMU_EXPECTED": "How the call diverged from the model, and what was expected instead.",
     "VPMU_ERRNO": "Why an event could not be created.",
-    "VPMU_MODE, VPMU_REASON": "Which vPMU a VM has of which nothing is traced, and why it is off.",
-    "VPMU_HELD_BACK": "How many more there were of this VM, kind and errno that were not told one by one.",
+    "VPMU_MODE, VPMU_REASON": "The vPMU of a VM that has nothing to trace, and why it is off.",
+    "VPMU_HELD_BACK": "How many more of this VM, kind and errno were not logged one by one.",
 }
 
 EXAMPLES = {
-    "What keeps this host from being watched:": "vpmu-agent doctor",
-    "All calls for one VM, for a minute, kept for later:": (
+    "Check whether this host can be traced:": "vpmu-agent doctor",
+    "Print all calls for one VM for a minute, and keep them for later:": (
         "vpmu-agent trace --vm web01 --duration 60 --record web01.jsonl"
     ),
-    "These calls again, checked anew, as JSON:": "vpmu-agent replay --output json web01.jsonl",
-    "Metrics for Prometheus on every address:": "vpmu-agent run --listen :9775",
-    "Whether the service's configuration is right, and what it comes to:": "vpmu-agent config check",
-    "What KVM should do for a group of four whose third event cannot be created:": (
+    "Check these calls again, and print them as JSON:": "vpmu-agent replay --output json web01.jsonl",
+    "Serve metrics to Prometheus on all addresses:": "vpmu-agent run --listen :9775",
+    "Check the service's configuration, and print the effective settings:": "vpmu-agent config check",
+    "Print what KVM should do for a group of four whose third event cannot be created:": (
         "vpmu-agent predict --events 4 --fail-at 2"
     ),
 }
@@ -69,7 +68,7 @@ SEE_ALSO = {"perf": 1, "bpf": 2, "perf_event_open": 2}
 
 
 def page(commands: click.Group, *, version: str, date: str) -> str:
-    """The page in roff, with the macros of man(7)."""
+    """Return the page in roff, with the macros of man(7)."""
     return "\n".join(_lines(commands, version, date)) + "\n"
 
 
@@ -107,7 +106,7 @@ def _context(command: click.Command, name: str, parent: click.Context | None = N
 
 
 def _leaves(context: click.Context) -> Iterator[click.Context]:
-    """The commands that can be run, those of nested groups too."""
+    """Yield the contexts of the commands that can be run, those of nested groups too."""
     group = context.command
     if not isinstance(group, click.Group):
         yield context
@@ -128,7 +127,7 @@ def _usage(context: click.Context) -> str:
 
 def _options(context: click.Context, params: Iterable[click.Parameter]) -> Iterator[str]:
     for param in params:
-        # Newer versions of click have one for arguments, too, of which there is nothing to say.
+        # Newer versions of click have a help record for arguments, too, with nothing in it.
         if isinstance(param, click.Option) and (record := param.get_help_record(context)):
             usage, help = record
             yield from (".TP", " ".join(map(_option_word, usage.split())), roff(help))
@@ -142,7 +141,7 @@ def _option_word(word: str) -> str:
 
 
 def _paragraphs(text: str | None) -> list[str]:
-    """Without those that click is told to leave as they are: that is the table of exit statuses."""
+    """Return the paragraphs but those that click must not rewrap: that is the table of exit statuses."""
     return [" ".join(each.split()) for each in (text or "").split("\n\n") if not each.startswith("\b")]
 
 
@@ -151,7 +150,7 @@ def _prose(text: str | None) -> Iterator[str]:
 
 
 def roff(text: str) -> str:
-    """Plain text for roff; what stands between backquotes is bold."""
+    """Return plain text as roff; what stands between backquotes is bold."""
     text = text.replace("\\", r"\e").replace("-", r"\-").replace("'", r"\(aq")
     text = "".join(char if char.isascii() else rf"\[u{ord(char):04X}]" for char in text)
     text = re.sub(r"`([^`]+)`", r"\\fB\1\\fR", text)

@@ -1,4 +1,7 @@
-"""The command line: arguments in, calls out."""
+"""The command line: arguments in, calls out.
+
+A command imports what it needs when it runs, so that `--help` and `--version` wait for nothing else.
+"""
 
 from __future__ import annotations
 
@@ -8,38 +11,46 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import click
 from click.core import ParameterSource
 
-from vpmu_agent.cli.prediction import predicted_json, predicted_text
-from vpmu_agent.daemon import config_file as configuration
-from vpmu_agent.daemon.config_file import ConfigError
-from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.model.call import CallName
-from vpmu_agent.model.check import Checker
 from vpmu_agent.model.predict import STEPS
-from vpmu_agent.model.predict import predict as predictions
-from vpmu_agent.system.notify import NotifyError
-from vpmu_agent.system.privileges import USER, User, find_user
-from vpmu_agent.system.stdout import OutputError, print_line, settle_stdout
-from vpmu_agent.trace import live
-from vpmu_agent.trace.call_json import PMC_NAMES
-from vpmu_agent.trace.printers import JsonPrinter, Printer, TextPrinter
-from vpmu_agent.trace.recording import Header, Recorder, Recording, RecordingError
-from vpmu_agent.trace.session import Filters, Session
-from vpmu_agent.vms.names import Vms
-from vpmu_agent.vms.process import running
-from vpmu_agent.web.address import Address, ListenError, parse_address
-from vpmu_agent.web.errors import WebConfigError
+from vpmu_agent.system.stdout import print_line, settle_stdout
+from vpmu_agent.system.user import DAEMON_USER
 
 if TYPE_CHECKING:
+    from vpmu_agent.daemon.attachment import ProbeSource
+    from vpmu_agent.daemon.settings import Settings
     from vpmu_agent.probes import Mode
+    from vpmu_agent.system.user import User
+    from vpmu_agent.trace.live import Attach
+    from vpmu_agent.trace.printers import Printer
+    from vpmu_agent.trace.recording import Recorder
+    from vpmu_agent.trace.session import Filters, Session
+    from vpmu_agent.vms.names import Vms
+    from vpmu_agent.web.address import Address
 
-PROBLEM, USAGE, CANNOT_RUN = 1, 2, 3  # exit statuses; 0 is fine
+PROBLEM, USAGE, CANNOT_RUN = 1, 2, 3  # exit statuses; 0 is success
+
+CONFIG_FILE = Path("/etc/vpmu-agent/vpmu-agent.toml")
+"""Where the Debian package puts it."""
+
+
+@dataclass(frozen=True, slots=True)
+class StandIns:
+    """Replacements for this host's probes and VMs, which tests give to a command as click's `obj`.
+
+    None stands for the real one.
+    """
+
+    attach: Attach | None = None
+    source: ProbeSource | None = None
+    running: Callable[[], Iterable[int]] | None = None
 
 
 class _Problem(click.ClickException):
@@ -67,35 +78,62 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (KernelError, ListenError, NotifyError) as error:
-            raise _CannotRun(str(error)) from error
-        except OutputError as error:
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if explained := _explained(error):
+                raise explained from error
+            raise
+
+
+def _explained(error: Exception) -> click.ClickException | None:
+    """Return what to tell the user of this error; None if it is a bug, or click's to handle."""
+    from vpmu_agent.daemon.config_file import ConfigError
+    from vpmu_agent.kernel.errors import KernelError
+    from vpmu_agent.system.notify import NotifyError
+    from vpmu_agent.system.stdout import OutputError
+    from vpmu_agent.trace.recording import RecordingError
+    from vpmu_agent.web.address import ListenError
+    from vpmu_agent.web.errors import WebConfigError
+
+    match error:
+        case KernelError() | ListenError() | NotifyError():
+            return _CannotRun(str(error))
+        case OutputError():
             settle_stdout()
-            raise _CannotRun(str(error)) from error
-        except (RecordingError, WebConfigError) as error:
-            raise _BadInput(str(error)) from error
-        except ConfigError as error:
-            raise _BadConfig(str(error)) from error
+            return _CannotRun(str(error))
+        case RecordingError() | WebConfigError():
+            return _BadInput(str(error))
+        case ConfigError():
+            return _BadConfig(str(error))
+    return None
 
 
 # Parameters
 
 
 def _known_pmcs(_ctx: click.Context, _param: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
-    for name in names:
-        if name not in PMC_NAMES:
-            raise click.BadParameter(f"{name!r} is no counter: write gp0, gp1, …, fixed0, fixed1, … or lbr")
+    if names:
+        from vpmu_agent.trace.call_json import PMC_NAMES
+
+        for name in names:
+            if name not in PMC_NAMES:
+                raise click.BadParameter(
+                    f"{name!r} is not a counter: write gp0, gp1, …, fixed0, fixed1, … or lbr"
+                )
     return names
 
 
-def _in_a_folder(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:
+def _in_a_directory(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:
     """The file itself is made only when the probes are live."""
     if path and not path.parent.is_dir():
-        raise click.BadParameter(f"there is no folder {str(path.parent)!r}")
+        raise click.BadParameter(f"there is no directory {str(path.parent)!r}")
     return path
 
 
 def _address(_ctx: click.Context, _param: click.Parameter, text: str) -> Address:
+    from vpmu_agent.web.address import parse_address
+
     try:
         return parse_address(text)
     except ValueError as error:
@@ -103,18 +141,21 @@ def _address(_ctx: click.Context, _param: click.Parameter, text: str) -> Address
 
 
 def _web_config(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:
-    """What is wrong with the file shows with what is wrong with the other settings."""
+    """Check the file now, so that its mistakes are reported together with those of other settings."""
     if path:
-        from vpmu_agent.web import config as web_config
+        from vpmu_agent.web.config import check
+        from vpmu_agent.web.errors import WebConfigError
 
         try:
-            web_config.check(path)
+            check(path)
         except WebConfigError as error:
             raise click.BadParameter(str(error)) from error
     return path
 
 
 def _known_user(_ctx: click.Context, _param: click.Parameter, name: str) -> User:
+    from vpmu_agent.system.user import find_user
+
     try:
         return find_user(name)
     except KeyError as error:
@@ -122,11 +163,13 @@ def _known_user(_ctx: click.Context, _param: click.Parameter, name: str) -> User
 
 
 def _filters(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds the options that pick calls; the command gets them as `vm`, `vcpu`, `pmc` and `call`."""
+    """Add the options that pick calls; the command gets them as `vm`, `vcpu`, `pmc` and `call`."""
     return _vm(_vcpu(_pmc(_call(command))))
 
 
-_vm = click.option("--vm", multiple=True, metavar="NAME", help="Only this VM (as all filters, repeatable).")
+_vm = click.option(
+    "--vm", multiple=True, metavar="NAME", help="Only this VM. Repeatable, as all filters are."
+)
 _vcpu = click.option("--vcpu", multiple=True, type=click.IntRange(min=0), metavar="N", help="Only this vCPU.")
 _pmc = click.option(
     "--pmc", multiple=True, callback=_known_pmcs, metavar="PMC", help="Only this counter: gp0, fixed1."
@@ -136,28 +179,28 @@ _call = click.option(
     multiple=True,
     type=click.Choice([str(name) for name in CallName]),
     metavar="|".join(CallName),
-    help="Show only these calls; the others are still checked, counted and recorded.",
+    help="Print only these calls; the others are still checked, counted and recorded.",
 )
 _output = click.option(
     "--output",
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    help="Text for people, or a JSON object a line.",
+    help="Human-readable text, or JSON Lines.",
 )
-_quiet = click.option("--quiet", "-q", is_flag=True, help="Only the summary.")
+_quiet = click.option("--quiet", "-q", is_flag=True, help="Print only the summary.")
 _attach = click.option(
     "--attach",
     type=click.Choice(["auto", "fexit", "kprobe"]),
     default="auto",
     show_default=True,
-    help="How to attach the probes; auto takes fexit where the kernel has it.",
+    help="How to attach the probes; auto uses fexit where the kernel supports it.",
 )
 _duration = click.option(
     "--duration",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="End after this time; otherwise at Ctrl-C or SIGTERM.",
+    help="Stop after this time; without it, on Ctrl-C or SIGTERM.",
 )
 
 
@@ -169,13 +212,13 @@ _duration = click.option(
 )
 @click.version_option(package_name="vpmu-agent")
 def cli() -> None:
-    """Shows what KVM does for its guests' virtual performance counters, and checks it against a model.
+    """Show what KVM does for its guests' virtual performance counters, and check it against a model.
 
     \b
     Exit status:
-      0  fine
+      0  success
       1  a problem was found: KVM diverged from the model, or a recording is cut short
-      2  wrong usage, a file that is no recording, or mistakes in the configuration
+      2  wrong usage, a file that is not a recording, or mistakes in the configuration
       3  cannot run here, or cannot go on: the reason is on standard error
     """
 
@@ -188,13 +231,16 @@ def cli() -> None:
 @click.option(
     "--record",
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    callback=_in_a_folder,
+    callback=_in_a_directory,
     metavar="FILE",
-    help="Write the calls to FILE, for `replay`; an existing file is overwritten.",
+    help="Also write the calls to FILE, for `replay`; an existing file is overwritten.",
 )
-@click.option("--wait", is_flag=True, help="Start even if the VM of --vm does not run yet.")
+@click.option("--wait", is_flag=True, help="Start even if the VM given by --vm is not running yet.")
 @_attach
+@click.pass_context
 def trace(
+    ctx: click.Context,
+    /,
     *,
     vm: tuple[str, ...],
     vcpu: tuple[int, ...],
@@ -207,11 +253,18 @@ def trace(
     wait: bool,
     attach: Mode,
 ) -> None:
-    """Show the calls as they happen, each with the model's verdict."""
+    """Print calls as they happen, each with the model's verdict."""
+    from vpmu_agent import probes
+    from vpmu_agent.trace import live
+    from vpmu_agent.trace.session import Session
+    from vpmu_agent.vms.names import Vms
+    from vpmu_agent.vms.process import running
+
+    stand_ins = ctx.ensure_object(StandIns)
     vms = Vms()
     if not wait:
-        _check_running(vm, vms)
-    with live.attached(attach, vms) as source:
+        _require_running(vm, vms, stand_ins.running or running)
+    with live.attached(attach, vms, stand_ins.attach or probes.attach) as source:
         session = Session(
             _make_filters(vm, vcpu, pmc, call),
             _printer(output),
@@ -239,10 +292,14 @@ def replay(
     output: str,
     quiet: bool,
 ) -> None:
-    """Show the calls of a recording, checked anew.
+    """Check the calls of a recording again, and print them.
 
     FILE was made by `trace --record FILE`; `-` reads standard input.
     """
+    from vpmu_agent.model.check import Checker
+    from vpmu_agent.trace.recording import Recording
+    from vpmu_agent.trace.session import Session
+
     with _opened(file) as (stream, name):
         recording = Recording(stream, name)
         session = Session(_make_filters(vm, vcpu, pmc, call), _printer(output), sys.stdout, quiet=quiet)
@@ -255,8 +312,8 @@ def replay(
     if not missing or len(missing) < len(vm):
         session.end(recording.lost)
     if missing:
-        there = ", ".join(sorted(session.seen)) or "none at all"
-        raise _BadInput(f"{name}: no VM named {', '.join(missing)} in it; there is {there}")
+        found = ", ".join(sorted(session.seen)) or "none"
+        raise _BadInput(f"{name}: no VM named {', '.join(missing)} in it; VMs found: {found}")
     if recording.cut_short:
         raise _Problem(recording.cut_short)
     _exit(session)
@@ -267,7 +324,7 @@ def replay(
     "--config",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Take what no flag says from this TOML file, and again on SIGHUP; see `config check`.",
+    help="Read settings from this TOML file (flags win), and again on SIGHUP; see `config check`.",
 )
 @click.option(
     "--listen",
@@ -275,7 +332,7 @@ def replay(
     metavar="HOST:PORT",
     default="127.0.0.1:9775",
     show_default=True,
-    help="Where to serve the metrics; :PORT is every address, IPv6 is written [::1]:PORT.",
+    help="Address to serve metrics on; :PORT is all addresses, IPv6 is written [::1]:PORT.",
 )
 @click.option(
     "--web.config.file",
@@ -283,21 +340,21 @@ def replay(
     type=click.Path(dir_okay=False, path_type=Path),
     callback=_web_config,
     metavar="FILE",
-    help="TLS and basic authentication, in the format of Prometheus's exporter-toolkit.",
+    help="File with TLS and basic authentication, in the format of Prometheus's exporter-toolkit.",
 )
 @click.option(
     "--per-counter/--no-per-counter",
     default=True,
     show_default=True,
-    help="Also count calls and divergences by vCPU and counter.",
+    help="Also export calls and divergences by vCPU and counter.",
 )
 @click.option(
     "--user",
     callback=_known_user,
     metavar="NAME",
-    default=USER,
+    default=DAEMON_USER,
     show_default=True,
-    help="Whom to become where it was started as root; only the loader of the probes stays root.",
+    help="User to switch to when started as root; only the loader of the probes stays root.",
 )
 @click.option(
     "--wait/--no-wait", default=False, show_default=True, help="Start even if KVM is not loaded yet."
@@ -305,54 +362,63 @@ def replay(
 @_duration
 @_attach
 @click.pass_context
-def run(ctx: click.Context, /, *, config: Path | None, duration: float | None, **params: Any) -> None:
+def run(ctx: click.Context, /, *, duration: float | None, **_settings: object) -> None:
     """Watch all VMs and serve metrics to Prometheus."""
-    from vpmu_agent.daemon import run as daemon
+    from vpmu_agent.daemon.attachment import ProbeSource
+    from vpmu_agent.daemon.run import run as run_daemon
 
-    flags = {
-        key: value
-        for key, value in params.items()
-        if ctx.get_parameter_source(key) is not ParameterSource.DEFAULT
-    }
+    source = ctx.ensure_object(StandIns).source or ProbeSource()
+    run_daemon(lambda: settings_now(ctx), duration_s=duration, source=source)
 
-    def settings() -> daemon.Settings:
-        """As they are now: flags win over the file, and the file over the defaults."""
-        in_file = configuration.read(config, ctx.command) if config else {}
-        values = {key: setting.value for key, setting in in_file.items()}
-        return daemon.Settings(**params | values | flags)
 
-    daemon.run(settings, duration_s=duration)
+def settings_now(ctx: click.Context) -> Settings:
+    """Return the settings of a `run`, given its context: flags win over the file, the file over the defaults.
+
+    Raise ConfigError where the file cannot be used.
+    """
+    from vpmu_agent.daemon import config_file
+    from vpmu_agent.daemon.settings import Settings
+
+    file = ctx.params["config"]
+    written = config_file.read(file, ctx.command) if file else {}
+    values = {}
+    for key in config_file.keys(ctx.command):
+        is_flag = ctx.get_parameter_source(key) is not ParameterSource.DEFAULT
+        values[key] = written[key].value if key in written and not is_flag else ctx.params[key]
+    return Settings(**values)
 
 
 @cli.group("config")
 def config_commands() -> None:
-    """Look at the configuration file of `run`."""
+    """Check the configuration file of `run`."""
 
 
 @config_commands.command()
-@click.argument("file", type=click.Path(path_type=Path), default=configuration.DEFAULT)
+@click.argument("file", type=click.Path(path_type=Path), default=CONFIG_FILE)
 @_output
 def check(*, file: Path, output: str) -> None:
-    """Say what is wrong with FILE, or what `run --config FILE` would use.
+    """Report mistakes in FILE, or print the settings that `run --config FILE` would use.
 
-    FILE is /etc/vpmu-agent/vpmu-agent.toml if none is named.
+    FILE defaults to /etc/vpmu-agent/vpmu-agent.toml.
     """
+    from vpmu_agent.daemon import config_file
+
     as_json = output == "json"
     try:
-        settings = configuration.read(file, run)
-    except ConfigError as error:
-        listed = configuration.mistakes_json if as_json else configuration.mistakes_text
+        settings = config_file.read(file, run)
+    except config_file.ConfigError as error:
+        listed = config_file.mistakes_json if as_json else config_file.mistakes_text
         for line in listed(file, error.mistakes):
             print_line(line)
         sys.exit(USAGE)
-    shown = configuration.settings_json if as_json else configuration.settings_text
+    shown = config_file.settings_json if as_json else config_file.settings_text
     for line in shown(file, settings, run):
         print_line(line)
 
 
 @cli.command()
 @click.option("--events", type=int, default=1, show_default=True, metavar="N", help="Size of the group.")
-@click.option("--fail-at", type=int, metavar="I", help="The creation of event I fails (they count from 0).")
+@click.option("--fail-at", type=int, metavar="I", help="Let the creation of event I fail (counting from 0).")
 @click.option(
     "--steps",
     default="program",
@@ -362,9 +428,12 @@ def check(*, file: Path, output: str) -> None:
 )
 @_output
 def predict(*, events: int, fail_at: int | None, steps: str, output: str) -> None:
-    """Print the calls that the model says KVM will make for one counter."""
+    """Print the calls that the model predicts for one counter."""
+    from vpmu_agent.cli.prediction import predicted_json, predicted_text
+    from vpmu_agent.model import predict as model
+
     try:
-        predicted = list(predictions(steps.split(","), events=events, fail_at=fail_at))
+        predicted = list(model.predict(steps.split(","), events=events, fail_at=fail_at))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     for line in predicted_json(predicted) if output == "json" else predicted_text(predicted):
@@ -374,19 +443,23 @@ def predict(*, events: int, fail_at: int | None, steps: str, output: str) -> Non
 @cli.command()
 @_output
 def doctor(*, output: str) -> None:
-    """Say what works on this host, what does not, and what to do."""
-    from vpmu_agent.cli import doctor as checks
+    """Check whether this host can be traced.
 
-    sys.exit(checks.run(as_json=output == "json"))
+    Where it cannot, or not fully, each check says what to do.
+    """
+    from vpmu_agent.cli.doctor.examination import run
+    from vpmu_agent.cli.doctor.host import Host
+
+    sys.exit(run(Host(), as_json=output == "json"))
 
 
-def main() -> None:
-    """The entry point."""
+def main(stand_ins: StandIns | None = None) -> None:
+    """Run the command that the arguments name."""
     # Until a command watches for it, Ctrl-C ends the process at once: nothing is open that it could harm.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 has no µ
-    cli(prog_name="vpmu-agent")
+    cli(prog_name="vpmu-agent", obj=stand_ins)
 
 
 # Their parts
@@ -395,27 +468,35 @@ def main() -> None:
 def _make_filters(
     vm: tuple[str, ...], vcpu: tuple[int, ...], pmc: tuple[str, ...], call: tuple[str, ...]
 ) -> Filters:
+    from vpmu_agent.trace.session import Filters
+
     return Filters(frozenset(vm), frozenset(vcpu), frozenset(pmc), frozenset(CallName(name) for name in call))
 
 
 def _printer(output: str) -> Printer:
+    from vpmu_agent.trace.printers import JsonPrinter, TextPrinter
+
     return JsonPrinter() if output == "json" else TextPrinter(sys.stdout)
 
 
-def _check_running(names: tuple[str, ...], vms: Vms) -> None:
-    """Refuses names of VMs that do not run, if this user can know."""
+def _require_running(names: tuple[str, ...], vms: Vms, running: Callable[[], Iterable[int]]) -> None:
+    """Refuse names of VMs that are not running, if this user can know that."""
     if not names or os.geteuid() != 0:
         return
     there = sorted(vms.name(tgid) for tgid in running())
     missing = [name for name in names if name not in there]
     if missing:
         raise _BadInput(
-            f"no VM named {', '.join(missing)} runs here; running: {', '.join(there) or 'none'} "
+            f"no VM named {', '.join(missing)} is running; running: {', '.join(there) or 'none'} "
             "(--wait starts without it)"
         )
 
 
 def _recorder(path: Path, mode: str, **filters: Iterable[str | int]) -> Recorder:
+    from importlib.metadata import version
+
+    from vpmu_agent.trace.recording import Header, Recorder
+
     about = {name: list(values) for name, values in filters.items()}
     return Recorder(path, Header(version("vpmu-agent"), os.uname().release, mode, about))
 

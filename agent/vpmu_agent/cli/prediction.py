@@ -1,4 +1,4 @@
-"""What `predict` prints: the model's calls for people, and as JSON."""
+"""What `predict` prints: the calls that the model predicts, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vpmu_agent.trace.call_json import SCHEMA, dumps
 
 
 def predicted_json(predicted: Iterable[Prediction | Outcome]) -> Iterator[str]:
-    """One object for each call; what a call other than create does not have is null."""
+    """Yield an object for each call; what only a create has is null in the others."""
     for one in predicted:
         if isinstance(one, Prediction):
             yield dumps(
@@ -29,24 +29,23 @@ def predicted_json(predicted: Iterable[Prediction | Outcome]) -> Iterator[str]:
 
 
 def predicted_text(predicted: Iterable[Prediction | Outcome]) -> Iterator[str]:
-    """One line for each call, and after those of a step one that says how it leaves the counter."""
+    """Yield a line for each call, and after the calls of a step one that says how it leaves the counter."""
     yield f"{'STEP':<9}{'CALL':<9}{'EVENT':>5}{'LEADER':>8}  {'CREATED':<9} RESULT"
-    begun = ""
+    is_first = True  # of its step, whose name stands there only
     for one in predicted:
+        step = one.step if is_first else ""
+        is_first = isinstance(one, Outcome)
         if isinstance(one, Outcome):
-            yield f"{begun or one.step:<9}-- {_outcome(one)}"
-            begun = ""
+            yield f"{step:<9}-- {_outcome(one)}"
             continue
         call = one.call
-        step = "" if begun else one.step
-        begun = begun or " "
-        leader = "-" if call.leader is None else str(call.leader)
+        leader = ""
+        if call.name is CallName.CREATE:
+            leader = "-" if call.leader is None else str(call.leader)
         how = {None: "", True: "disabled", False: "enabled"}[call.disabled]
         result = errno_name(-one.result) if one.result else "0"
-        is_create = call.name is CallName.CREATE
-        yield (
-            f"{step:<9}{call.name:<9}{call.event:>5}{leader if is_create else '':>8}  {how:<9} {result}"
-        ).rstrip()
+        line = f"{step:<9}{call.name:<9}{call.event:>5}{leader:>8}  {how:<9} {result}"
+        yield line.rstrip()
 
 
 def _outcome(outcome: Outcome) -> str:

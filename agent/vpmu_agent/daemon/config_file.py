@@ -1,6 +1,6 @@
-"""The configuration file of `vpmu-agent run`: TOML, and its keys are the command's own parameters.
+"""The configuration file of `vpmu-agent run`: TOML, whose keys are the command's own parameters.
 
-So whatever is a flag is a key, with the same default and the same checks, and there is no second list.
+Every flag is a key, with the same default and the same checks; there is no second list.
 """
 
 from __future__ import annotations
@@ -19,15 +19,12 @@ import click
 
 from vpmu_agent.trace.call_json import SCHEMA, dumps
 
-DEFAULT = Path("/etc/vpmu-agent/vpmu-agent.toml")
-"""Where the Debian package puts it."""
-
 MAX_SIZE = 16 * 1024
-"""Bytes. A file that is longer was not meant to be one of these."""
+"""Bytes. A longer file was not meant to be a configuration file."""
 
-_NO_KEYS = {"config", "duration"}  # the file itself, and an end that is for one run and not for a host
+_NO_KEYS = {"config", "duration"}  # the file itself, and what is for one run and not for a host
 
-# click's type of a parameter, what its value is in TOML, and how to say that. The last one fits the rest.
+# The click type of a parameter, the types of its value in TOML, and what to write. The last one fits all.
 _TYPES: tuple[tuple[type, tuple[type, ...], str], ...] = (
     (click.types.BoolParamType, (bool,), "true or false"),
     (click.types.IntParamType, (int,), "a whole number"),
@@ -35,14 +32,18 @@ _TYPES: tuple[tuple[type, tuple[type, ...], str], ...] = (
     (click.ParamType, (str,), "a string in quotes"),
 )
 _FOUND: dict[type, str] = {
-    **{bool: "a boolean", int: "a number", float: "a number", str: "a string"},
-    **{list: "an array", dict: "a table"},
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    str: "a string",
+    list: "an array",
+    dict: "a table",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What the file says of one key: as it is written, as the command takes it, and in which line."""
+    """One key of the file: its value as written, its value as the command takes it, and its line."""
 
     written: Any
     value: Any
@@ -51,7 +52,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """One thing that is wrong with the file: what was found, and what to do."""
+    """One mistake in the file: what was found, and what to do."""
 
     message: str
     line: int | None = None
@@ -67,12 +68,12 @@ class ConfigError(Exception):
 
 
 def keys(command: click.Command) -> dict[str, click.Parameter]:
-    """What the file of this command may hold, in the order of its help."""
+    """Return the keys that this command's file may have, with their parameters, in the order of its help."""
     return {param.name: param for param in command.params if param.name and param.name not in _NO_KEYS}
 
 
 def read(path: Path, command: click.Command) -> dict[str, Setting]:
-    """What the file says, by key, checked as the command checks its flags. ConfigError has all mistakes."""
+    """Read the file, checked as the command checks its flags. Raise ConfigError with all mistakes."""
     text = _text(path)
     try:
         found = tomllib.loads(text)
@@ -96,42 +97,61 @@ def read(path: Path, command: click.Command) -> dict[str, Setting]:
 
 
 def settings_text(path: Path, settings: Mapping[str, Setting], command: click.Command) -> Iterator[str]:
-    """What `run` would use, as TOML, each with where it is from."""
+    """Yield the settings that `run` would use, as lines of TOML, each with its origin in a comment."""
     for key, value, line in _in_use(settings, command):
         # What is printable is the same in TOML as in JSON.
-        said = f"# {key} =" if value is None else f"{key} = {json.dumps(value, ensure_ascii=False)}"
-        yield f"{said:<31} # {f'{path}:{line}' if line else 'default'}"
+        written = f"# {key} =" if value is None else f"{key} = {json.dumps(value, ensure_ascii=False)}"
+        origin = f"{path}:{line}" if line else "default"
+        yield f"{written:<31} # {origin}"
 
 
 def settings_json(path: Path, settings: Mapping[str, Setting], command: click.Command) -> Iterator[str]:
-    """The same, an object for each key."""
+    """Yield the same, a JSON object for each key."""
     for key, value, line in _in_use(settings, command):
-        source = {"from": "file" if line else "default", "file": str(path) if line else None, "line": line}
-        said = {"key": key, "value": value, **source}
-        yield dumps({"schema": SCHEMA, "kind": "setting", **said})
+        yield dumps(
+            {
+                "schema": SCHEMA,
+                "kind": "setting",
+                "key": key,
+                "value": value,
+                "from": "file" if line else "default",
+                "file": str(path) if line else None,
+                "line": line,
+            }
+        )
 
 
 def mistakes_text(path: Path, mistakes: Iterable[Mistake]) -> Iterator[str]:
-    """A line for each, as compilers write them."""
+    """Yield a line for each mistake, as compilers write them."""
     for mistake in mistakes:
         place = f"{path}:{mistake.line}" if mistake.line else str(path)
-        yield f"{place}: {'' if mistake.key is None else f'{_shown(mistake.key)}: '}{mistake.message}"
+        if mistake.key is not None:
+            place += f": {_shown(mistake.key)}"
+        yield f"{place}: {mistake.message}"
 
 
 def mistakes_json(path: Path, mistakes: Iterable[Mistake]) -> Iterator[str]:
-    """An object for each."""
+    """Yield a JSON object for each mistake."""
     for mistake in mistakes:
-        said = {"file": str(path), "line": mistake.line, "key": mistake.key, "message": mistake.message}
-        yield dumps({"schema": SCHEMA, "kind": "mistake", **said})
+        yield dumps(
+            {
+                "schema": SCHEMA,
+                "kind": "mistake",
+                "file": str(path),
+                "line": mistake.line,
+                "key": mistake.key,
+                "message": mistake.message,
+            }
+        )
 
 
 def _in_use(settings: Mapping[str, Setting], command: click.Command) -> Iterator[tuple[str, Any, int | None]]:
-    """Each key with its value, as it is or would be written, and its line in the file if it is from there."""
+    """Yield each key with its value as it is or would be written, and its line if the file has it."""
     for key, param in keys(command).items():
         if key in settings:
             yield key, settings[key].written, settings[key].line
         else:
-            # Not param.default, which newer versions of click have a mark of their own in if there is none.
+            # Not param.default: where there is none, newer versions of click keep a sentinel there.
             yield key, param.to_info_dict()["default"], None
 
 
@@ -149,10 +169,12 @@ def _text(path: Path) -> str:
     except OSError as error:
         message = f"cannot be read: {error.strerror}"
         if isinstance(error, PermissionError):
-            message += f"; let uid {os.geteuid()} read it, which this runs as"
+            message += f"; make it readable for uid {os.geteuid()}, which this runs as"
         raise ConfigError(path, Mistake(message)) from error
     if len(data) > MAX_SIZE:
-        raise ConfigError(path, Mistake(f"longer than {MAX_SIZE // 1024} KiB; name a configuration file"))
+        raise ConfigError(
+            path, Mistake(f"longer than {MAX_SIZE // 1024} KiB; check that this is a configuration file")
+        )
     try:
         # The newline: without one, tomllib has no line for what is wrong with the last.
         return data.decode() + "\n"
@@ -162,7 +184,7 @@ def _text(path: Path) -> str:
 
 
 def _syntax_mistake(text: str, error: Exception) -> Mistake:
-    """What tomllib says. In Python 3.11 the line is only in its message, which ends in `(at …)`."""
+    """Return what tomllib found. In Python 3.11 the line is only in its message, which ends in `(at …)`."""
     what, _, where = str(error).partition(" (at ")
     line = re.match(r"line (\d+),", where)
     last = text.count("\n") if where else None  # the end of the document, or of what Python can do
@@ -171,9 +193,9 @@ def _syntax_mistake(text: str, error: Exception) -> Mistake:
 
 
 def _lines(text: str) -> dict[str, int]:
-    """The line in which each key at the top begins, of text that is TOML.
+    """Return the line on which each top-level key begins, of text that is valid TOML.
 
-    A statement is the fewest lines that parse. From the first table on, only headers are at the top.
+    A statement is the fewest lines that parse. After the first table header, only headers are top-level.
     """
     lines: dict[str, int] = {}
     statement, begin, in_table = "", 1, False
@@ -192,12 +214,12 @@ def _lines(text: str) -> dict[str, int]:
 
 
 def _checked(key: str, written: Any, known: Mapping[str, click.Parameter], context: click.Context) -> Any:
-    """The value as the command takes it. BadParameter says what is wrong with it."""
+    """Return the value as the command takes it. Raise BadParameter that names what is wrong with it."""
     if key not in known:
         close = get_close_matches(key.replace("-", "_"), known, n=1)
         todo = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(known)}"
         what = "table" if isinstance(written, dict) else "key"
-        raise click.BadParameter(f"there is no such {what}; {todo}")
+        raise click.BadParameter(f"unknown {what}; {todo}")
     param = known[key]
     types, wanted = next(rest for kind, *rest in _TYPES if isinstance(param.type, kind))
     if type(written) not in types:  # bool is an int, but not here

@@ -1,67 +1,27 @@
-"""The daemon's log: lines on standard error, or under systemd entries of the journal that carry fields.
-
-Fields are for whoever searches: `journalctl -u vpmu-agent VPMU_VM=web01`, `VPMU_KIND=partial_group`.
-"""
+"""What the daemon tells of calls and VMs, without ever filling a disk with it."""
 
 from __future__ import annotations
 
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from enum import IntEnum
-from functools import cache
-from typing import cast
 
 from vpmu_agent.model.call import Call
 from vpmu_agent.model.verdict import Verdict
+from vpmu_agent.system.journal import Level, tell
+from vpmu_agent.system.notify import notify
 from vpmu_agent.text import errno_name
 from vpmu_agent.vms.modes import Pmu, sentence, untraced
 
 BURST, WINDOW_S = 5, 60.0
-"""Of the divergences of one kind in one VM, so many are told in a window; of the rest, only how many."""
+"""So many divergences of one kind in one VM are told in a window (seconds); of the rest, only how many."""
 
 # What `journalctl MESSAGE_ID=` finds; made once with `systemd-id128 new`.
 DIVERGENCE = "adb5b32554804cc19284e0aac88223f4"
 FAILURE = "37a3b0c689f24af09b688d2d9d501eff"
 UNTRACED = "c240b89ca29a43f8b7559dfb352fa3f3"
-
-
-class Level(IntEnum):
-    """Syslog's priorities, those that are used here."""
-
-    ERROR = 3
-    WARNING = 4
-    NOTICE = 5
-    INFO = 6
-
-
-def tell(text: str, level: Level = Level.INFO, **fields: object) -> None:
-    """One line for whoever reads the log. Names of fields are in capitals; None is left out."""
-    if send := _journal():
-        known = {name: str(value) for name, value in fields.items() if value is not None}
-        try:
-            send(text, PRIORITY=str(int(level)), SYSLOG_IDENTIFIER="vpmu-agent", **known)
-            return
-        except OSError:  # the journal is restarting: what is written to standard error waits for it
-            pass
-    print(text, file=sys.stderr, flush=True)
-
-
-@cache
-def _journal() -> Callable[..., None] | None:
-    """What sends to the journal, if standard error goes there and python3-systemd is installed."""
-    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
-    try:
-        stderr = os.fstat(sys.stderr.fileno())
-        if (device, inode) != (str(stderr.st_dev), str(stderr.st_ino)):
-            return None
-        from systemd.journal import send
-    except (OSError, ImportError):
-        return None
-    return cast(Callable[..., None], send)
 
 
 @dataclass(slots=True)
@@ -72,14 +32,16 @@ class _Window:
 
 
 class Report:
-    """Tells of divergences and of creations that failed: of each VM, kind and errno only so often."""
+    """Tells of divergences and failed creations, each VM, kind and errno only so often."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, tell: Callable[..., None] = tell) -> None:
+        """`tell` is journal.tell(), or a test's."""
         self._clock = clock
+        self._tell = tell
         self._windows: dict[tuple[str, str | None, str | None], _Window] = {}  # the open ones
 
     def add(self, call: Call, verdict: Verdict) -> None:
-        """Takes what the probes sent, and tells of it where it is of these."""
+        """Tell of this call if it diverged or failed and its window has room."""
         kind = str(verdict.kind) if verdict.kind.is_divergence else None
         error = errno_name(-call.result) if call.result else None
         if not kind and not error:
@@ -89,7 +51,7 @@ class Report:
             window.held_back += 1
             return
         window.told += 1
-        tell(
+        self._tell(
             _divergence(call, verdict) if kind else _failure(call),
             Level.WARNING,
             MESSAGE_ID=DIVERGENCE if kind else FAILURE,
@@ -104,11 +66,11 @@ class Report:
         )
 
     def sweep(self) -> None:
-        """Closes the windows that are over, and says what was held back in them; about once a second."""
+        """Close the windows that are over, and tell what was held back in them; call it every second."""
         self._close(self._clock())
 
     def close(self) -> None:
-        """Says what was held back in those that are open."""
+        """Tell what was held back in the windows that are open."""
         self._close(math.inf)
 
     def _close(self, now: float) -> None:
@@ -117,7 +79,7 @@ class Report:
                 continue
             del self._windows[vm, kind, error]
             if window.held_back:
-                tell(
+                self._tell(
                     f"{vm}: {kind or error}: {window.held_back} more within {WINDOW_S:.0f} s",
                     Level.WARNING,
                     VPMU_VM=vm,
@@ -127,8 +89,8 @@ class Report:
                 )
 
 
-def tell_untraced(new: Iterable[tuple[str, Pmu]]) -> None:
-    """Tells of VMs of which nothing can be traced and why: a line for all that have the same PMU."""
+def tell_untraced(new: Iterable[tuple[str, Pmu]], tell: Callable[..., None] = tell) -> None:
+    """Tell of VMs of which nothing can be traced and why: one line for all that have the same PMU."""
     for pmu, vms in untraced(new).items():
         tell(
             sentence(vms, pmu),
@@ -138,6 +100,12 @@ def tell_untraced(new: Iterable[tuple[str, Pmu]]) -> None:
             VPMU_MODE=pmu.mode,
             VPMU_REASON=pmu.why,
         )
+
+
+def tell_state(line: str, level: Level = Level.INFO) -> None:
+    """Write a line to the log that is also what `systemctl status` shows from now on."""
+    tell(line, level)
+    notify(f"STATUS={line}")
 
 
 def _divergence(call: Call, verdict: Verdict) -> str:

@@ -297,7 +297,7 @@ def vmlinux(*, root: Path = Path("/")) -> Btf:
 
 def _no_btf(path: Path, root: Path) -> BtfError:
     """Return why the kernel's BTF cannot be seen: a container can hide what the kernel has."""
-    mount = "mount the host's /sys, read-only will do"
+    mount = "mount the host's /sys, read-only is enough"
     boot = "boot a kernel that has it (distributions' kernels do)"
     if not has_sysfs(root=root):
         return BtfError(f"{path} is missing: {root / 'sys'} is not the kernel's sysfs", mount)

@@ -83,7 +83,7 @@ def require_kvm(*, root: Path = Path("/"), arch: Arch | None = None) -> None:
     if not has_sysfs(root=root):
         raise KernelError(
             f"cannot see whether KVM is loaded: {root / 'sys'} is not the kernel's sysfs",
-            "mount the host's /sys, read-only will do",
+            "mount the host's /sys, read-only is enough",
         )
     if not (root / KVM_MODULE).exists():
         raise KvmNotLoadedError(

@@ -1,28 +1,34 @@
-"""What a service manager is told of the daemon: sd_notify(3), through python3-systemd where one asks."""
+"""Messages to the service manager, as sd_notify(3) sends them."""
 
 from __future__ import annotations
 
 import os
+import socket
 
 ENVIRONMENT = "NOTIFY_SOCKET"
 
 
 class NotifyError(Exception):
-    """The service manager waits for a word that cannot be said; the message says why and what to do."""
+    """The service manager waits for a message that cannot be sent; this one says why and what to do."""
 
 
 def notify(*states: str) -> None:
-    """Tells it assignments such as READY=1; does nothing where no service manager asks.
+    """Send assignments such as READY=1 to the service manager; do nothing where none asks for them.
 
-    Raises NotifyError without python3-systemd: the manager would wait for READY=1, and end the daemon.
+    Raise NotifyError where they cannot be sent: the manager would wait for READY=1, and end the daemon.
     """
-    if ENVIRONMENT not in os.environ:
+    address = os.environ.get(ENVIRONMENT)
+    if address is None:
         return
+    if not address.startswith(("/", "@")):
+        raise NotifyError(f"{ENVIRONMENT} is {address!r}: expected an absolute path, or @NAME")
+    # An abstract socket's address begins with a zero byte.
+    target = "\0" + address[1:] if address.startswith("@") else address
     try:
-        import systemd.daemon
-    except ImportError as error:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.sendto("\n".join(states).encode(), target)
+    except OSError as error:
         raise NotifyError(
-            f"{ENVIRONMENT} is set, but Python's systemd module is missing: "
-            "install Debian's python3-systemd, or use Type=exec"
+            f"cannot notify the service manager at {ENVIRONMENT}={address}: {error.strerror or error}; "
+            f"unset {ENVIRONMENT} where there is none"
         ) from error
-    systemd.daemon.notify("\n".join(states))

@@ -1,21 +1,17 @@
-"""Gives up what a process may do, for good, and finds out what it must keep."""
+"""Give up what a process may do, for good, and find out what it must keep."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import os
-import pwd
 from collections.abc import Set
-from dataclasses import dataclass
 from functools import cache
 
 from vpmu_agent.kernel.facts import CAPABILITIES
 from vpmu_agent.kernel.libbpf import libbpf, quiet, strerror
 from vpmu_agent.kernel.trials import Trial
-
-USER = "nobody"
-"""Who the daemon becomes when it was started as root."""
+from vpmu_agent.system.user import DAEMON_USER, User, find_user
 
 # include/uapi/linux/prctl.h
 _PR_SET_PDEATHSIG = 1
@@ -33,22 +29,8 @@ _MAX_CAPABILITIES = 64
 _BPF_MAP_TYPE_ARRAY = 2
 
 
-@dataclass(frozen=True, slots=True)
-class User:
-    """Whom to become."""
-
-    uid: int
-    gid: int
-
-
-def find_user(name: str) -> User:
-    """The user of that name; KeyError if there is none."""
-    entry = pwd.getpwnam(name)
-    return User(entry.pw_uid, entry.pw_gid)
-
-
 def missing_to_switch() -> tuple[str, ...]:
-    """The capabilities that this process lacks to give itself up to another user; none if it is not root.
+    """Return the capabilities that this process lacks to switch to another user; none if it is not root.
 
     Without CAP_KILL the daemon would not even get the signal that is to end it with its parent
     (pdeath_signal: group_send_sig_info() asks check_kill_permission(), kernel/signal.c).
@@ -56,14 +38,14 @@ def missing_to_switch() -> tuple[str, ...]:
     if os.geteuid() != 0:
         return ()
     held = _permitted()
-    return tuple(name for name, bit in _SWITCHING.items() if not held >> bit & 1)
+    return tuple(name for name, bit in _SWITCHING.items() if not (held >> bit) & 1)
 
 
 def drop(user: User, *, keep: Set[str] = frozenset()) -> None:
-    """Becomes `user`, if this process is root, and gives up all capabilities but those in `keep`, for good.
+    """Switch to `user`, if this process is root, and give up all capabilities but those in `keep`, for good.
 
-    Nothing that is run from here on has more. OSError if the kernel will not have it, with the process in a
-    state in which it must end.
+    Nothing that is run from here on has more. Raise OSError where the kernel refuses; the process must then
+    end, for some of this may be done.
     """
     wanted = sum(1 << CAPABILITIES[name] for name in keep) & _permitted()
     for capability in range(_MAX_CAPABILITIES):
@@ -84,9 +66,9 @@ def drop(user: User, *, keep: Set[str] = frozenset()) -> None:
 
 
 def end_with(parent: int, signal: int) -> None:
-    """Has the kernel send this process `signal` when its parent ends.
+    """Have the kernel send this process `signal` when its parent ends.
 
-    After drop(), which makes the kernel forget it. ProcessLookupError if the parent has ended already.
+    Call it after drop(), which makes the kernel forget it. Raise ProcessLookupError if the parent has ended.
     """
     _prctl(_PR_SET_PDEATHSIG, signal)
     if os.getppid() != parent:
@@ -94,17 +76,17 @@ def end_with(parent: int, signal: int) -> None:
 
 
 def try_map_access(user: User | None = None) -> Trial:
-    """Reads a BPF map by its descriptor in a process that has dropped everything, as `user`, by default USER.
+    """Try to read a BPF map by its descriptor as `user` (default: DAEMON_USER) without any capability.
 
     Before Linux 5.19 that takes CAP_BPF where kernel.unprivileged_bpf_disabled is set. `denied` if this
-    process may not even make a map. KernelError without libbpf.
+    process may not even make a map. Raise KernelError without libbpf.
     """
     with quiet():
         descriptor = libbpf().bpf_map_create(_BPF_MAP_TYPE_ARRAY, b"vpmu_trial", 4, 8, 1, None)
     if descriptor < 0:
         return Trial(False, f"the kernel makes no BPF map: {strerror(-descriptor)}", denied=True)
     try:
-        refused = _look_up_without_privileges(descriptor, user or find_user(USER))
+        refused = _look_up_without_privileges(descriptor, user or find_user(DAEMON_USER))
     finally:
         os.close(descriptor)
     if refused:
@@ -114,7 +96,7 @@ def try_map_access(user: User | None = None) -> Trial:
 
 
 def _look_up_without_privileges(descriptor: int, user: User) -> int:
-    """0, or the errno of the refusal."""
+    """Return 0, or the errno of the refusal."""
     child = os.fork()
     if not child:
         status = errno.EPERM
@@ -147,14 +129,14 @@ class _Data(ctypes.Structure):
 
 
 def _permitted() -> int:
-    """The permitted capabilities, a bit each."""
+    """Return the permitted capabilities, a bit each."""
     low, high = data = (_Data * 2)()
     _check(_libc().capget(ctypes.byref(_Header(_CAPABILITY_VERSION_3, 0)), data))
-    return low.permitted | high.permitted << 32
+    return low.permitted | (high.permitted << 32)
 
 
 def _set_capabilities(mask: int) -> None:
-    """Effective and permitted ones; none to inherit."""
+    """Set the effective and permitted capabilities; none are to be inherited."""
     words = (_Data * 2)(*(_Data(word, word, 0) for word in (mask & 0xFFFFFFFF, mask >> 32)))
     _check(_libc().capset(ctypes.byref(_Header(_CAPABILITY_VERSION_3, 0)), words))
 
@@ -172,5 +154,5 @@ def _check(result: int) -> None:
 @cache
 def _libc() -> ctypes.CDLL:
     library = ctypes.CDLL(None, use_errno=True)
-    library.prctl.argtypes = (ctypes.c_int, *(ctypes.c_ulong,) * 4)
+    library.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
     return library

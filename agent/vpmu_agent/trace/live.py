@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from vpmu_agent.counts.census import Modes
+from vpmu_agent.counts.watch import Maps
+from vpmu_agent.system.signals import stop_requests
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from vpmu_agent.model.verdict import Observation
-    from vpmu_agent.probes import Mode, Probes
+    from vpmu_agent.probes import Mode
+    from vpmu_agent.probes.census import Census
     from vpmu_agent.trace.session import Session
     from vpmu_agent.vms.modes import Pmu
     from vpmu_agent.vms.names import Vms
@@ -23,16 +25,38 @@ POLL_S = 0.1
 _SWEEP_S = 1.0
 
 
+class LiveProbes(Maps, Protocol):
+    """Attached probes, with what they send; `probes.Probes` is such."""
+
+    @property
+    def census(self) -> Census:
+        """What finds all VMs of the host."""
+
+    def poll(self, timeout_s: float) -> list[Observation]:
+        """Return the calls that were sent, oldest first; wait up to `timeout_s` for the first one."""
+
+    def stop(self) -> list[Observation]:
+        """Let no new calls in, and return those that were still on their way."""
+
+    def close(self) -> None:
+        """Take the probes off."""
+
+
+class Attach(Protocol):
+    """`probes.attach()`."""
+
+    def __call__(self, *, mode: Mode, vms: Vms, stream: bool) -> AbstractContextManager[LiveProbes]:
+        """Attach the probes. Raise KernelError where there can be none."""
+
+
 class Source:
     """Attached probes as a source of calls, until it is told to stop."""
 
-    def __init__(self, probes: Probes, vms: Vms, stopped: Callable[[], bool]) -> None:
+    def __init__(self, probes: LiveProbes, vms: Vms, stopped: Callable[[], bool]) -> None:
         self.mode = probes.mode
         self._probes = probes
         self._vms = vms
         self._stopped = stopped
-        from vpmu_agent.counts.census import Modes  # loads what only a live host needs
-
         self._modes = Modes(vms)
         self._gone: set[int] = set()  # ended processes whose names are still kept
 
@@ -91,33 +115,13 @@ def attached_line(mode: str, functions: Sequence[str]) -> str:
 
 
 @contextmanager
-def attached(mode: Mode, vms: Vms) -> Iterator[Source]:
+def attached(mode: Mode, vms: Vms, attach: Attach) -> Iterator[Source]:
     """Attach probes that send every call. A second Ctrl-C ends the process at once.
 
     Raise KernelError if they cannot be attached.
     """
-    from vpmu_agent import probes  # imported here: only a live host needs what it loads
-
-    with probes.attach(mode=mode, vms=vms, stream=True) as live, stop_requests() as stopped:
+    with attach(mode=mode, vms=vms, stream=True) as live, stop_requests() as stopped:
         yield Source(live, vms, stopped)
-
-
-@contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Give a function that says whether Ctrl-C or SIGTERM came. A second Ctrl-C ends the process at once."""
-    stop = False
-
-    def request_stop(_number: int, _frame: FrameType | None) -> None:
-        nonlocal stop
-        stop = True
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    former = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: stop
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 def follow(source: Source, session: Session, duration_s: float | None) -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import textwrap
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol, TextIO
 
-import click
-
 from vpmu_agent.model.call import Call, CallName
 from vpmu_agent.model.rules import Kind
 from vpmu_agent.model.verdict import Verdict
+from vpmu_agent.system.stdout import Style
 from vpmu_agent.text import attr_text, duration_text, errno_name
 from vpmu_agent.trace.call_json import call_json, lost_json, summary_json, vpmu_json
 from vpmu_agent.trace.tally import Tally
@@ -65,7 +63,7 @@ class TextPrinter:
 
     def __init__(self, out: TextIO) -> None:
         self._terminal = out.isatty()
-        self._colour = self._terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self._style = Style(out)
         self._width = max(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
         self._vm_width = min(_VM_WIDTH + self._width - _WIDTH, 36)
         self._heading_due = True
@@ -179,9 +177,6 @@ class TextPrinter:
         if kind.is_divergence:
             return self._style(text, fg="red", bold=True)
         return self._style(text, fg="green" if kind is Kind.PREDICTED else "yellow")
-
-    def _style(self, text: str, *, fg: str | None = None, bold: bool = False) -> str:
-        return click.style(text, fg=fg, bold=bold or None) if self._colour else text
 
 
 _WIDTH = 100

@@ -140,5 +140,5 @@ def test_doctor_knows_this_kernels_groups() -> None:
     )
     checks = {line["check"]: line for line in map(json.loads, done.stdout.splitlines()) if "check" in line}
     assert checks["groups"]["status"] == "ok"
-    assert checks["groups"]["found"] == f"grouped events, up to {control.MAX_GROUP_SIZE} a counter"
+    assert checks["groups"]["found"] == f"grouped events, up to {control.MAX_GROUP_SIZE} per counter"
     assert checks["types"]["found"].endswith("6 arguments")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vpmu_agent.daemon import report as log
+from vpmu_agent.daemon import report
 from vpmu_agent.model.rules import Kind
 
 from ..grouped import control
@@ -20,7 +20,7 @@ def test_each_kind_is_in_the_journal_with_its_vm() -> None:
     control.reset()
     systemctl("stop", UNIT)  # which reads what is still on its way
     for how, kinds in MISBEHAVIOUR.items():
-        entries = journal(f"VPMU_VM={how}", f"MESSAGE_ID={log.DIVERGENCE}", f"_SYSTEMD_UNIT={UNIT}")
+        entries = journal(f"VPMU_VM={how}", f"MESSAGE_ID={report.DIVERGENCE}", f"_SYSTEMD_UNIT={UNIT}")
         assert {entry["VPMU_KIND"] for entry in entries} == set(kinds)
         for entry in entries:
             start = f"{how}: vCPU 0 gp0: {entry['VPMU_KIND']} ({Kind(entry['VPMU_KIND']).meaning}): "

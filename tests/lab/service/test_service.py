@@ -91,7 +91,7 @@ def test_it_reads_its_configuration_again() -> None:
     scrape_until(LISTEN, lambda now: total(now, "vpmu_pmc_calls_total", vm="web01") > 0)
     CONFIG.write_text("per_counter = false\n")
     systemctl("reload", UNIT)
-    wait_for("word of it", lambda: "configuration read again" in unit.log(), timeout_s=20)
+    wait_for("word of it", lambda: "configuration reload" in unit.log(), timeout_s=20)
     assert "vpmu_pmc_calls_total{" not in read(LISTEN)
     CONFIG.write_text("per_counter = maybe\n")
     systemctl("reload", UNIT)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,25 +25,18 @@ from tests.support.kernel_types import (
     source,
 )
 from tests.support.tree import plant
-from vpmu_agent.cli.doctor import (
-    CHECKS,
-    WIDTH,
-    Finding,
-    Host,
-    Status,
-    examine,
-    exit_status,
-    finding_json,
-    finding_text,
-    summary_json,
-    summary_text,
-)
+from vpmu_agent.cli.doctor.examination import CHECKS, examine, run
+from vpmu_agent.cli.doctor.finding import Finding, Status, exit_status
+from vpmu_agent.cli.doctor.host import Host
+from vpmu_agent.cli.doctor.report import WIDTH, finding_json, finding_text, summary_json, summary_text
 from vpmu_agent.kernel.errors import BtfError
 from vpmu_agent.kernel.trials import Trial
 from vpmu_agent.loader.program import BCC_TODO
 from vpmu_agent.loader.rehearsal import Outcome, Step
+from vpmu_agent.system.stdout import Style
 from vpmu_agent.vms.modes import Mode, Pmu, Why
 
+PLAIN = Style(io.StringIO())
 ALL_CAPABILITIES = "CapEff:\t000001ffffffffff\n"
 NO_CAPABILITIES = "CapEff:\t0000000000000000\n"
 PARAMETERS = "sys/module/kvm/parameters"
@@ -122,7 +117,39 @@ def test_a_host_that_is_well(well: Host) -> None:
     assert not any(finding.todo for finding in findings)
     assert exit_status(findings) == 0
     assert summary_json(findings)["can_trace"] is True
-    assert "Live tracing can work here." in summary_text(findings)
+    assert "Live tracing can work here." in summary_text(findings, PLAIN)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "environment", "is_coloured"),
+    [
+        (Terminal, {}, True),
+        (Terminal, {"NO_COLOR": "1"}, False),
+        (Terminal, {"NO_COLOR": ""}, True),
+        (Terminal, {"TERM": "dumb"}, False),
+        (io.StringIO, {}, False),
+    ],
+)
+def test_colours_are_for_terminals_that_want_them(
+    well: Host,
+    stream: type[io.StringIO],
+    environment: dict[str, str],
+    is_coloured: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with redirect_stdout(stream()) as output:
+        assert run(well, as_json=False) == 0
+    assert ("\x1b[32mok" in output.getvalue()) == is_coloured
+    assert click.unstyle(output.getvalue()).startswith("kernel         ok    6.1.0-9-amd64, ")
 
 
 @pytest.mark.parametrize(
@@ -133,7 +160,7 @@ def test_a_host_that_is_well(well: Host) -> None:
         ({"proc/self/status": "CapEff:\t000000c400000000\n"}, "capabilities", "ok", 0, "CAP_BPF"),
         ({LOCKDOWN: "none integrity [confidentiality]"}, "lockdown", "fail", 3, "confidentiality"),
         ({LOCKDOWN: "none [integrity] confidentiality"}, "lockdown", "ok", 0, "integrity"),
-        ({LOCKDOWN: None}, "lockdown", "warn", 0, "cannot be seen"),
+        ({LOCKDOWN: None}, "lockdown", "warn", 0, "cannot be checked"),
         (
             {LOCKDOWN: None, "proc/config.gz": "# CONFIG_SECURITY_LOCKDOWN_LSM is not set\n"},
             "lockdown",
@@ -194,10 +221,10 @@ def test_a_host_that_is_well(well: Host) -> None:
             0,
             "off",
         ),
-        ({MOUNTS: None}, "hidepid", "warn", 0, "cannot be seen"),
+        ({MOUNTS: None}, "hidepid", "warn", 0, "cannot be checked"),
         ({"sys/kernel/btf/vmlinux": "rubbish"}, "btf", "fail", 3, "cannot read BTF"),
         ({f"{PARAMETERS}/enable_pmu": "N\n"}, "vpmu", "fail", 1, "nothing to trace"),
-        ({f"{PARAMETERS}/enable_pmu": None}, "vpmu", "warn", 0, "cannot be seen"),
+        ({f"{PARAMETERS}/enable_pmu": None}, "vpmu", "warn", 0, "cannot be checked"),
         (
             {"sys/module/kvm_amd/parameters/enable_mediated_pmu": "N\n"},
             "mediated_vpmu",
@@ -244,7 +271,7 @@ def test_vms_of_which_there_is_nothing_to_trace(well: Host) -> None:
     ]
     assert findings[1].todo == "see mediated_vpmu"
     assert "kernel_irqchip=on" in findings[2].todo
-    assert by_check(replace(well, pmus=dict))["vms"].found == "no VM runs now"
+    assert by_check(replace(well, pmus=dict))["vms"].found == "no VM is running"
 
 
 @pytest.mark.parametrize("why", Why)
@@ -305,7 +332,7 @@ def test_no_pmu(well: Host) -> None:
     assert findings["pmu"].status is Status.FAIL
     assert findings["vpmu"].todo == "see pmu"
     assert exit_status(findings.values()) == 1
-    assert "but see what failed" in summary_text(list(findings.values()))
+    assert "but see what failed" in summary_text(list(findings.values()), PLAIN)
 
 
 def test_grouped_events(well: Host, tmp_path: Path) -> None:
@@ -314,7 +341,7 @@ def test_grouped_events(well: Host, tmp_path: Path) -> None:
     findings = by_check(well)
     assert findings["types"].found.endswith("6 arguments")
     assert findings["groups"].status is Status.OK
-    assert findings["groups"].found == "grouped events, up to 4 a counter"
+    assert findings["groups"].found == "grouped events, up to 4 per counter"
 
 
 def test_an_event_array_that_overlaps_the_next_counter(well: Host, tmp_path: Path) -> None:
@@ -450,13 +477,13 @@ NO_WAY = [Step(way, Outcome.NO_WAY, f"no {way}") for way in ("fexit", "kprobe")]
 @pytest.mark.parametrize(
     ("steps", "status", "can_trace", "says", "todo"),
     [
-        ([FEXIT, KPROBE], "ok", True, "attached by fexit and by kprobe, and taken off", ""),
-        ([FEXIT, NO_WAY[1]], "ok", True, "compiled, attached by fexit, and taken off", ""),
+        ([FEXIT, KPROBE], "ok", True, "attached by fexit and by kprobe, and detached", ""),
+        ([FEXIT, NO_WAY[1]], "ok", True, "compiled, attached by fexit, and detached", ""),
         (
             [FEXIT, REFUSED[1]],
             "warn",
             True,
-            "by fexit, and taken off; kprobe: the verifier refuses vpmu_x: R2 invalid mem access",
+            "by fexit, and detached; kprobe: the verifier refuses vpmu_x: R2 invalid mem access",
             "nothing, unless you want --attach kprobe: then report this",
         ),
         (
@@ -478,7 +505,7 @@ NO_WAY = [Step(way, Outcome.NO_WAY, f"no {way}") for way in ("fexit", "kprobe")]
             [*NO_WAY, Step("verifier", Outcome.WORKS, "loaded, but not attached")],
             "fail",
             False,
-            "compiled and taken by the verifier, but this kernel lets no program be attached",
+            "compiled and accepted by the verifier, but this kernel lets no program attach",
             "see kprobes and fentry",
         ),
         (
@@ -514,8 +541,8 @@ def test_the_real_program(
         None: "Whether live tracing can work here is unknown:",
         False: "Live tracing cannot work here:",
     }
-    assert verdict[can_trace] in click.unstyle(summary_text(everything))
-    assert can_trace or found.found[:50] in click.unstyle(summary_text(everything))
+    assert verdict[can_trace] in summary_text(everything, PLAIN)
+    assert can_trace or found.found[:50] in summary_text(everything, PLAIN)
 
 
 def test_what_could_not_be_tried_is_not_promised(well: Host) -> None:
@@ -569,7 +596,7 @@ def test_no_sysfs_and_probes_that_fail(well: Host) -> None:
 
     shutil.rmtree(well.root / "sys")
     findings = by_check(replace(well, try_kprobe=refused("no devices"), try_fexit=no_btf))
-    assert findings["kprobes"].todo == "mount the host's /sys, read-only will do"
+    assert findings["kprobes"].todo == "mount the host's /sys, read-only is enough"
     assert findings["fentry"].todo == "mount it"
 
 
@@ -622,17 +649,17 @@ def test_an_empty_root_is_no_traceback(tmp_path: Path) -> None:
 
 def test_text_is_aligned_and_not_wider_than_its_width() -> None:
     long = Finding("kptr_restrict", Status.FAIL, "found " * 40, "do this " * 30)
-    lines = click.unstyle(finding_text(long)).splitlines()
+    lines = finding_text(long, PLAIN).splitlines()
     assert max(map(len, lines)) <= WIDTH
     assert lines[0].startswith("kptr_restrict  fail  found")
     assert {line[:21] for line in lines[1:]} == {" " * 21}
     assert [line for line in lines if "-> do this" in line]
-    assert "\n" not in finding_text(Finding("bpf", Status.OK, "fine"))
+    assert "\n" not in finding_text(Finding("bpf", Status.OK, "fine"), PLAIN)
 
 
 def test_every_check_name_fits_its_column(well: Host) -> None:
     for finding in examine(well):
-        assert click.unstyle(finding_text(finding)).startswith(f"{finding.check:<15}ok    ")
+        assert finding_text(finding, PLAIN).startswith(f"{finding.check:<15}ok    ")
 
 
 def test_json(well: Host) -> None:

@@ -2,25 +2,22 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from click.testing import Result
 
-from tests.support import fake_host
 from tests.support.commands import invoke, lines, record
+from tests.support.fake_host import stand_ins
 from tests.support.scenes import Guest
-from vpmu_agent import probes
 
 ME = f"pid-{os.getpid()}"
 
 
-@pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probes, "loader_command", fake_host.loader_command)
-    monkeypatch.setattr(probes, "adopt", fake_host.adopt)
-    monkeypatch.setenv("MODE", "auto")
+def trace(*options: str) -> Result:
+    return invoke("trace", *options, stand_ins=stand_ins())
 
 
 @pytest.fixture
@@ -99,7 +96,7 @@ def test_filters(recording: Path, options: list[str], calls: int) -> None:
 
 def test_a_vm_that_is_not_in_the_recording(recording: Path) -> None:
     said = refused(invoke("replay", str(recording), "--vm", "web02"), 2)
-    assert said == f"{recording}: no VM named web02 in it; there is db01, web01"
+    assert said == f"{recording}: no VM named web02 in it; VMs found: db01, web01"
     some = invoke("replay", str(recording), "--vm", "web02", "--vm", "db01", "--output", "json")
     assert some.exit_code == 2
     assert "no VM named web02" in some.stderr
@@ -152,7 +149,7 @@ def test_a_file_that_can_not_be_opened(tmp_path: Path) -> None:
     ("arguments", "named"),
     [
         (["replay"], "'FILE'"),
-        (["replay", "-", "--pmc", "gp99"], "'gp99' is no counter"),
+        (["replay", "-", "--pmc", "gp99"], "'gp99' is not a counter"),
         (["replay", "-", "--vcpu", "-1"], "-1"),
         (["replay", "-", "--call", "destroy"], "'destroy'"),
         (["replay", "-", "--output", "xml"], "'xml'"),
@@ -183,9 +180,8 @@ def test_help_and_version() -> None:
 # trace and run
 
 
-@pytest.mark.usefixtures("host")
 def test_trace_shows_what_came_and_what_was_still_on_its_way() -> None:
-    result = invoke("trace", "--duration", "0.3", "--output", "json")
+    result = trace("--duration", "0.3", "--output", "json")
     assert result.exit_code == 0
     assert result.stderr == "attached fexit probes to 4 functions\n"
     *calls, summary = lines(result)
@@ -196,18 +192,16 @@ def test_trace_shows_what_came_and_what_was_still_on_its_way() -> None:
     }
 
 
-@pytest.mark.usefixtures("host")
 def test_a_trace_that_diverged_is_status_1(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIVERGING", "1")
-    assert invoke("trace", "--duration", "0.3", "--attach", "kprobe").exit_code == 1
+    assert trace("--duration", "0.3", "--attach", "kprobe").exit_code == 1
 
 
-@pytest.mark.usefixtures("host")
 def test_a_recording_replays_as_it_was_traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIVERGING", "1")
     monkeypatch.setenv("LOST", "2")
     path = tmp_path / "recording"
-    traced = invoke("trace", "--duration", "0.3", "--record", str(path), "--output", "json")
+    traced = trace("--duration", "0.3", "--record", str(path), "--output", "json")
     replayed = invoke("replay", str(path), "--output", "json")
     assert traced.stdout == replayed.stdout
     assert (traced.exit_code, replayed.exit_code) == (1, 1)
@@ -219,36 +213,33 @@ def test_a_recording_replays_as_it_was_traced(tmp_path: Path, monkeypatch: pytes
     }
 
 
-@pytest.mark.usefixtures("host")
 def test_filters_apply_to_the_recording_but_call_does_not(tmp_path: Path) -> None:
     path = tmp_path / "recording"
     options = ("--pmc", "gp1", "--call", "pause", "--output", "json")
-    result = invoke("trace", "--duration", "0.3", "--record", str(path), *options)
+    result = trace("--duration", "0.3", "--record", str(path), *options)
     assert [line.get("call") for line in lines(result)][:-1] == ["pause"]
     assert len(lines(invoke("replay", str(path), "--output", "json"))) == 5
     assert json.loads(path.read_text().splitlines()[0])["filters"] == {"vm": [], "vcpu": [], "pmc": ["gp1"]}
 
 
-@pytest.mark.usefixtures("host")
 def test_a_kernel_that_refuses_is_a_sentence_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "recording"
     monkeypatch.setenv("REFUSAL", "this kernel has no BTF: it needs CONFIG_DEBUG_INFO_BTF")
-    said = refused(invoke("trace", "--record", str(path)), 3)
+    said = refused(trace("--record", str(path)), 3)
     assert said == "this kernel has no BTF: it needs CONFIG_DEBUG_INFO_BTF"
     assert not path.exists()
 
 
-@pytest.mark.usefixtures("host")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root sees which VMs run")
-def test_a_vm_that_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vm_that_does_not_run() -> None:
     # This kernel need not have KVM: the process itself is real, that it holds a VM is not.
-    monkeypatch.setattr("vpmu_agent.cli.main.running", lambda: [os.getpid()])
-    said = refused(invoke("trace", "--vm", "web99", "--duration", "0.1"), 2)
-    assert said == f"no VM named web99 runs here; running: {ME} (--wait starts without it)"
-    assert invoke("trace", "--vm", "web99", "--wait", "--duration", "0.1").exit_code == 0
-    assert invoke("trace", "--vm", ME, "--duration", "0.1").exit_code == 0
+    host = replace(stand_ins(), running=lambda: [os.getpid()])
+    said = refused(invoke("trace", "--vm", "web99", "--duration", "0.1", stand_ins=host), 2)
+    assert said == f"no VM named web99 is running; running: {ME} (--wait starts without it)"
+    for options in (["--vm", "web99", "--wait"], ["--vm", ME]):
+        assert invoke("trace", *options, "--duration", "0.1", stand_ins=host).exit_code == 0
 
 
 def test_predict_prints_the_sequence_of_a_group() -> None:

@@ -24,13 +24,13 @@ from tests.support import commands
 from tests.support.commands import invoke, read_until, started
 from tests.support.counted import Maps
 from tests.support.places import ROOT
-from vpmu_agent.cli.main import check, run
+from vpmu_agent.cli.main import CONFIG_FILE, check, run, settings_now
 from vpmu_agent.counts.watch import Watch
-from vpmu_agent.daemon import config_file as config
-from vpmu_agent.daemon import run as daemon
+from vpmu_agent.daemon import config_file
 from vpmu_agent.daemon.config_file import ConfigError
-from vpmu_agent.daemon.run import Configuration, Settings
-from vpmu_agent.system.privileges import find_user
+from vpmu_agent.daemon.settings import Configuration, Settings
+from vpmu_agent.system.signals import reload_requests
+from vpmu_agent.system.user import find_user
 from vpmu_agent.vms.names import Vms
 from vpmu_agent.web.address import Address
 from vpmu_agent.web.web_file import WebFile
@@ -56,7 +56,7 @@ def public() -> Iterator[Path]:
 def mistakes(file: Path, command: click.Command = run) -> list[str]:
     """The lines of the error, without the path."""
     with pytest.raises(ConfigError) as raised:
-        config.read(file, command)
+        config_file.read(file, command)
     lines = str(raised.value).splitlines()
     assert all(line.startswith(str(file)) for line in lines)
     return [line.removeprefix(str(file)) for line in lines]
@@ -67,22 +67,20 @@ def mistakes(file: Path, command: click.Command = run) -> list[str]:
 
 def test_every_flag_is_a_key_and_every_key_a_flag_and_a_setting() -> None:
     flags = {flag for param in run.params for flag in param.opts} - {"--config", "--duration"}
-    assert {re.sub("[-.]", "_", flag.removeprefix("--")) for flag in flags} == set(config.keys(run))
-    assert {field.name for field in fields(Settings)} == set(config.keys(run)) == set(KEYS)
+    assert {re.sub("[-.]", "_", flag.removeprefix("--")) for flag in flags} == set(config_file.keys(run))
+    assert {field.name for field in fields(Settings)} == set(config_file.keys(run)) == set(KEYS)
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_a_flag_can_take_back_whatever_the_file_says(key: str) -> None:
-    param = config.keys(run)[key]
+    param = config_file.keys(run)[key]
     assert not isinstance(param.default, bool) or param.secondary_opts
 
 
-@pytest.fixture
-def settings(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
-    """What `run` would use, each time it gets as far as that."""
-    used: list[Settings] = []
-    monkeypatch.setattr(daemon, "run", lambda settings_now, **_: used.append(settings_now()))
-    return used
+def used(*arguments: str) -> Settings:
+    """What `run` with these arguments would use."""
+    with run.make_context("run", list(arguments)) as context:
+        return settings_now(context)
 
 
 @pytest.mark.parametrize(
@@ -108,31 +106,27 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     ],
 )
 def test_flags_win_over_the_file_and_the_file_over_defaults(
-    file: Path, settings: list[Settings], written: str, flags: list[str], key: str, value: object
+    file: Path, written: str, flags: list[str], key: str, value: object
 ) -> None:
     file.write_text(written)
-    assert invoke("run", "--config", str(file), *flags).exit_code == 0
-    assert getattr(settings.pop(), key) == value
+    assert getattr(used("--config", str(file), *flags), key) == value
 
 
-def test_without_a_file_there_are_flags_and_defaults(settings: list[Settings]) -> None:
-    assert invoke("run", "--no-per-counter").exit_code == 0
-    assert settings == [
-        Settings(
-            listen=Address("127.0.0.1", 9775),
-            web_config_file=None,
-            per_counter=False,
-            user=find_user("nobody"),
-            wait=False,
-            attach="auto",
-        )
-    ]
+def test_without_a_file_there_are_flags_and_defaults() -> None:
+    assert used("--no-per-counter") == Settings(
+        listen=Address("127.0.0.1", 9775),
+        web_config_file=None,
+        per_counter=False,
+        user=find_user("nobody"),
+        wait=False,
+        attach="auto",
+    )
 
 
 # Mistakes
 
 
-def test_all_mistakes_are_told_each_with_its_line(file: Path, settings: list[Settings]) -> None:
+def test_all_mistakes_are_told_each_with_its_line(file: Path) -> None:
     file.write_text(
         "# comment\n"
         "per_conter = false\n"
@@ -143,8 +137,8 @@ def test_all_mistakes_are_told_each_with_its_line(file: Path, settings: list[Set
         'attach = """\n'
         'magic"""\n'
         '"\\u001b[2J" = 1\n'
-        'web.config.file = "web.yml"\n'
-        "web.config.other = [\n"
+        'web.config_file.file = "web.yml"\n'
+        "web.config_file.other = [\n"
         "    1,\n"
         "]\n"
         "[run]\n"
@@ -153,19 +147,18 @@ def test_all_mistakes_are_told_each_with_its_line(file: Path, settings: list[Set
         "[mode]\n"
     )
     said = [
-        f"{file}:2: per_conter: there is no such key; did you mean per_counter?",
+        f"{file}:2: per_conter: unknown key; did you mean per_counter?",
         f"{file}:4: listen: 'localhost' has no port: write HOST:PORT",
         f"{file}:5: user: found a number; write a string in quotes",
         f"{file}:6: wait: found a string; write true or false",
         f"{file}:7: attach: 'magic' is not one of 'auto', 'fexit', 'kprobe'",
-        f"{file}:9: '\\x1b[2J': there is no such key; the keys are {', '.join(KEYS)}",
-        f"{file}:10: web: there is no such table; the keys are {', '.join(KEYS)}",
-        f"{file}:14: run: there is no such table; the keys are {', '.join(KEYS)}",
-        f"{file}:17: mode: there is no such table; the keys are {', '.join(KEYS)}",
+        f"{file}:9: '\\x1b[2J': unknown key; the keys are {', '.join(KEYS)}",
+        f"{file}:10: web: unknown table; the keys are {', '.join(KEYS)}",
+        f"{file}:14: run: unknown table; the keys are {', '.join(KEYS)}",
+        f"{file}:17: mode: unknown table; the keys are {', '.join(KEYS)}",
     ]
     ran = invoke("run", "--config", str(file))
     assert (ran.exit_code, ran.stdout, ran.stderr.splitlines()) == (2, "", said)
-    assert not settings
     checked = invoke("config", "check", str(file))
     assert (checked.exit_code, checked.stdout.splitlines(), checked.stderr) == (2, said, "")
     as_json = invoke("config", "check", str(file), "--output", "json")
@@ -174,7 +167,7 @@ def test_all_mistakes_are_told_each_with_its_line(file: Path, settings: list[Set
     assert len(found) == len(said)
     assert first == {
         **{"schema": 1, "kind": "mistake", "file": str(file), "line": 2, "key": "per_conter"},
-        "message": "there is no such key; did you mean per_counter?",
+        "message": "unknown key; did you mean per_counter?",
     }
     assert (last["line"], last["key"]) == (17, "mode")
 
@@ -182,10 +175,10 @@ def test_all_mistakes_are_told_each_with_its_line(file: Path, settings: list[Set
 @pytest.mark.parametrize(
     ("written", "said"),
     [
-        ("per-counter = false", "per-counter: there is no such key; did you mean per_counter?"),
-        ("Listen = ':1'", "Listen: there is no such key; did you mean listen?"),
-        ("duration = 5", f"duration: there is no such key; the keys are {', '.join(KEYS)}"),
-        ('config = "x"', f"config: there is no such key; the keys are {', '.join(KEYS)}"),
+        ("per-counter = false", "per-counter: unknown key; did you mean per_counter?"),
+        ("Listen = ':1'", "Listen: unknown key; did you mean listen?"),
+        ("duration = 5", f"duration: unknown key; the keys are {', '.join(KEYS)}"),
+        ('config = "x"', f"config: unknown key; the keys are {', '.join(KEYS)}"),
         ("wait = 1", "wait: found a number; write true or false"),
         ("wait = 1.0", "wait: found a number; write true or false"),
         ("wait = [true]", "wait: found an array; write true or false"),
@@ -230,7 +223,7 @@ def test_what_is_not_toml(file: Path, written: str, said: str) -> None:
     ("data", "said"),
     [
         (b"wait = true\nuser = '\xff'", ":2: not UTF-8: found the byte 0xff; save the file as UTF-8"),
-        (b"#" * (config.MAX_SIZE + 1), ": longer than 16 KiB; name a configuration file"),
+        (b"#" * (config_file.MAX_SIZE + 1), ": longer than 16 KiB; check that this is a configuration file"),
     ],
 )
 def test_what_is_not_text_of_that_kind(file: Path, data: bytes, said: str) -> None:
@@ -241,7 +234,7 @@ def test_what_is_not_text_of_that_kind(file: Path, data: bytes, said: str) -> No
 def test_a_file_that_cannot_be_read(tmp_path: Path, file: Path) -> None:
     assert mistakes(file) == [": cannot be read: No such file or directory"]
     assert mistakes(tmp_path) == [": cannot be read: Is a directory"]
-    assert mistakes(Path("/dev/zero")) == [": longer than 16 KiB; name a configuration file"]
+    assert mistakes(Path("/dev/zero")) == [": longer than 16 KiB; check that this is a configuration file"]
 
 
 @AS_ROOT
@@ -252,7 +245,7 @@ def test_a_file_that_this_user_may_not_read(file: Path) -> None:
         (said,) = mistakes(file)
     finally:
         os.seteuid(0)
-    assert said == ": cannot be read: Permission denied; let uid 65534 read it, which this runs as"
+    assert said == ": cannot be read: Permission denied; make it readable for uid 65534, which this runs as"
 
 
 @click.command()
@@ -264,7 +257,7 @@ def numbers(**_: Any) -> None: ...
 
 def test_numbers_are_numbers(file: Path) -> None:
     file.write_text("count = 2\nseconds = 3\n")
-    assert {key: setting.value for key, setting in config.read(file, numbers).items()} == {
+    assert {key: setting.value for key, setting in config_file.read(file, numbers).items()} == {
         **{"count": 2, "seconds": 3.0},
     }
     file.write_text("count = 2.0\nseconds = true\n")
@@ -310,10 +303,10 @@ def test_a_key_is_found_where_it_begins(
     file.write_text(text, newline=newline)
     if expected:
         with pytest.raises(ConfigError) as raised:
-            config.read(file, run)
+            config_file.read(file, run)
         assert {mistake.key: mistake.line for mistake in raised.value.mistakes} == expected
     else:
-        assert config.read(file, run) == {}
+        assert config_file.read(file, run) == {}
 
 
 # config check
@@ -332,7 +325,7 @@ def test_check_prints_what_run_would_use_as_toml(file: Path) -> None:
         ["attach", "=", '"auto"', "#", "default"],
     ]
     file.write_text(result.stdout)
-    assert {key: setting.written for key, setting in config.read(file, run).items()} == {
+    assert {key: setting.written for key, setting in config_file.read(file, run).items()} == {
         **{"listen": "127.0.0.1:9775", "per_counter": False, "user": "bin"},
         **{"wait": False, "attach": "auto"},
     }
@@ -355,18 +348,18 @@ def test_check_as_json(file: Path) -> None:
 
 
 def test_what_has_no_default_is_shown_as_not_set(file: Path) -> None:
-    assert [line.split() for line in config.settings_text(file, {}, numbers)] == [
+    assert [line.split() for line in config_file.settings_text(file, {}, numbers)] == [
         ["count", "=", "1", "#", "default"],
         ["seconds", "=", "1.5", "#", "default"],
         ["#", "name", "=", "#", "default"],
     ]
-    *_, name = config.settings_json(file, {}, numbers)
+    *_, name = config_file.settings_json(file, {}, numbers)
     assert '"key":"name","value":null,' in name
 
 
 def test_check_looks_at_the_installed_file_if_none_is_named() -> None:
-    assert check.params[0].default == config.DEFAULT
-    assert str(config.DEFAULT) in invoke("config", "check", "--help").stdout
+    assert check.params[0].default == CONFIG_FILE
+    assert str(CONFIG_FILE) in invoke("config", "check", "--help").stdout
 
 
 # The file that is installed
@@ -374,19 +367,19 @@ def test_check_looks_at_the_installed_file_if_none_is_named() -> None:
 
 def test_the_installed_file_shows_every_default_and_explains_it() -> None:
     shown = re.findall(r"^# .+[.:]\n# ((\w+) = .+)$", SHIPPED.read_text(), re.MULTILINE)
-    assert [key for _, key in shown] == list(config.keys(run))
+    assert [key for _, key in shown] == list(config_file.keys(run))
     values = tomllib.loads("\n".join(line for line, _ in shown))
     assert values.pop("web_config_file")  # an example: there is no default
-    assert values == {key: param.default for key, param in config.keys(run).items() if key in values}
+    assert values == {key: param.default for key, param in config_file.keys(run).items() if key in values}
 
 
 def test_the_installed_file_is_without_mistakes_as_it_is_and_uncommented(file: Path) -> None:
-    assert config.read(SHIPPED, run) == {}
+    assert config_file.read(SHIPPED, run) == {}
     text = re.sub(r"^# (\w+ = )", r"\1", SHIPPED.read_text(), flags=re.MULTILINE)
     web = file.with_name("web.yml")
     web.write_text("http_server_config: {http2: true}")
     file.write_text(text.replace("/etc/vpmu-agent/web.yml", str(web)))
-    assert list(config.read(file, run)) == KEYS
+    assert list(config_file.read(file, run)) == KEYS
 
 
 # SIGHUP
@@ -398,15 +391,10 @@ def watch() -> Watch:
 
 
 @pytest.fixture
-def configuration(file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Configuration]:
+def configuration(file: Path) -> Configuration:
     """Of a `run --config FILE --attach kprobe`, with series by counter."""
-    made: list[Configuration] = []
-    monkeypatch.setattr(daemon, "run", lambda settings_now, **_: made.append(Configuration(settings_now)))
     file.write_text('user = "bin"\n')
-    former = signal.getsignal(signal.SIGHUP)
-    assert invoke("run", "--config", str(file), "--attach", "kprobe").exit_code == 0
-    yield made.pop()
-    signal.signal(signal.SIGHUP, former)
+    return Configuration(lambda: used("--config", str(file), "--attach", "kprobe"))
 
 
 @pytest.mark.parametrize(
@@ -414,11 +402,11 @@ def configuration(file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Confi
     [
         ('# other words\nuser = "bin"', "nothing changed", "nothing changed"),
         ('user = "bin"\nattach = "fexit"', "nothing changed", "nothing changed"),  # the flag wins
-        ('user = "bin"\nper_counter = false', "per_counter is false now", "nothing changed"),
+        ('user = "bin"\nper_counter = false', "per_counter is now false", "nothing changed"),
         ("", "restart to change user", "restart to change user"),
         (
             "per_counter = false\nwait = true\nlisten = ':1'",
-            "per_counter is false now; restart to change listen, user, wait",
+            "per_counter is now false; restart to change listen, user, wait",
             "restart to change listen, user, wait",
         ),
     ],
@@ -439,7 +427,7 @@ def test_a_reload_of_a_bad_file_changes_nothing(
 ) -> None:
     file.write_text("per_counter = false\nlisten = 1\nuser = 2\n")
     before = configuration.settings
-    assert configuration.reload(watch, None) == "refused, all stays as it was"
+    assert configuration.reload(watch, None) == "rejected, the previous settings stay in force"
     assert capsys.readouterr().err.splitlines() == [
         f"{file}:2: listen: found a number; write a string in quotes",
         f"{file}:3: user: found a number; write a string in quotes",
@@ -447,7 +435,7 @@ def test_a_reload_of_a_bad_file_changes_nothing(
     assert watch.snapshot().per_counter
     assert configuration.settings is before
     file.unlink()
-    assert configuration.reload(watch, None) == "refused, all stays as it was"
+    assert configuration.reload(watch, None) == "rejected, the previous settings stay in force"
     assert capsys.readouterr().err == f"{file}: cannot be read: No such file or directory\n"
 
 
@@ -460,7 +448,7 @@ def test_a_reload_reads_the_web_configuration_too(
     assert configuration.reload(watch, web).startswith(f"{path} too")
     path.write_text("basic_auth_user:\n")
     file.write_text("per_counter = false")
-    assert configuration.reload(watch, web) == "refused, all stays as it was"
+    assert configuration.reload(watch, web) == "rejected, the previous settings stay in force"
     assert capsys.readouterr().err.startswith(f"{path}:1: basic_auth_user: is not a known key")
     assert watch.snapshot().per_counter
 
@@ -468,17 +456,18 @@ def test_a_reload_reads_the_web_configuration_too(
 def test_each_sighup_is_acted_on_once_and_not_by_the_handler(
     configuration: Configuration, watch: Watch, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    configuration.renew(watch, None)
-    file.write_text("per_counter = false")
-    signal.raise_signal(signal.SIGHUP)
-    signal.raise_signal(signal.SIGHUP)
-    assert watch.snapshot().per_counter
-    assert capsys.readouterr().err == ""
-    for _ in range(2):
-        configuration.renew(watch, None)
+    with reload_requests() as requested:
+        configuration.reload_if(requested(), watch, None)
+        file.write_text("per_counter = false")
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
+        assert watch.snapshot().per_counter
+        assert capsys.readouterr().err == ""
+        for _ in range(2):
+            configuration.reload_if(requested(), watch, None)
     assert not watch.snapshot().per_counter
     assert capsys.readouterr().err == (
-        "configuration read again: per_counter is false now; restart to change user\n"
+        "configuration reload: per_counter is now false; restart to change user\n"
     )
 
 
@@ -487,14 +476,14 @@ def test_a_daemon_that_runs_takes_what_sighup_brings(public: Path) -> None:
     with commands.daemon(["run", "--config", str(public)]) as (process, address):
         assert b"vpmu_pmc_calls_total" in metrics(address)
         for written, said in (
-            ("per_counter = false", "per_counter is false now; restart to change listen"),
-            ("per_counter = 0", "refused, all stays as it was"),
-            ('listen = "127.0.0.1:0"', "per_counter is true now"),
+            ("per_counter = false", "per_counter is now false; restart to change listen"),
+            ("per_counter = 0", "rejected, the previous settings stay in force"),
+            ('listen = "127.0.0.1:0"', "per_counter is now true"),
         ):
             public.write_text(written)
             process.send_signal(signal.SIGHUP)
-            line = read_until(process.stderr, b"configuration read again: ")
-            assert line.decode() == f"configuration read again: {said}\n"
+            line = read_until(process.stderr, b"configuration reload: ")
+            assert line.decode() == f"configuration reload: {said}\n"
             assert (b"vpmu_pmc_calls_total" in metrics(address)) == ("true" in said)
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
@@ -507,9 +496,12 @@ def test_the_daemon_says_so_if_it_may_not_read_the_file_again(file: Path) -> Non
         process.send_signal(signal.SIGHUP)
         nobody = find_user("nobody").uid
         assert read_until(process.stderr, str(file).encode()).decode() == (
-            f"{file}: cannot be read: Permission denied; let uid {nobody} read it, which this runs as\n"
+            f"{file}: cannot be read: Permission denied; "
+            f"make it readable for uid {nobody}, which this runs as\n"
         )
-        assert read_until(process.stderr, b"configuration").endswith(b": refused, all stays as it was\n")
+        assert read_until(process.stderr, b"configuration").endswith(
+            b": rejected, the previous settings stay in force\n"
+        )
 
 
 def test_sighup_ends_no_process_that_is_on_its_way_nor_without_a_file() -> None:
@@ -518,7 +510,7 @@ def test_sighup_ends_no_process_that_is_on_its_way_nor_without_a_file() -> None:
             time.sleep(0.01)
         process.send_signal(signal.SIGHUP)
         read_until(process.stderr, b"serving http://")
-        assert read_until(process.stderr, b"configuration") == b"configuration read again: nothing changed\n"
+        assert read_until(process.stderr, b"configuration") == b"configuration reload: nothing changed\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
 

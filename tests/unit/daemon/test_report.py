@@ -1,19 +1,18 @@
-"""What the log says: lines without a journal, entries with fields where there is one, neither without end."""
+"""What the daemon tells of calls and VMs: with fields, and not without end."""
 
 from __future__ import annotations
 
-import os
-import sys
+from typing import Any
 
 import pytest
 
 from tests.support.scenes import Guest, checked
-from vpmu_agent.daemon import report as log
-from vpmu_agent.daemon.report import BURST, WINDOW_S, Level, Report, tell, tell_untraced
+from vpmu_agent.daemon.report import BURST, DIVERGENCE, FAILURE, UNTRACED, WINDOW_S, Report, tell_untraced
 from vpmu_agent.model.rules import Kind
+from vpmu_agent.system.journal import Level
 from vpmu_agent.vms.modes import Mode, Pmu, Why
 
-FAILURE = "create failed with ENOSPC (No space left on device), and KVM does not tell the guest"
+FAILED = "create failed with ENOSPC (No space left on device), and KVM does not tell the guest"
 
 
 class Clock:
@@ -23,92 +22,63 @@ class Clock:
         return self.now
 
 
-class Journal:
-    """What systemd.journal.send() was given."""
+class Log:
+    """What tell() was given."""
 
     def __init__(self) -> None:
-        self.entries: list[dict[str, str]] = []
-        self.is_up = True
+        self.entries: list[dict[str, Any]] = []
 
-    def send(self, message: str, **fields: str) -> None:
-        if not self.is_up:
-            raise ConnectionRefusedError
-        self.entries.append({"MESSAGE": message, **fields})
+    def tell(self, text: str, level: Level, **fields: object) -> None:
+        known = {name: value for name, value in fields.items() if value is not None}
+        self.entries.append({"MESSAGE": text, "PRIORITY": level, **known})
 
 
 @pytest.fixture
-def journal(monkeypatch: pytest.MonkeyPatch) -> Journal:
-    journal = Journal()
-    monkeypatch.setattr(log, "_journal", lambda: journal.send)
-    return journal
+def log() -> Log:
+    return Log()
 
 
-def test_a_line_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    tell("KVM was unloaded", Level.NOTICE, VPMU_VM="web01")
-    assert capsys.readouterr().err == "KVM was unloaded\n"
-
-
-def test_the_journal_is_used_only_where_standard_error_goes_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stderr", sys.__stderr__)
-    stderr = os.fstat(2)
-    for stream, found in ((f"{stderr.st_dev}:{stderr.st_ino}", True), ("1:2", False), ("", False)):
-        monkeypatch.setenv("JOURNAL_STREAM", stream)
-        log._journal.cache_clear()
-        assert (log._journal() is not None) is found, stream
-    monkeypatch.undo()
-    log._journal.cache_clear()
-
-
-def test_a_divergence_in_the_journal(journal: Journal) -> None:
-    report = Report(Clock())
+def test_a_divergence(log: Log) -> None:
+    report = Report(Clock(), log.tell)
     for call, verdict in checked(Guest("web01", 4242).unexpected_pause(pmc=2)):
         report.add(call, verdict)
-    (entry,) = journal.entries
+    (entry,) = log.entries
     assert entry == {
         "MESSAGE": f"web01: vCPU 0 gp2: unexpected_call ({Kind.UNEXPECTED_CALL.meaning}): "
         f"pause(event=0); expected {entry['VPMU_EXPECTED']}",
-        "MESSAGE_ID": log.DIVERGENCE,
-        "PRIORITY": "4",
-        "SYSLOG_IDENTIFIER": "vpmu-agent",
+        "MESSAGE_ID": DIVERGENCE,
+        "PRIORITY": Level.WARNING,
         "VPMU_VM": "web01",
-        "VPMU_VCPU": "0",
+        "VPMU_VCPU": 0,
         "VPMU_PMC": "gp2",
         "VPMU_CALL": "pause",
-        "VPMU_EVENT": "0",
+        "VPMU_EVENT": 0,
         "VPMU_KIND": "unexpected_call",
         "VPMU_EXPECTED": entry["VPMU_EXPECTED"],
     }
     assert "enable(event=0)" in entry["VPMU_EXPECTED"]
 
 
-def test_a_failed_creation_in_the_journal(journal: Journal) -> None:
-    report = Report(Clock())
+def test_a_failed_creation(log: Log) -> None:
+    report = Report(Clock(), log.tell)
     for call, verdict in checked([Guest("web01", 4242).failed_create()]):
         report.add(call, verdict)
-    (entry,) = journal.entries
-    assert entry["MESSAGE"] == f"web01: vCPU 0 gp0: {FAILURE}"
-    assert (entry["MESSAGE_ID"], entry["VPMU_ERRNO"]) == (log.FAILURE, "ENOSPC")
+    (entry,) = log.entries
+    assert entry["MESSAGE"] == f"web01: vCPU 0 gp0: {FAILED}"
+    assert (entry["MESSAGE_ID"], entry["VPMU_ERRNO"]) == (FAILURE, "ENOSPC")
     assert "VPMU_KIND" not in entry
 
 
-def test_vms_of_which_there_is_nothing_to_trace_are_an_entry_for_each_reason(journal: Journal) -> None:
+def test_vms_of_which_there_is_nothing_to_trace_are_an_entry_for_each_reason(log: Log) -> None:
     many = [(f"vm{i}", Pmu(Mode.MEDIATED)) for i in range(1000)]
-    tell_untraced([*many, ("web01", Pmu(Mode.EMULATED)), ("old", Pmu(Mode.OFF, Why.NO_IRQCHIP))])
-    mediated, off = journal.entries
+    tell_untraced([*many, ("web01", Pmu(Mode.EMULATED)), ("old", Pmu(Mode.OFF, Why.NO_IRQCHIP))], log.tell)
+    mediated, off = log.entries
     assert mediated["MESSAGE"].startswith("vm0, vm1, vm2, vm3, vm4 and 995 more have a mediated vPMU: ")
     assert mediated["VPMU_MODE"] == "mediated"
     assert not {"VPMU_VM", "VPMU_REASON"} & mediated.keys()
     assert off["MESSAGE"].startswith("old has lost the vPMU: ")
     assert (off["VPMU_VM"], off["VPMU_MODE"], off["VPMU_REASON"]) == ("old", "off", "no_irqchip")
-    assert off["MESSAGE_ID"] == log.UNTRACED
-
-
-def test_while_the_journal_is_down_lines_go_to_standard_error(
-    journal: Journal, capsys: pytest.CaptureFixture[str]
-) -> None:
-    journal.is_up = False
-    tell("attached")
-    assert capsys.readouterr().err == "attached\n"
+    assert off["MESSAGE_ID"] == UNTRACED
 
 
 def test_a_storm_is_told_in_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,7 +88,7 @@ def test_a_storm_is_told_in_few_lines(capsys: pytest.CaptureFixture[str]) -> Non
     for call, verdict in checked([*(storm.failed_create() for _ in range(1000)), other.failed_create()]):
         report.add(call, verdict)
     told = capsys.readouterr().err.splitlines()
-    assert told == [f"web01: vCPU 0 gp0: {FAILURE}"] * BURST + [f"db01: vCPU 0 gp0: {FAILURE}"]
+    assert told == [f"web01: vCPU 0 gp0: {FAILED}"] * BURST + [f"db01: vCPU 0 gp0: {FAILED}"]
     report.sweep()
     assert not capsys.readouterr().err
     clock.now += WINDOW_S
@@ -126,7 +96,7 @@ def test_a_storm_is_told_in_few_lines(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().err == f"web01: ENOSPC: {1000 - BURST} more within 60 s\n"
     for call, verdict in checked([storm.failed_create()]):
         report.add(call, verdict)
-    assert capsys.readouterr().err == f"web01: vCPU 0 gp0: {FAILURE}\n"
+    assert capsys.readouterr().err == f"web01: vCPU 0 gp0: {FAILED}\n"
 
 
 def test_nothing_is_kept_of_vms_that_are_quiet_again() -> None:

@@ -23,8 +23,8 @@ with socket.socket(fileno=int(sys.argv[1])) as end:
 SLOW_LOADER = LOADER.replace("end.send", "import time; time.sleep(60); end.send")
 START = """
 import os, signal, socket, sys, time
-from vpmu_agent.daemon import run as daemon
-link = daemon.separate([sys.executable, "-I", "-S", "-c", {loader!r}])
+from vpmu_agent.daemon.separation import separate
+link = separate([sys.executable, "-I", "-S", "-c", {loader!r}])
 def say(*words): print(*words, flush=True)
 """
 
@@ -70,7 +70,8 @@ def test_one_loader_at_a_time() -> None:
 def test_what_is_no_request_is_dropped() -> None:
     daemon = (
         "link.first.recv(99)\n"
-        "ours, theirs = daemon.handover.channel()\n"
+        "from vpmu_agent.probes import handover\n"
+        "ours, theirs = handover.channel()\n"
         "socket.send_fds(link.control, [b'X'], [theirs.fileno()])\n"
         "link.control.send(b'LLLL')\n"
         "theirs.close()\n"

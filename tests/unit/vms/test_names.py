@@ -363,9 +363,10 @@ def test_odd_state_of_libvirt(tmp_path: Path, text: str) -> None:
 
 HIDEPID = """
 import os, sys
-from vpmu_agent.system import privileges
+from vpmu_agent.system.privileges import drop
+from vpmu_agent.system.user import find_user
 from vpmu_agent.vms.names import Vms
-privileges.drop(privileges.find_user("nobody"))
+drop(find_user("nobody"))
 tgid = int(sys.argv[1])
 assert not os.path.exists(f"/proc/{tgid}")
 vms = Vms()

@@ -9,23 +9,22 @@ import pytest
 
 from tests.support.counted import Maps
 from tests.support.scenes import Guest, checked
-from vpmu_agent import probes
 from vpmu_agent.counts.recent import KEPT, Recent
 from vpmu_agent.counts.watch import Watch
-from vpmu_agent.daemon import run as daemon
-from vpmu_agent.daemon.run import Attachment, Link
+from vpmu_agent.daemon.attachment import Attachment, ProbeSource
+from vpmu_agent.daemon.separation import Link
 from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError, ProbeError
-from vpmu_agent.kernel.trials import Trial
 from vpmu_agent.model.rules import Kind
 from vpmu_agent.model.verdict import Observation
 from vpmu_agent.probes import handover
-from vpmu_agent.system import privileges
+from vpmu_agent.probes.census import Census
 from vpmu_agent.vms.names import Vms
 
 
 class Loaded(Maps):
     """Probes of one loader."""
 
+    census = Census(None)
     is_stopped = False
     sent: tuple[Observation, ...] = ()
 
@@ -42,7 +41,7 @@ class Loaded(Maps):
         self.is_closed = True
 
 
-class Host:
+class FakeHost:
     """A KVM, and loaders that answer when the test says so."""
 
     def __init__(self) -> None:
@@ -54,6 +53,7 @@ class Host:
         first, loader = handover.channel()
         self.loaders.append(loader)
         self.link = Link(0, control, first)
+        self.source = ProbeSource(kvm_instance=lambda: self.kvm, adopt=self.adopt)
 
     def answer(self, what: Loaded | KernelError) -> None:
         """The loader that was started last hands this over."""
@@ -79,10 +79,8 @@ class Host:
 
 
 @pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
-    host = Host()
-    monkeypatch.setattr(probes, "adopt", host.adopt)
-    monkeypatch.setattr(daemon, "kvm_instance", lambda: host.kvm)
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHost]:
+    host = FakeHost()
     monkeypatch.setattr("time.monotonic", lambda: host.time)
     yield host
     for each in (*host.loaders, host.link.control, host.link.first):
@@ -95,28 +93,28 @@ def recent() -> Recent:
 
 
 @pytest.fixture
-def attachment(host: Host, recent: Recent) -> Attachment:
-    return Attachment(host.link, Vms(), host.kvm, recent.add)
+def attachment(host: FakeHost, recent: Recent) -> Attachment:
+    return Attachment(host.link, Vms(), host.kvm, recent.add, host.source)
 
 
-def start(attachment: Attachment, host: Host) -> tuple[Loaded, Watch]:
+def start(attachment: Attachment, host: FakeHost) -> tuple[Loaded, Watch]:
     first = Loaded()
     host.answer(first)
     attachment.wait()
     return first, Watch(attachment.probes, Vms())
 
 
-def test_for_as_long_as_kvm_stays_nothing_is_loaded(host: Host, attachment: Attachment) -> None:
+def test_for_as_long_as_kvm_stays_nothing_is_loaded(host: FakeHost, attachment: Attachment) -> None:
     first, watch = start(attachment, host)
     for _ in range(3):
         attachment.renew(watch)
     assert not host.asked()
-    assert first is vars(attachment)["probes"]
+    assert first is attachment.probes
     assert attachment.line == "attached fexit probes to 4 functions"
 
 
-def test_kvm_is_loaded_anew_between_two_looks(
-    host: Host, attachment: Attachment, capsys: pytest.CaptureFixture[str]
+def test_kvm_is_reloaded_between_two_looks(
+    host: FakeHost, attachment: Attachment, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, watch = start(attachment, host)
     guest = Guest("pid-1", 1)
@@ -132,7 +130,7 @@ def test_kvm_is_loaded_anew_between_two_looks(
     second = Loaded()
     host.answer(second)
     attachment.renew(watch)
-    assert second is vars(attachment)["probes"]
+    assert second is attachment.probes
     assert watch.snapshot().functions == second.functions
     assert "pid-1" in watch.snapshot().vms  # not lost with the maps
     attachment.renew(watch)
@@ -144,7 +142,7 @@ def test_kvm_is_loaded_anew_between_two_looks(
 
 
 def test_what_the_probes_send_is_reported_to_the_last(
-    host: Host, attachment: Attachment, recent: Recent
+    host: FakeHost, attachment: Attachment, recent: Recent
 ) -> None:
     first, watch = start(attachment, host)
     guest = Guest("web01", 1)
@@ -167,7 +165,7 @@ def test_only_the_last_are_kept(recent: Recent) -> None:
     assert recent.last() == tuple(reversed(failures[5:]))
 
 
-def test_kvm_is_away_for_a_while(host: Host, attachment: Attachment) -> None:
+def test_kvm_is_away_for_a_while(host: FakeHost, attachment: Attachment) -> None:
     _, watch = start(attachment, host)
     host.kvm = None
     for _ in range(3):
@@ -180,7 +178,7 @@ def test_kvm_is_away_for_a_while(host: Host, attachment: Attachment) -> None:
     assert host.asked()
 
 
-def test_kvm_is_loaded_once_more_while_a_loader_is_at_work(host: Host, attachment: Attachment) -> None:
+def test_kvm_is_loaded_once_more_while_a_loader_is_at_work(host: FakeHost, attachment: Attachment) -> None:
     _, watch = start(attachment, host)
     host.kvm = 2
     attachment.renew(watch)
@@ -194,7 +192,7 @@ def test_kvm_is_loaded_once_more_while_a_loader_is_at_work(host: Host, attachmen
 
 
 def test_a_loader_that_fails_is_tried_again_after_a_while(
-    host: Host, attachment: Attachment, capsys: pytest.CaptureFixture[str]
+    host: FakeHost, attachment: Attachment, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, watch = start(attachment, host)
     host.kvm = 2
@@ -218,15 +216,15 @@ def test_a_loader_that_fails_is_tried_again_after_a_while(
 
 
 @pytest.mark.parametrize("error", [KvmNotLoadedError("no KVM", "load it"), KernelError("no BTF")])
-def test_the_first_failure_ends_it(host: Host, attachment: Attachment, error: KernelError) -> None:
+def test_the_first_failure_ends_it(host: FakeHost, attachment: Attachment, error: KernelError) -> None:
     host.answer(error)
     with pytest.raises(type(error)):
         attachment.wait()
 
 
-def test_it_waits_for_kvm_if_told_to_but_for_nothing_else(host: Host) -> None:
+def test_it_waits_for_kvm_if_told_to_but_for_nothing_else(host: FakeHost) -> None:
     host.kvm = None
-    attachment = Attachment(host.link, Vms(), host.kvm, Recent().add)
+    attachment = Attachment(host.link, Vms(), host.kvm, Recent().add, host.source)
     host.answer(KvmNotLoadedError("no KVM", "load it"))
     attachment.wait(even_without_kvm=True)
     watch = Watch(attachment.probes, Vms())
@@ -242,24 +240,7 @@ def test_it_waits_for_kvm_if_told_to_but_for_nothing_else(host: Host) -> None:
     assert attachment.missing == ""
 
 
-def test_waiting_for_kvm_is_not_waiting_for_btf(host: Host, attachment: Attachment) -> None:
+def test_waiting_for_kvm_is_not_waiting_for_btf(host: FakeHost, attachment: Attachment) -> None:
     host.answer(KernelError("no BTF"))
     with pytest.raises(KernelError, match="no BTF"):
         attachment.wait(even_without_kvm=True)
-
-
-@pytest.mark.parametrize(
-    ("works", "denied", "kept"),
-    [(True, False, set()), (False, False, {"CAP_BPF"}), (False, True, set())],
-)
-def test_cap_bpf_is_kept_where_maps_cannot_be_read_without(
-    works: bool, denied: bool, kept: set[str], monkeypatch: pytest.MonkeyPatch, host: Host
-) -> None:
-    said: list[object] = []
-    trial = Trial(works, denied=denied)
-    monkeypatch.setattr(privileges, "try_map_access", lambda _user: trial)
-    monkeypatch.setattr(privileges, "drop", lambda user, keep: said.extend((user, keep)))
-    monkeypatch.setattr(privileges, "end_with", lambda parent, _signal: said.append(parent))
-    user = privileges.User(1, 2)
-    daemon.give_up_privileges(host.link, user)
-    assert said == [user, kept, host.link.parent]

@@ -1,0 +1,191 @@
+"""KVM, the PMU of the host and those of its VMs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from vpmu_agent.cli.doctor.finding import Finding, Status
+from vpmu_agent.cli.doctor.host import AS_ROOT, MOUNT_SYS, Host, missing_capabilities, not_tried
+from vpmu_agent.kernel import facts, kvm
+from vpmu_agent.kernel.arch import current_arch
+from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError, ProbeError, SymbolError
+from vpmu_agent.kernel.layout import CREATE, KernelLayout, kvm_types, layout_of, require_kvm
+from vpmu_agent.kernel.symbols import function_addresses
+from vpmu_agent.vms.modes import Mode, Pmu, Why, sentence, untraced
+
+
+def check_kvm(host: Host) -> Iterator[Finding]:
+    """Check that KVM is loaded, with a module for this processor."""
+    require_kvm(root=host.root)
+    how = "a module" if kvm.kvm_is_module(root=host.root) else "built in"
+    vendors = kvm.kvm_vendor_modules(root=host.root)
+    if vendors:
+        yield Finding("kvm", Status.OK, f"{how}, with {' and '.join(vendors)}")
+    else:
+        names = current_arch().vendor_modules
+        todo = " or ".join(f"modprobe {name}" for name in names)
+        yield Finding("kvm", Status.WARN, f"{how}, but without {' or '.join(names)}: no guest can run", todo)
+
+
+def check_types(host: Host) -> Iterator[Finding]:
+    """Check that the probes can know the offset of every field that they read."""
+    layout = layout_of(kvm_types(root=host.root), overflow_handlers=())
+    found = f"struct kvm_pmc has {layout.pmc_size} bytes, {CREATE}() {layout.create_args} arguments"
+    yield Finding("types", Status.OK, found)
+    yield _groups(layout)
+
+
+def _groups(layout: KernelLayout) -> Finding:
+    """Return whether a counter can have several events, and whether KVM has room for them."""
+    array = layout.pmc_events
+    if array is None:
+        return Finding("groups", Status.OK, "this kernel has no grouped events: one event per counter")
+    if not array.is_flexible:
+        return Finding("groups", Status.OK, f"grouped events, up to {array.room} per counter")
+    return Finding(
+        "groups",
+        Status.FAIL,
+        f"perf_events of struct kvm_pmc is a flexible array with room for {array.room}, and KVM keeps its "
+        f"counters side by side: event {array.room} of one overlaps the next one's type and idx",
+        f"keep max_nr_events at {array.room}, or run a kernel that gives the array a size",
+    )
+
+
+def check_handlers(host: Host) -> Iterator[Finding]:
+    """Check that KVM's events can be told from all others."""
+    try:
+        found = function_addresses(current_arch().overflow_handlers, root=host.root)
+    except SymbolError as error:
+        if "CAP_SYSLOG" not in missing_capabilities(host):
+            raise
+        yield Finding("handlers", Status.WARN, error.found, AS_ROOT)
+        return
+    yield Finding("handlers", Status.OK, ", ".join(symbol.name for symbol in found))
+
+
+def check_pmu(host: Host) -> Iterator[Finding]:
+    """Check that the host has a hardware PMU."""
+    devices = facts.pmu_devices(root=host.root)
+    if not facts.can_see_pmus(root=host.root):
+        found = f"cannot be checked: there is no {host.root / 'sys/bus/event_source/devices'}"
+        yield Finding("pmu", Status.WARN, found, MOUNT_SYS)
+    elif devices:
+        yield Finding("pmu", Status.OK, ", ".join(devices))
+    else:
+        yield Finding(
+            "pmu",
+            Status.FAIL,
+            "this host has no hardware PMU, so KVM gives its guests none, and there is nothing to trace",
+            "run vpmu-agent on the physical host; on a VM, have its host give it a PMU",
+        )
+
+
+def check_vpmu(host: Host) -> Iterator[Finding]:
+    """Check KVM's setting for the PMU of all guests."""
+    enabled = kvm.vpmu_enabled(root=host.root)
+    if enabled:
+        yield Finding("vpmu", Status.OK, "enable_pmu=Y")
+    elif enabled is None:
+        yield Finding("vpmu", Status.WARN, "cannot be checked: KVM has no parameter enable_pmu")
+    elif facts.pmu_devices(root=host.root):
+        yield Finding(
+            "vpmu",
+            Status.FAIL,
+            "enable_pmu=N: KVM gives its guests no PMU, and there is nothing to trace",
+            "stop the guests and load kvm with enable_pmu=1 (on the kernel's command line kvm.enable_pmu=1)",
+        )
+    else:
+        found = "enable_pmu=N: KVM turns it off by itself where the host has no PMU"
+        yield Finding("vpmu", Status.FAIL, found, "see pmu")
+
+
+def check_mediated_vpmu(host: Host) -> Iterator[Finding]:
+    """Check whether guests own the counters, which leaves no perf events to trace."""
+    modules = kvm.mediated_vpmu(root=host.root)
+    on = [name for name, value in modules.items() if value]
+    if on:
+        yield Finding(
+            "mediated_vpmu",
+            Status.WARN,
+            f"on in {' and '.join(on)}: guests own the counters while they run, and KVM creates no perf "
+            "events for them, so there is nothing to trace; a VM without an in-kernel interrupt controller "
+            "has no PMU at all",
+            f"nothing, if this is intended; else stop the guests and load {on[0]} with enable_mediated_pmu=0",
+        )
+        if facts.nmi_watchdog(root=host.root):
+            # Its event has no exclude_guest: perf_create_mediated_pmu() returns EBUSY (kernel/events/core.c).
+            yield Finding(
+                "mediated_vpmu",
+                Status.WARN,
+                "the NMI watchdog counts while guests run, so KVM refuses to start VMs with a mediated vPMU "
+                "(EBUSY), as it does for any perf event without exclude_guest",
+                "sysctl kernel.nmi_watchdog=0",
+            )
+    else:
+        found = "off" if modules else "this kernel has none"
+        yield Finding("mediated_vpmu", Status.OK, found)
+
+
+def check_vms(host: Host) -> Iterator[Finding]:
+    """Check which vPMU each VM has: how many can be traced, and why the others cannot."""
+    if missing_capabilities(host):
+        yield not_tried("vms")
+        return
+    try:
+        by_vm = host.pmus()
+    except KernelError as error:
+        found = f"which vPMU each VM has cannot be determined: {error.found}"
+        todo = "see bcc" if isinstance(error, ProbeError) else error.todo
+        yield Finding("vms", Status.WARN, found, todo or "nothing: all else works without")
+        return
+    has = [(vm, pmu) for vm, pmus in sorted(by_vm.items()) for pmu in pmus]
+    if emulated := [vm for vm, pmu in has if pmu.mode is Mode.EMULATED]:
+        yield Finding("vms", Status.OK, sentence(emulated, Pmu(Mode.EMULATED)))
+    for pmu, vms in untraced(has).items():
+        yield Finding("vms", Status.WARN, sentence(vms, pmu), _PMU_TODO[pmu.why])
+    if not has:
+        yield Finding("vms", Status.OK, "no VM is running")
+
+
+_PMU_TODO = {
+    Why.HOST: "see vpmu",
+    Why.NO_IRQCHIP: "start it with an in-kernel interrupt controller (QEMU: -machine kernel_irqchip=on)",
+    Why.TURNED_OFF: "nothing, if this is intended; QEMU gives a VM a PMU with -cpu host,pmu=on",
+    Why.NO_CPUID: "nothing, if this is intended; QEMU gives a VM a PMU with -cpu host,pmu=on",
+    Why.UNKNOWN: "see vpmu and mediated_vpmu",
+    None: "see mediated_vpmu",
+}
+
+
+def check_nmi_watchdog(host: Host) -> Iterator[Finding]:
+    """Check whether the watchdog takes a counter from the guests."""
+    on = facts.nmi_watchdog(root=host.root)
+    if on is None and not (host.root / "proc/sys/kernel").is_dir():
+        yield Finding(
+            "nmi_watchdog", Status.WARN, "cannot be checked: there is no /proc/sys/kernel", "mount /proc"
+        )
+    elif on:
+        yield Finding(
+            "nmi_watchdog",
+            Status.WARN,
+            "on: it takes one hardware counter of every CPU, which guests cannot use",
+            "sysctl kernel.nmi_watchdog=0 if guests are short of counters",
+        )
+    else:
+        yield Finding("nmi_watchdog", Status.OK, "this kernel has none" if on is None else "off")
+
+
+def once_loaded(check: str, look: Callable[[Host], Iterator[Finding]]) -> Callable[[Host], Iterator[Finding]]:
+    """Return a check for what comes with the kvm module: without it, the check "kvm" says it all."""
+
+    def after_kvm(host: Host) -> Iterator[Finding]:
+        try:
+            require_kvm(root=host.root)
+        except KvmNotLoadedError:
+            yield Finding(check, Status.WARN, "cannot be checked before KVM is loaded", "see kvm")
+        except KernelError:
+            yield Finding(check, Status.WARN, "cannot be checked without KVM's types", "see kvm")
+        else:
+            yield from look(host)
+
+    return after_kvm

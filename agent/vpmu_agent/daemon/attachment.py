@@ -1,0 +1,140 @@
+"""The daemon's probes: attached for the KVM that is loaded now, taken off when it goes."""
+
+from __future__ import annotations
+
+import math
+import select
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from vpmu_agent import probes
+from vpmu_agent.counts.watch import Watch
+from vpmu_agent.daemon.report import tell_state
+from vpmu_agent.daemon.separation import Link
+from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError
+from vpmu_agent.kernel.kvm import kvm_instance
+from vpmu_agent.model.call import Call
+from vpmu_agent.model.verdict import Verdict
+from vpmu_agent.probes import Mode, Unattached
+from vpmu_agent.system.journal import Level
+from vpmu_agent.trace.live import LiveProbes, attached_line
+from vpmu_agent.vms.names import Vms
+
+_RETRY_S = 30.0
+"""How long to wait after probes could not be attached: each try costs a second of a processor."""
+
+
+class Adopt(Protocol):
+    """`probes.adopt()`, as far as the daemon needs it."""
+
+    def __call__(self, channel: socket.socket, /, *, vms: Vms) -> LiveProbes:
+        """Wait for what a loader hands over. Raise KernelError where it failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSource:
+    """Where the daemon's probes come from: the KVM that is loaded, a loader, and what takes over from it."""
+
+    kvm_instance: Callable[[], int | None] = kvm_instance
+    loader_command: Callable[[Mode], Sequence[str]] = probes.loader_command
+    adopt: Adopt = probes.adopt
+
+
+class Attachment:
+    """Probes for the KVM that is loaded now: its handler's address and its types change with every load."""
+
+    def __init__(
+        self,
+        link: Link,
+        vms: Vms,
+        instance: int | None,
+        report: Callable[[Call, Verdict], None],
+        source: ProbeSource,
+    ) -> None:
+        """`instance` is what `source.kvm_instance()` returned before the first loader was started.
+
+        What the probes send goes to `report`, call by call.
+        """
+        self.probes: LiveProbes = Unattached()
+        self._link = link
+        self._vms = vms
+        self._report = report
+        self._source = source
+        self._loading: socket.socket | None = link.first
+        self._instance = instance  # the one that the probes are for, or are being loaded for
+        self._retry_at = -math.inf
+        self._missing = ""
+
+    def wait(self, *, even_without_kvm: bool = False) -> None:
+        """Wait for the first probes. Raise KernelError if there are none."""
+        try:
+            self.probes = self._loaded()
+        except KvmNotLoadedError as error:
+            if not even_without_kvm:
+                raise
+            self._missing = error.found
+            tell_state(f"{error.found}; waiting for it")
+
+    def renew(self, watch: Watch) -> None:
+        """Check whether KVM was unloaded or loaded since, and have `watch` go on with probes that fit."""
+        if self._loading and select.select([self._loading], [], [], 0)[0]:
+            try:
+                self._replace(self._loaded(), watch)
+                tell_state(self.line)
+            except KernelError as error:
+                self._missing = str(error)
+                tell_state(f"{error}; trying again in {_RETRY_S:.0f} s", Level.ERROR)
+                self._retry_at = time.monotonic() + _RETRY_S
+        instance = self._source.kvm_instance()
+        if self._loading or (self.is_attached and instance == self._instance):
+            return
+        if self.is_attached:
+            self._replace(Unattached(), watch)
+            self._missing = "KVM was unloaded"
+            tell_state(f"{self._missing}: the probes are off until it is back", Level.NOTICE)
+        is_new = instance != self._instance
+        if instance is not None and (is_new or time.monotonic() >= self._retry_at):
+            self._loading, self._instance = self._link.load(), instance
+
+    def poll(self, timeout_s: float) -> None:
+        """Report what the probes have sent; wait up to `timeout_s` for it."""
+        for call, verdict in self.probes.poll(timeout_s):
+            self._report(call, verdict)
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether there are probes now."""
+        return not isinstance(self.probes, Unattached)
+
+    @property
+    def missing(self) -> str:
+        """Why there are no probes now; empty if there are."""
+        if self.is_attached:
+            return ""
+        return "the probes are being loaded" if self._loading else self._missing
+
+    @property
+    def line(self) -> str:
+        """The line that scripts wait for on stderr."""
+        return attached_line(self.probes.mode, self.probes.functions)
+
+    def close(self) -> None:
+        """Take the probes off."""
+        self.probes.close()
+
+    def _loaded(self) -> LiveProbes:
+        """Wait for the loader, and return what it hands over."""
+        assert self._loading
+        channel, self._loading = self._loading, None
+        with channel:
+            return self._source.adopt(channel, vms=self._vms)
+
+    def _replace(self, new: LiveProbes, watch: Watch) -> None:
+        old, self.probes = self.probes, new
+        for call, verdict in old.stop():
+            self._report(call, verdict)
+        watch.replace(new)
+        old.close()

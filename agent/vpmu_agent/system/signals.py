@@ -1,0 +1,51 @@
+"""Signals as questions that a main loop asks: shall it stop, shall it reload?"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Yield what tells whether Ctrl-C or SIGTERM came. A second Ctrl-C ends the process at once."""
+    stop = False
+
+    def request_stop(_number: int, _frame: FrameType | None) -> None:
+        nonlocal stop
+        stop = True
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    former = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: stop
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def reload_requests() -> Iterator[Callable[[], bool]]:
+    """Yield what tells whether SIGHUP came since it was last asked. Meanwhile SIGHUP ends no process."""
+    requested = False
+
+    def request_reload(_number: int, _frame: FrameType | None) -> None:
+        nonlocal requested
+        requested = True
+
+    def take_request() -> bool:
+        nonlocal requested
+        # Cleared before the caller acts on it: a SIGHUP that comes meanwhile is another request.
+        taken, requested = requested, False
+        return taken
+
+    former = signal.signal(signal.SIGHUP, request_reload)
+    try:
+        yield take_request
+    finally:
+        signal.signal(signal.SIGHUP, former)
