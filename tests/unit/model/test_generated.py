@@ -46,7 +46,8 @@ def test_the_picture_has_every_state() -> None:
 
 
 def test_the_generator_is_not_needed_at_run_time() -> None:
-    code = "import sys, vpmu_agent.cli.main, vpmu_agent.loader.program; print(*sys.modules)"
+    rooms = "vpmu_agent.cli.main, vpmu_agent.daemon.run, vpmu_agent.loader.program, vpmu_agent.model.check"
+    code = f"import sys, {rooms}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "vpmu_agent.model.compiled_rules" in loaded.split()
     assert "vpmu_agent.model.generate" not in loaded
