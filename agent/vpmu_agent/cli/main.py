@@ -194,7 +194,7 @@ _attach = click.option(
     type=click.Choice(["auto", "fexit", "kprobe"]),
     default="auto",
     show_default=True,
-    help="How to attach the probes; auto uses fexit where the kernel supports it.",
+    help="How to attach the probes; auto uses fexit, or kprobes on kernels that preempt themselves.",
 )
 _duration = click.option(
     "--duration",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vpmu_agent.kernel.arch import Arch, current_arch
+from vpmu_agent.kernel.config import kernel_config
 
 ROOT = Path("/")
 
@@ -58,6 +59,41 @@ def kptr_restrict(*, root: Path = ROOT) -> int | None:
     """Return kernel.kptr_restrict: 2 hides addresses from everybody, 1 from all without CAP_SYSLOG."""
     value = read(root / "proc/sys/kernel/kptr_restrict")
     return int(value) if value and value.isdecimal() else None
+
+
+PREEMPTING = frozenset({"lazy", "full", "rt"})
+"""The models of preemption in which the kernel takes the CPU away from its own code."""
+
+_PREEMPTION_OPTIONS = {
+    "PREEMPT_RT": "rt",
+    "PREEMPT": "full",
+    "PREEMPT_LAZY": "lazy",
+    "PREEMPT_VOLUNTARY": "voluntary",
+    "PREEMPT_NONE": "none",
+}
+
+
+def preemption(*, root: Path = ROOT) -> str | None:
+    """Return how this kernel preempts itself: "none", "voluntary", "lazy", "full" or "rt"; None if unknown.
+
+    It can be changed while the kernel runs (debugfs, sched/preempt; kernel/sched/debug.c,
+    sched_dynamic_show()). Where debugfs cannot be read, it is what the kernel was booted or built with.
+    """
+    if kernel_config("PREEMPT_RT", root=root) == "y":
+        return "rt"
+    models = read(root / "sys/kernel/debug/sched/preempt") or ""
+    if now := next((model.strip("()") for model in models.split() if model.startswith("(")), ""):
+        return now
+    built = read(root / "proc/sys/kernel/version") or ""  # uname -v; init/Makefile writes the model into it
+    if built and "PREEMPT" not in built:
+        return "none"
+    arguments = (read(root / "proc/cmdline") or "").split()
+    if chosen := [word.removeprefix("preempt=") for word in arguments if word.startswith("preempt=")]:
+        return chosen[-1]
+    for option, model in _PREEMPTION_OPTIONS.items():
+        if kernel_config(option, root=root) == "y":
+            return model
+    return None
 
 
 def read(path: Path) -> str | None:

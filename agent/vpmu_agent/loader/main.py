@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, cast
 from vpmu_agent.kernel.census import read_census_layout
 from vpmu_agent.kernel.container import require_host_pids
 from vpmu_agent.kernel.errors import KernelError, ProbeError
+from vpmu_agent.kernel.facts import PREEMPTING, preemption
 from vpmu_agent.kernel.layout import KernelLayout, read_layout
 from vpmu_agent.kernel.libbpf import libbpf, quiet, strerror
 from vpmu_agent.kernel.trials import Trial, try_fexit, try_kprobe
 from vpmu_agent.loader.program import captured_stderr, compile_census, compile_program, toolchain
 from vpmu_agent.loader.reason import because
-from vpmu_agent.probes import FUNCTIONS, WAYS, Mode, Way, handover
+from vpmu_agent.probes import FUNCTIONS, Mode, Way, handover
 from vpmu_agent.probes.handover import Handover
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def load(mode: Mode) -> Handover:
     known = constants(read_layout())
     census, no_census = _census_constants()
     refused: dict[str, KernelError] = {}
-    for way in WAYS if mode == "auto" else (mode,):
+    for way in ways(preemption()) if mode == "auto" else (mode,):
         try:
             handed = attached(way, known | census)
         except KernelError as error:
@@ -77,6 +78,18 @@ def load(mode: Mode) -> Handover:
         f"cannot attach the probes with {tools} ({reasons})",
         "; ".join([*_as_root(), *(todo or ["`vpmu-agent doctor` says what this host lacks"])]),
     )
+
+
+def ways(model: str | None) -> tuple[Way, ...]:
+    """Return the ways to attach in the order in which "auto" tries them, under a model of preemption().
+
+    fexit costs the guest less. But where the kernel preempts itself, a task can lose its CPU in the middle of
+    an fexit program, and until it goes on, the kernel runs that program for no other task on this CPU
+    (kernel/bpf/trampoline.c, __bpf_prog_enter_recur()): their calls are lost. A kprobe's program is not
+    preempted (arch/x86/kernel/kprobes/ftrace.c, kprobe_ftrace_handler()). Where the model is unknown, that
+    no call is lost counts for more than the cost.
+    """
+    return ("kprobe", "fexit") if model is None or model in PREEMPTING else ("fexit", "kprobe")
 
 
 def load_census() -> Handover:

@@ -42,7 +42,6 @@ Way = Literal["fexit", "kprobe"]
 Mode = Literal["auto", Way]
 
 WAYS: tuple[Way, ...] = ("fexit", "kprobe")
-"""In the order in which "auto" tries them."""
 
 FUNCTIONS = {
     "enable": "perf_event_enable",

@@ -83,3 +83,37 @@ def test_this_process_capabilities() -> None:
     assert held is not None
     is_root = os.geteuid() == 0
     assert ("CAP_SYS_ADMIN" in held) is is_root
+
+
+DYNAMIC = "#1 SMP PREEMPT_DYNAMIC Debian 6.1.170-1\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "model"),
+    [
+        ({"sys/kernel/debug/sched/preempt": "none voluntary (full) lazy\n"}, "full"),
+        (
+            {
+                "sys/kernel/debug/sched/preempt": "none (voluntary) full\n",
+                "proc/cmdline": "quiet preempt=full\n",
+            },
+            "voluntary",
+        ),
+        ({"proc/sys/kernel/version": DYNAMIC, "proc/cmdline": "preempt=none quiet preempt=full\n"}, "full"),
+        ({"proc/sys/kernel/version": DYNAMIC, "proc/config.gz": "CONFIG_PREEMPT_VOLUNTARY=y\n"}, "voluntary"),
+        ({"proc/sys/kernel/version": DYNAMIC, "proc/config.gz": "CONFIG_PREEMPT_LAZY=y\n"}, "lazy"),
+        ({"proc/sys/kernel/version": DYNAMIC, "proc/config.gz": "CONFIG_PREEMPT=y\n"}, "full"),
+        (
+            {
+                "proc/config.gz": "CONFIG_PREEMPT_RT=y\nCONFIG_PREEMPT_LAZY=y\n",
+                "sys/kernel/debug/sched/preempt": "full (lazy)\n",
+            },
+            "rt",
+        ),
+        ({"proc/sys/kernel/version": "#1 SMP Tue Jun 2 2026\n", "proc/cmdline": "quiet\n"}, "none"),
+        ({"proc/sys/kernel/version": DYNAMIC, "proc/cmdline": "quiet\n"}, None),
+        ({}, None),
+    ],
+)
+def test_preemption(tmp_path: Path, files: dict[str, str], model: str | None) -> None:
+    assert facts.preemption(root=plant(tmp_path, files)) == model

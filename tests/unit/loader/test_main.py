@@ -30,6 +30,7 @@ def refusals(monkeypatch: pytest.MonkeyPatch) -> dict[Way, KernelError]:
         "toolchain": lambda: "bcc 0.31.0 and LLVM 19.1",
         "read_layout": lambda: None,
         "constants": lambda _layout: {},
+        "preemption": lambda: "voluntary",
     }.items():
         monkeypatch.setattr(loader, name, value)
     monkeypatch.setattr("os.geteuid", lambda: 0)
@@ -61,6 +62,17 @@ def test_auto_takes_the_next_way(refusals: dict[Way, KernelError], refusal: Kern
     """A BTF without these functions keeps fexit from attaching, and not kprobes."""
     refusals["fexit"] = refusal
     assert load("auto").mode == "kprobe"
+
+
+@pytest.mark.parametrize("model", ["lazy", "full", "rt", None])
+def test_fexit_is_not_the_first_choice_where_it_can_be_preempted(
+    refusals: dict[Way, KernelError], monkeypatch: pytest.MonkeyPatch, model: str | None
+) -> None:
+    monkeypatch.setattr(loader, "preemption", lambda: model)
+    assert load("auto").mode == "kprobe"
+    assert load("fexit").mode == "fexit"
+    refusals["kprobe"] = NoWayError("built without CONFIG_KPROBES")
+    assert load("auto").mode == "fexit"
 
 
 def test_who_is_not_root_is_told_so(

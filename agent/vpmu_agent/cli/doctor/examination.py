@@ -17,6 +17,7 @@ from vpmu_agent.trace.call_json import dumps
 
 CHECKS: dict[str, Callable[[Host], Iterator[Finding]]] = {
     "kernel": kernel_checks.check_kernel,
+    "preemption": kernel_checks.check_preemption,
     "capabilities": kernel_checks.check_capabilities,
     "pid_namespace": kernel_checks.check_pid_namespace,
     "hidepid": kernel_checks.check_hidepid,

@@ -33,6 +33,22 @@ def check_kernel(host: Host) -> Iterator[Finding]:
     yield Finding("kernel", Status.OK, f"{release}, {machine}")
 
 
+def check_preemption(host: Host) -> Iterator[Finding]:
+    """Yield how the kernel preempts itself: it decides how "auto" attaches (loader.main.ways())."""
+    model = facts.preemption(root=host.root)
+    if model is None:
+        found = (
+            "cannot be told, so that --attach auto uses kprobes first: no call is lost with them either way"
+        )
+    elif model in facts.PREEMPTING:
+        found = (
+            f"{model}, so that --attach auto uses kprobes first: fexit would lose calls of preempted tasks"
+        )
+    else:
+        found = f"{model}, so that --attach auto uses fexit first"
+    yield Finding("preemption", Status.OK, found)
+
+
 def check_capabilities(host: Host) -> Iterator[Finding]:
     """Check what this process is permitted to do."""
     held = facts.capabilities(root=host.root)
