@@ -112,7 +112,7 @@ slow: .venv/ready
 fuzz: .venv/ready
 	$(PYTHON) -m tests.bpf.fuzz
 
-# Writes dashboards/*.json anew from the code beside them.
+# Writes dashboards/*.json from tools/dashboards/.
 dashboards: .venv/ready
 	$(PYTHON) -m tools.dashboards.build
 
@@ -120,7 +120,7 @@ dashboards: .venv/ready
 generate: .venv/generate
 	$(PYTHON) -m tools.generate
 
-# Writes docs/metrics.md anew from the code that declares the metrics.
+# Writes docs/metrics.md from the code that declares the metrics.
 docs: .venv/ready
 	$(PYTHON) -m tools.docs.metrics
 
@@ -132,7 +132,7 @@ dashboards-check: .venv/ready
 page: .venv/page
 	.venv/bin/pytest -q tests/page
 
-# Makes tests/data/ anew from the lab's guests.
+# Records tests/data/ again from the lab's guests.
 recordings: .venv/ready lab-kernel
 	$(PYTHON) -m tests.lab.record
 	$(PYTHON) -m tests.lab.record --kernel grouped

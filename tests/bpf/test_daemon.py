@@ -1,4 +1,4 @@
-"""The daemon over real maps: small, without privileges, and through a KVM that is loaded anew."""
+"""The daemon over real maps: small, without privileges, and through a reload of KVM."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ KERNEL_ARGS = (
 
 # QEMU's emulation of SVM (7.2: helper_vmrun(), do_vmexit()) changes a CPU's pending interrupts at every entry
 # and exit of a guest while another thread may be adding one, which is lost then. If it was the timer's, a CPU
-# that sets the timer anew at each interrupt sleeps for ever: seen with the interrupt still in the APIC's IRR.
+# that rearms the timer at each interrupt sleeps for ever: seen with the interrupt still in the APIC's IRR.
 # With a periodic tick the next interrupt, 4 ms later, delivers both.
 EMULATION_KERNEL_ARGS = ("nohz=off", "highres=off")
 

@@ -1,4 +1,4 @@
-"""Makes tests/data/ anew: what `vpmu-agent trace --record` writes of real guests.
+"""Records tests/data/ again: what `vpmu-agent trace --record` writes of real guests.
 
 The recordings differ from run to run in addresses and times, so they are made by hand and not by a test.
 """
@@ -44,7 +44,9 @@ GROUPED: dict[str, Callable[[], Guest]] = {
 
 def main() -> int:
     """Exits with 0 if every recording was made and is complete."""
-    parser = argparse.ArgumentParser(prog="python -m tests.lab.record", description="Makes tests/data/ anew.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.lab.record", description="Records tests/data/ again."
+    )
     vm.add_options(parser, timeout_s=600.0)
     arguments = parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""The daemon: small, without privileges, and still there when KVM was loaded anew."""
+"""The daemon: small, without privileges, and still there after KVM was reloaded."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ _LEFT_IN = ("/usr/share/doc/*/copyright",)
 _NOT_IN_A_LAYER = re.compile(
     # What is the building machine's, and what the runtime makes.
     r"etc/(hostname|resolv\.conf|mtab|apt/sources\.list)|(dev|proc|sys|run|tmp|mnt)/.*"
-    # Logs with times in them, and caches that are made anew or never used again.
+    # Logs with times in them, and caches that are rebuilt or never used again.
     r"|var/log/.+|var/cache/(apt|debconf|ldconfig)/.+|var/lib/apt/lists/.+"
     r"|.*-old|etc/(group|gshadow|passwd|shadow)-"
 )

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-from vpmu_agent.kernel.census import read_census_layout
+from vpmu_agent.kernel.census import CensusLayout, read_census_layout
 from vpmu_agent.kernel.container import require_host_pids
 from vpmu_agent.kernel.errors import KernelError, ProbeError
 from vpmu_agent.kernel.facts import PREEMPTING, preemption
@@ -63,15 +63,23 @@ def load(mode: Mode) -> Handover:
     tools = toolchain()  # first, or each way to attach would report the same error
     require_host_pids()
     known = constants(read_layout())
-    census, no_census = _census_constants()
+    census, no_census = census_constants(read_census_layout)
+    order = ways(preemption()) if mode == "auto" else (mode,)
+    handed = first_attached(order, lambda way: attached(way, known | census), tools)
+    return replace(handed, no_census=no_census) if no_census else handed
+
+
+def first_attached(order: Sequence[Way], attach: Callable[[Way], Handover], tools: str) -> Handover:
+    """Return what the first way gives that works. Raise ProbeError with the reason of each if none does.
+
+    `attach` raises KernelError where its way does not work; `tools` is the toolchain().
+    """
     refused: dict[str, KernelError] = {}
-    for way in ways(preemption()) if mode == "auto" else (mode,):
+    for way in order:
         try:
-            handed = attached(way, known | census)
+            return attach(way)
         except KernelError as error:
             refused[way] = error
-        else:
-            return replace(handed, no_census=no_census) if no_census else handed
     reasons = "; ".join(f"{way}: {error.found}" for way, error in refused.items())
     todo = dict.fromkeys(error.todo for error in refused.values() if error.todo)
     raise ProbeError(
@@ -170,10 +178,10 @@ def attach_census(bpf: bcc.BPF) -> int:
     return link
 
 
-def _census_constants() -> tuple[dict[str, int], str]:
+def census_constants(read: Callable[[], CensusLayout]) -> tuple[dict[str, int], str]:
     """Return the VPMU_* constants that bpf/census.bpf.c needs, or none and the reason."""
     try:
-        return read_census_layout().constants, ""
+        return read().constants, ""
     except KernelError as error:
         return {}, str(error)
 

@@ -16,7 +16,7 @@ from vpmu_agent.vms.process import Process, read_text
 MAX_NAME = 128
 """Characters. A VM's name is a label value in every one of its series."""
 
-_TRUST_S = 1.0
+TRUST_S = 1.0
 """How long a tgid is taken to be the same process: less than the PID space takes to wrap around."""
 
 _COMMAND_SIZE = 511
@@ -64,9 +64,16 @@ class Vms:
     state of running VMs; neither takes privileges.
     """
 
-    def __init__(self, *, proc: Path = Path("/proc"), libvirt: Path = Path("/run/libvirt")) -> None:
+    def __init__(
+        self,
+        *,
+        proc: Path = Path("/proc"),
+        libvirt: Path = Path("/run/libvirt"),
+        trust_s: float = TRUST_S,
+    ) -> None:
         self._proc = proc
         self._libvirt = libvirt
+        self._trust_s = trust_s
         self._lock = threading.Lock()
         self._vms: dict[int, _Vm] = {}
         self._names: dict[str, int] = {}  # the last tgid given this name; no other with it is alive
@@ -112,7 +119,7 @@ class Vms:
         vm = self._vms.get(tgid)
         now = time.monotonic()
         if vm is not None:
-            if now - vm.checked < _TRUST_S:
+            if now - vm.checked < self._trust_s:
                 return vm.info
             if vm.is_alive():
                 vm.checked = now

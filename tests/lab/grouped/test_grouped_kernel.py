@@ -78,7 +78,8 @@ def indexes(seen: Sequence[Call], of: str) -> list[int]:
 def test_four_counters_of_4_1_2_and_1_events() -> None:
     control.define_groups(4, 1, 2, 1)
     seen, counts = run_guest_a(counters=4)
-    # Counters 0 and 2 are stopped and made anew; 1 and 3 are paused twice, resumed and released with the VM.
+    # Counters 0 and 2 are stopped and created again; 1 and 3 are paused twice, resumed, and released at the
+    # VM's end.
     assert Counter(call.name for call in seen) == {"create": 14, "enable": 14, "release": 14, "pause": 4}
     assert (counts.initialised, counts.destroyed, counts.failed) == (14, 14, 0)
 

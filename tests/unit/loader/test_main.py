@@ -1,47 +1,46 @@
-"""What the loader says where no way to attach works. In the lab it attaches."""
+"""In which order the loader tries the ways to attach, and what it says if none works. The lab attaches them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
 import pytest
 
 from vpmu_agent.kernel.census import CensusLayout
 from vpmu_agent.kernel.errors import BtfError, KernelError, ProbeError
-from vpmu_agent.loader import main as loader
-from vpmu_agent.loader.main import NoWayError, load
-from vpmu_agent.probes import Way
+from vpmu_agent.loader.main import NoWayError, census_constants, first_attached, ways
+from vpmu_agent.probes import WAYS, Way
 from vpmu_agent.probes.handover import Handover
+
+TOOLS = "bcc 0.31.0 and LLVM 19.1"
+
+
+def refusing(refusals: dict[Way, KernelError]) -> Callable[[Way], Handover]:
+    """Return a kernel that refuses some ways."""
+
+    def attach(way: Way) -> Handover:
+        if way in refusals:
+            raise refusals[way]
+        return Handover(way)
+
+    return attach
 
 
 @pytest.fixture
-def refusals(monkeypatch: pytest.MonkeyPatch) -> dict[Way, KernelError]:
-    """What each way is refused with; without an entry it works. Only the kernel and bcc are not asked."""
-    told: dict[Way, KernelError] = {}
-
-    def attached(way: Way, _known: Mapping[str, int]) -> Handover:
-        if way in told:
-            raise told[way]
-        return Handover(way)
-
-    for name, value in {
-        "attached": attached,
-        "require_host_pids": lambda: None,
-        "toolchain": lambda: "bcc 0.31.0 and LLVM 19.1",
-        "read_layout": lambda: None,
-        "constants": lambda _layout: {},
-        "preemption": lambda: "voluntary",
-    }.items():
-        monkeypatch.setattr(loader, name, value)
+def _root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    return told
 
 
-def test_each_way_says_what_refused_it(refusals: dict[Way, KernelError]) -> None:
-    refusals["fexit"] = ProbeError("the verifier refuses kretfunc__x: R2 invalid mem access", "report this")
-    refusals["kprobe"] = ProbeError("the verifier refuses vpmu_x: R2 invalid mem access", "report this")
+@pytest.mark.usefixtures("_root")
+def test_each_way_says_what_refused_it() -> None:
+    attach = refusing(
+        {
+            "fexit": ProbeError("the verifier refuses kretfunc__x: R2 invalid mem access", "report this"),
+            "kprobe": ProbeError("the verifier refuses vpmu_x: R2 invalid mem access", "report this"),
+        }
+    )
     with pytest.raises(ProbeError) as raised:
-        load("auto")
+        first_attached(WAYS, attach, TOOLS)
     assert raised.value.found == (
         "cannot attach the probes with bcc 0.31.0 and LLVM 19.1 (fexit: the verifier refuses kretfunc__x: R2 "
         "invalid mem access; kprobe: the verifier refuses vpmu_x: R2 invalid mem access)"
@@ -49,49 +48,51 @@ def test_each_way_says_what_refused_it(refusals: dict[Way, KernelError]) -> None
     assert raised.value.todo == "report this"
 
 
-def test_a_way_that_the_kernel_has_not(refusals: dict[Way, KernelError]) -> None:
-    refusals["kprobe"] = NoWayError("built without CONFIG_KPROBES")
+@pytest.mark.usefixtures("_root")
+def test_a_way_that_the_kernel_has_not() -> None:
+    attach = refusing({"kprobe": NoWayError("built without CONFIG_KPROBES")})
     with pytest.raises(
         ProbeError, match=r"\(kprobe: built without CONFIG_KPROBES\); `vpmu-agent doctor` says"
     ):
-        load("kprobe")
+        first_attached(["kprobe"], attach, TOOLS)
 
 
 @pytest.mark.parametrize("refusal", [NoWayError("no trampolines"), BtfError("no function x() in the BTF")])
-def test_auto_takes_the_next_way(refusals: dict[Way, KernelError], refusal: KernelError) -> None:
+def test_the_next_way_is_taken(refusal: KernelError) -> None:
     """A BTF without these functions keeps fexit from attaching, and not kprobes."""
-    refusals["fexit"] = refusal
-    assert load("auto").mode == "kprobe"
+    attach = refusing({"fexit": refusal})
+    assert first_attached(WAYS, attach, TOOLS).mode == "kprobe"
 
 
-@pytest.mark.parametrize("model", ["lazy", "full", "rt", None])
-def test_fexit_is_not_the_first_choice_where_it_can_be_preempted(
-    refusals: dict[Way, KernelError], monkeypatch: pytest.MonkeyPatch, model: str | None
-) -> None:
-    monkeypatch.setattr(loader, "preemption", lambda: model)
-    assert load("auto").mode == "kprobe"
-    assert load("fexit").mode == "fexit"
-    refusals["kprobe"] = NoWayError("built without CONFIG_KPROBES")
-    assert load("auto").mode == "fexit"
+@pytest.mark.parametrize(
+    ("model", "first"),
+    [
+        ("none", "fexit"),
+        ("voluntary", "fexit"),
+        ("lazy", "kprobe"),
+        ("full", "kprobe"),
+        ("rt", "kprobe"),
+        (None, "kprobe"),
+    ],
+)
+def test_fexit_is_not_the_first_choice_where_it_can_be_preempted(model: str | None, first: Way) -> None:
+    order = ways(model)
+    assert order[0] == first
+    assert set(order) == set(WAYS)
 
 
-def test_who_is_not_root_is_told_so(
-    refusals: dict[Way, KernelError], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_is_not_root_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
-    refusals["kprobe"] = NoWayError("not permitted")
+    attach = refusing({"kprobe": NoWayError("not permitted")})
     with pytest.raises(ProbeError, match="run it as root, or with CAP_BPF"):
-        load("kprobe")
+        first_attached(["kprobe"], attach, TOOLS)
 
 
-def test_without_a_census_all_else_works(
-    refusals: dict[Way, KernelError], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_census_all_else_works() -> None:
     def no_layout() -> CensusLayout:
         raise BtfError("no field enable_pmu in struct kvm_arch in the BTF of vmlinux", "report it")
 
-    monkeypatch.setattr(loader, "read_census_layout", no_layout)
-    assert not refusals
-    handed = load("auto")
-    assert (handed.mode, handed.census) == ("fexit", None)
-    assert handed.no_census == "no field enable_pmu in struct kvm_arch in the BTF of vmlinux; report it"
+    assert census_constants(no_layout) == (
+        {},
+        "no field enable_pmu in struct kvm_arch in the BTF of vmlinux; report it",
+    )

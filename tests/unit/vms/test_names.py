@@ -63,9 +63,8 @@ def test_a_process_without_a_name_or_already_gone_is_named_by_its_pid() -> None:
     assert not late.is_alive(tgid)
 
 
-def test_a_vm_keeps_its_name_after_its_process_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vpmu_agent.vms.names._TRUST_S", 0.0)
-    vms = Vms()
+def test_a_vm_keeps_its_name_after_its_process_is_gone() -> None:
+    vms = Vms(trust_s=0)
     with process("-name", "web01") as tgid:
         assert vms.name(tgid) == "web01"
     assert vms.name(tgid) == "web01"  # its last calls are still in the ring
@@ -113,9 +112,8 @@ def told_apart(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.usefixtures("told_apart")
-def test_a_pid_that_is_used_again_is_another_vm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vpmu_agent.vms.names._TRUST_S", 0.0)
-    vms = Vms()
+def test_a_pid_that_is_used_again_is_another_vm() -> None:
+    vms = Vms(trust_s=0)
     with reused_pid(("-name", "web01"), ("-name", "db01"), vms) as tgid:
         assert not vms.is_alive(tgid)
         assert vms.name(tgid) == "db01"
@@ -130,16 +128,15 @@ def test_what_is_met_is_not_taken_for_who_has_its_pid_now() -> None:
         assert vms.name(tgid) == "web01"
 
 
-def test_a_thread_is_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_is_no_process() -> None:
     """The number of a process that is gone may be a thread's now, and /proc has an entry for that."""
-    monkeypatch.setattr("vpmu_agent.vms.names._TRUST_S", 0.0)
     stop = threading.Event()
     thread = threading.Thread(target=stop.wait)
     thread.start()
     tid = thread.native_id
     assert tid
     try:
-        vms = Vms()
+        vms = Vms(trust_s=0)
         vms.met(tid, ["qemu-system-x86_64", "-name", "web01"])
         assert vms.name(tid) == "web01"
         assert not vms.is_alive(tid)
