@@ -1,4 +1,4 @@
-"""In which order the loader tries the ways to attach, and what it says if none works. The lab attaches them."""
+"""In which order the loader tries the ways to attach, and what it says if none works."""
 
 from __future__ import annotations
 
