@@ -76,11 +76,19 @@ class _Kept:
     is_shown: bool = False
 
 
+class _Read:
+    """One read of the maps, which all scrapes wait for that were asked for before it began."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.snapshot: Snapshot | None = None  # None once it is done: it failed
+
+
 class Watch:
     """Adds up the counts in the maps and those kept of VMs that are gone.
 
-    `snapshot()` is for the threads that answer scrapes; `sweep()` and `replace()` are for the loop that polls
-    the probes, because the name of a short-lived VM comes through their ring.
+    `scrape()` and `snapshot()` are for the threads that answer clients; `sweep()` and `replace()` are for the
+    loop that polls the probes, because the name of a short-lived VM comes through their ring.
     """
 
     def __init__(self, probes: Maps, vms: Processes, *, per_counter: bool = True) -> None:
@@ -88,6 +96,8 @@ class Watch:
         self._vms = vms
         self._per_counter = per_counter
         self._lock = threading.Lock()
+        self._asking = threading.Lock()  # held for a moment; taken before or inside of the other
+        self._next: _Read | None = None
         self._known: dict[int, VmInfo] = {}  # processes that may have entries in the maps
         self._kept: dict[str, _Kept] = {}
         self._lost = Counter[str]()  # by earlier probes
@@ -96,32 +106,38 @@ class Watch:
         self._since_ns = time.time_ns()
         self._read_at = time.monotonic()
 
-    def snapshot(self, *, is_scrape: bool = True) -> Snapshot:
-        """Return all that is known now. A scrape counts as having shown the VMs that are gone."""
-        with self._lock:
-            vms: dict[str, Counts] = {}
-            about: dict[str, VmInfo] = {}
-            for tgid, counts in self._read().items():
-                name = self._known[tgid].name
-                about[name] = self._known[tgid]
-                vms[name] = vms[name] + counts if name in vms else counts
-            for name, kept in self._kept.items():
-                if is_scrape:
+    def scrape(self) -> Snapshot:
+        """Return all that is known now. It counts as having shown the VMs that are gone.
+
+        Whoever asks while the maps are being read waits for the next read, and all who wait share it: however
+        many clients there are, the loop that polls the probes waits for one read, not for one of each.
+        """
+        while True:
+            with self._asking:
+                read, is_ours = self._next or _Read(), self._next is None
+                self._next = read
+            if is_ours:
+                return self._read_for_all(read)
+            read.done.wait()
+            if read.snapshot is not None:
+                return read.snapshot
+
+    def _read_for_all(self, read: _Read) -> Snapshot:
+        try:
+            with self._lock:
+                with self._asking:
+                    self._next = None  # who asks from now on is told of what happens from now on
+                read.snapshot = self._snapshot()
+                for kept in self._kept.values():
                     kept.is_shown = True
-                about.setdefault(name, kept.about)
-                vms[name] = vms[name] + kept.counts if name in vms else kept.counts
-            return Snapshot(
-                vms=dict(sorted(vms.items())),
-                about=dict(sorted(about.items())),
-                mode=self._probes.mode,
-                functions=self._probes.functions,
-                lost=self._lost_now(),
-                occupancy=self._probes.occupancy(),
-                since_ns=self._since_ns,
-                loads=self._loads,
-                per_counter=self._per_counter,
-                pmus=self._pmus,
-            )
+            return read.snapshot
+        finally:
+            read.done.set()
+
+    def snapshot(self) -> Snapshot:
+        """Return all that is known now, for somebody who is no scrape."""
+        with self._lock:
+            return self._snapshot()
 
     def processes(self) -> Set[int]:
         """Return the known processes: call it before the probes are polled, and sweep() with it after."""
@@ -183,6 +199,29 @@ class Watch:
         """Set whether snapshots have the counts of each pmc from now on."""
         with self._lock:
             self._per_counter = wanted
+
+    def _snapshot(self) -> Snapshot:
+        vms: dict[str, Counts] = {}
+        about: dict[str, VmInfo] = {}
+        for tgid, counts in self._read().items():
+            name = self._known[tgid].name
+            about[name] = self._known[tgid]
+            vms[name] = vms[name] + counts if name in vms else counts
+        for name, kept in self._kept.items():
+            about.setdefault(name, kept.about)
+            vms[name] = vms[name] + kept.counts if name in vms else kept.counts
+        return Snapshot(
+            vms=dict(sorted(vms.items())),
+            about=dict(sorted(about.items())),
+            mode=self._probes.mode,
+            functions=self._probes.functions,
+            lost=self._lost_now(),
+            occupancy=self._probes.occupancy(),
+            since_ns=self._since_ns,
+            loads=self._loads,
+            per_counter=self._per_counter,
+            pmus=self._pmus,
+        )
 
     def _read(self) -> dict[int, Counts]:
         """Return the counts in the maps by tgid, and learn the names of new processes."""

@@ -337,7 +337,7 @@ class Exporter:
         Whatever can fail does so before this returns, and not while the chunks are made.
         """
         start = time.perf_counter()
-        snapshot = self._watch.snapshot()
+        snapshot = self._watch.scrape()
         return _chunks(self._text(snapshot, start, openmetrics=openmetrics))
 
     def _text(self, snapshot: Snapshot, start: float, *, openmetrics: bool) -> Iterator[str]:

@@ -132,7 +132,7 @@ class Overview:
             now = time.monotonic()
             passed_s = now - self._read_at
             if self._state is None or passed_s >= MAX_AGE_S:
-                snapshot = self._watch.snapshot(is_scrape=False)
+                snapshot = self._watch.snapshot()
                 self._state = self._make(snapshot, passed_s)
                 self._read_at = now
             return self._state

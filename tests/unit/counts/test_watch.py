@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from tests.support.counted import Maps, Processes
 from tests.support.scenes import Guest
 from vpmu_agent.counts import watch as module
-from vpmu_agent.counts.counts import Counts
+from vpmu_agent.counts.counts import Counts, Snapshot
 from vpmu_agent.counts.watch import Watch
+from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.model.call import CallName
 from vpmu_agent.probes.layout import DURATION_BUCKETS, VCPU
 from vpmu_agent.vms.names import VmInfo
@@ -28,7 +30,7 @@ def number(counts: Counts, field: str) -> int:
 
 def created(watch: Watch) -> dict[str, int]:
     """How many events each VM has created."""
-    return {name: creates(counts) for name, counts in watch.snapshot().vms.items()}
+    return {name: creates(counts) for name, counts in watch.scrape().vms.items()}
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def test_vcpus_add_up_to_vms_in_the_order_of_names(vms: Processes) -> None:
     web, db = Guest("web01", WEB), Guest("db01", DB)
     watch = Watch(Maps(web.life(), web.life(vcpu=3, size=2), db.life()), vms)
     assert list(created(watch).items()) == [("db01", 1), ("web01", 3)]
-    web01 = watch.snapshot().vms["web01"]
+    web01 = watch.scrape().vms["web01"]
     assert sum(web01.numbers[DURATION_BUCKETS[0]]) == 3
     assert web01.pmc_calls() == {(0, "gp0"): [1, 1, 1, 1], (3, "gp0"): [2, 2, 0, 2]}
 
@@ -49,12 +51,12 @@ def test_a_vm_that_is_gone_is_shown_once_more_and_then_not(vms: Processes) -> No
     web, db = Guest("web01", WEB), Guest("db01", DB)
     maps = Maps(web.life(), islice(db.life(size=2), 4), [db.failed_create(pmc=1)])
     watch = Watch(maps, vms)
-    before = watch.snapshot().vms["db01"]
+    before = watch.scrape().vms["db01"]
     assert (number(before, "events"), number(before, "groups")) == (2, 1)
     vms.alive = {WEB}
     watch.sweep()
     watch.sweep()  # nobody has seen yet how it ended
-    last = watch.snapshot().vms["db01"]
+    last = watch.scrape().vms["db01"]
     assert creates(last) == creates(before) == 3
     assert last.errors == {28: 1}
     assert last.pmc_calls() == before.pmc_calls()
@@ -70,17 +72,17 @@ def test_orphans_of_a_vm_that_is_gone_are_shown(vms: Processes) -> None:
     first, second = (web.call(CallName.CREATE, web.new_event()) for _ in range(2))
     maps = Maps([first, second])
     watch = Watch(maps, vms)
-    assert number(watch.snapshot().vms["web01"], "orphans") == 1
+    assert number(watch.scrape().vms["web01"], "orphans") == 1
     vms.alive = {DB}
     watch.sweep()
-    assert number(watch.snapshot().vms["web01"], "orphans") == 1
+    assert number(watch.scrape().vms["web01"], "orphans") == 1
 
 
 def test_the_kernel_forgets_a_process_at_once(vms: Processes) -> None:
     """Another process that gets its tgid must not inherit its counts."""
     maps = Maps(Guest("db01", DB).life())
     watch = Watch(maps, vms)
-    watch.snapshot()
+    watch.scrape()
     vms.alive = {WEB}
     watch.sweep()
     assert [*maps.vcpus(), *maps.pmcs(), *maps.errors()] == []
@@ -97,7 +99,7 @@ def test_calls_between_the_last_scrape_and_the_end_count(vms: Processes) -> None
     db = Guest("db01", DB)
     maps = Maps(db.life())
     watch = Watch(maps, vms)
-    watch.snapshot()
+    watch.scrape()
     maps.feed(db.life())
     vms.alive = {WEB}
     watch.sweep()
@@ -110,12 +112,12 @@ def test_a_call_that_comes_after_the_end_is_still_the_vms(vms: Processes) -> Non
     life = [*db.life(size=2)]
     maps = Maps(life[:-1])
     watch = Watch(maps, vms)
-    watch.snapshot()
+    watch.scrape()
     vms.alive = {WEB}
     watch.sweep()
     maps.feed(life[-1:])
     for _ in range(2):
-        counts = watch.snapshot().vms["db01"]
+        counts = watch.scrape().vms["db01"]
         assert counts.numbers[VCPU.fields["calls"]].tolist() == [2, 2, 0, 2]
         watch.sweep()
     assert created(watch) == {}
@@ -130,7 +132,7 @@ def test_a_vm_that_was_restarted_goes_on_counting(vms: Processes) -> None:
     watch.sweep()
     maps.feed(Guest("web01", 9999).life())
     for _ in range(3):
-        web01 = watch.snapshot().vms["web01"]
+        web01 = watch.scrape().vms["web01"]
         assert (creates(web01), number(web01, "events")) == (3, 0)
         assert web01.pmc_calls() == {(0, "gp0"): [3, 3, 1, 1]}
         watch.sweep()
@@ -162,7 +164,7 @@ def test_without_a_scrape_a_vm_that_is_gone_is_dropped_in_the_end(
 def test_maps_are_not_read_at_every_sweep(vms: Processes) -> None:
     maps = Maps(Guest("web01", WEB).life())
     watch = Watch(maps, vms)
-    watch.snapshot()
+    watch.scrape()
     maps.is_closed = True
     watch.sweep()
 
@@ -172,7 +174,7 @@ def test_one_sweep_finds_all_that_are_gone() -> None:
     vms = Processes(**{f"guest-{tgid}": tgid for tgid in tgids})
     maps = Maps(*(Guest(vms.names[tgid], tgid).life() for tgid in tgids))
     watch = Watch(maps, vms)
-    watch.snapshot()
+    watch.scrape()
     vms.alive = {17}
     watch.sweep()
     assert [tgid for tgid, _, _ in maps.vcpus()] == [17]
@@ -180,22 +182,22 @@ def test_one_sweep_finds_all_that_are_gone() -> None:
 
 def test_it_is_known_who_a_vm_is_until_it_was_shown_for_the_last_time(vms: Processes) -> None:
     watch = Watch(Maps(Guest("web01", WEB).life(), Guest("db01", DB).life()), vms)
-    assert {name: about.tgid for name, about in watch.snapshot().about.items()} == {"db01": DB, "web01": WEB}
+    assert {name: about.tgid for name, about in watch.scrape().about.items()} == {"db01": DB, "web01": WEB}
     vms.alive = {WEB}
     watch.sweep()
-    assert watch.snapshot().about["db01"].tgid == DB
+    assert watch.scrape().about["db01"].tgid == DB
     watch.sweep()
-    assert list(watch.snapshot().about) == ["web01"]
+    assert list(watch.scrape().about) == ["web01"]
 
 
 def test_a_vm_that_was_restarted_is_who_it_is_now(vms: Processes) -> None:
     maps = Maps(Guest("web01", WEB).life())
     watch = Watch(maps, vms)
-    watch.snapshot()
+    watch.scrape()
     vms.names[9999], vms.alive = "web01", {9999}
     watch.sweep()
     maps.feed(Guest("web01", 9999).life())
-    assert watch.snapshot().about["web01"].tgid == 9999
+    assert watch.scrape().about["web01"].tgid == 9999
 
 
 def test_a_vm_that_ended_twice_is_who_it_was_last(vms: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +211,7 @@ def test_a_vm_that_ended_twice_is_who_it_was_last(vms: Processes, monkeypatch: p
     watch.sweep()
     vms.alive = set()
     watch.sweep()
-    assert watch.snapshot().about["web01"].tgid == 9999
+    assert watch.scrape().about["web01"].tgid == 9999
 
 
 class Forgetful(Processes):
@@ -228,17 +230,17 @@ class Forgetful(Processes):
 def test_a_vm_with_another_vcpu_is_not_gone() -> None:
     vms = Forgetful(web01=WEB)
     watch = Watch(Maps(islice(Guest("web01", WEB).life(), 1)), vms)
-    watch.snapshot()
+    watch.scrape()
     vms.told = frozenset({WEB})
     watch.sweep()
-    assert number(watch.snapshot().vms["web01"], "events") == 1
+    assert number(watch.scrape().vms["web01"], "events") == 1
 
 
 def test_a_tgid_that_is_in_use_again_was_the_former_vms() -> None:
     vms = Forgetful(web01=WEB)
     maps = Maps(Guest("web01", WEB).life())
     watch = Watch(maps, vms)
-    watch.snapshot()
+    watch.scrape()
     vms.told, vms.names[WEB] = frozenset({WEB}), "db01"
     watch.sweep()
     maps.feed(Guest("db01", WEB).life(size=2))
@@ -282,7 +284,7 @@ def test_other_probes_take_over_with_nothing_lost(vms: Processes) -> None:
     latter.feed(web.life(vcpu=1))
     latter.losses = {"ring_full": 5}
     for _ in range(2):
-        found = watch.snapshot()
+        found = watch.scrape()
         assert found.loads == 2
         assert found.lost == {"ring_full": 7, "pmcs_full": 1}
         assert creates(found.vms["web01"]) == 4
@@ -300,7 +302,7 @@ def test_counts_of_pmcs_are_read_only_where_they_are_wanted(
 ) -> None:
     maps = Maps(Guest("web01", WEB).life())
     monkeypatch.delattr(Maps, "pmcs")
-    found = Watch(maps, vms, per_counter=False).snapshot()
+    found = Watch(maps, vms, per_counter=False).scrape()
     assert not found.per_counter
     assert found.vms["web01"].pmc_calls() == {}
 
@@ -347,7 +349,7 @@ def restart(vms: Processes, tgid: int) -> None:
 def test_a_scrape_does_not_wait_for_a_look_into_proc(vms: Processes) -> None:
     maps = Maps(Guest("web01", WEB).life())
     watch = Watch(maps, vms)
-    watch.snapshot()
+    watch.scrape()
     during: list[dict[str, int]] = []
     is_alive: Callable[[int], bool] = vms.is_alive
 
@@ -360,3 +362,58 @@ def test_a_scrape_does_not_wait_for_a_look_into_proc(vms: Processes) -> None:
     vms.is_alive = slow  # type: ignore[method-assign]
     watch.sweep()
     assert during == [{"web01": 1}]
+
+
+class SlowMaps(Maps):
+    """A read of them takes until it is let go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = 0
+        self.begun = threading.Semaphore(0)
+        self.go_on = threading.Semaphore(0)
+
+    def errors(self) -> Iterator[tuple[int, int, int]]:
+        self.reads += 1
+        self.begun.release()
+        assert self.go_on.acquire(timeout=30)
+        return super().errors()
+
+
+def test_scrapes_that_wait_share_one_read(vms: Processes) -> None:
+    """Twenty at once are two reads: one that is under way, and one for all who came after it had begun."""
+    maps = SlowMaps()
+    watch = Watch(maps, vms, per_counter=False)
+    found: list[Snapshot] = []
+    clients = [threading.Thread(target=lambda: found.append(watch.scrape())) for _ in range(20)]
+    clients[0].start()
+    assert maps.begun.acquire(timeout=30)
+    maps.feed(Guest("web01", WEB).life())  # after the first had looked at the vCPUs
+    for client in clients[1:]:
+        client.start()
+    deadline = time.monotonic() + 30
+    while sum(client.is_alive() for client in clients) < 20 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)  # for the last of them to ask
+    maps.go_on.release(2)
+    for client in clients:
+        client.join(timeout=30)
+    assert maps.reads == 2
+    assert len({id(snapshot) for snapshot in found}) == 2
+    assert [len(snapshot.vms) for snapshot in found].count(1) == 19
+
+
+def test_a_read_that_fails_fails_nobody_elses_scrape(vms: Processes) -> None:
+    class Failing(Maps):
+        failures = 1
+
+        def errors(self) -> Iterator[tuple[int, int, int]]:
+            if self.failures:
+                self.failures -= 1
+                raise KernelError("cannot read the BPF map errors")
+            return super().errors()
+
+    watch = Watch(Failing(), vms)
+    with pytest.raises(KernelError):
+        watch.scrape()
+    assert watch.scrape().vms == {}

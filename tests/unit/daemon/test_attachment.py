@@ -122,7 +122,7 @@ def test_kvm_is_reloaded_between_two_looks(
     host.kvm = 2
     attachment.renew(watch)
     assert first.is_closed
-    assert (watch.snapshot().functions, attachment.is_attached) == ((), False)
+    assert (watch.scrape().functions, attachment.is_attached) == ((), False)
     assert host.asked()
     assert attachment.missing == "the probes are being loaded"
     attachment.renew(watch)  # the loader takes its time
@@ -131,8 +131,8 @@ def test_kvm_is_reloaded_between_two_looks(
     host.answer(second)
     attachment.renew(watch)
     assert second is attachment.probes
-    assert watch.snapshot().functions == second.functions
-    assert "pid-1" in watch.snapshot().vms  # not lost with the maps
+    assert watch.scrape().functions == second.functions
+    assert "pid-1" in watch.scrape().vms  # not lost with the maps
     attachment.renew(watch)
     assert not host.asked()
     assert capsys.readouterr().err.splitlines() == [

@@ -418,7 +418,7 @@ def test_a_reload_does_what_it_can_and_tells_the_rest(
     file.write_text(written)
     assert (configuration.reload(watch, None), configuration.reload(watch, None)) == (said, again)
     per_counter = "per_counter = false" not in written
-    assert watch.snapshot().per_counter == per_counter
+    assert watch.scrape().per_counter == per_counter
     assert configuration.settings == replace(before, per_counter=per_counter)
 
 
@@ -432,7 +432,7 @@ def test_a_reload_of_a_bad_file_changes_nothing(
         f"{file}:2: listen: found a number; write a string in quotes",
         f"{file}:3: user: found a number; write a string in quotes",
     ]
-    assert watch.snapshot().per_counter
+    assert watch.scrape().per_counter
     assert configuration.settings is before
     file.unlink()
     assert configuration.reload(watch, None) == "rejected, the previous settings stay in force"
@@ -450,7 +450,7 @@ def test_a_reload_reads_the_web_configuration_too(
     file.write_text("per_counter = false")
     assert configuration.reload(watch, web) == "rejected, the previous settings stay in force"
     assert capsys.readouterr().err.startswith(f"{path}:1: basic_auth_user: is not a known key")
-    assert watch.snapshot().per_counter
+    assert watch.scrape().per_counter
 
 
 def test_each_sighup_is_acted_on_once_and_not_by_the_handler(
@@ -461,11 +461,11 @@ def test_each_sighup_is_acted_on_once_and_not_by_the_handler(
         file.write_text("per_counter = false")
         signal.raise_signal(signal.SIGHUP)
         signal.raise_signal(signal.SIGHUP)
-        assert watch.snapshot().per_counter
+        assert watch.scrape().per_counter
         assert capsys.readouterr().err == ""
         for _ in range(2):
             configuration.reload_if(requested(), watch, None)
-    assert not watch.snapshot().per_counter
+    assert not watch.scrape().per_counter
     assert capsys.readouterr().err == (
         "configuration reload: per_counter is now false; restart to change user\n"
     )

@@ -112,11 +112,11 @@ def test_who_looks_at_the_page_takes_nothing_from_a_scrape(
         clock.now += 2
         assert [vm.vm for vm in shown.state().vms] == ["web01"]
         watch.sweep()
-    assert "web01" in watch.snapshot().vms
+    assert "web01" in watch.scrape().vms
     clock.now += 2
     shown.state()
     watch.sweep()  # shown by the scrape, and not unshown by the page
-    assert "web01" not in watch.snapshot().vms
+    assert "web01" not in watch.scrape().vms
 
 
 def diverging(guest: Guest, pmc: int) -> list[Call]:
