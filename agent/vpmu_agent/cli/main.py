@@ -397,9 +397,9 @@ def config_commands() -> None:
 @click.argument("file", type=click.Path(path_type=Path), default=CONFIG_FILE)
 @_output
 def check(*, file: Path, output: str) -> None:
-    """Report mistakes in FILE, or print the settings that `run --config FILE` would use.
+    """Report mistakes in FILE, or print the effective settings.
 
-    FILE defaults to /etc/vpmu-agent/vpmu-agent.toml.
+    These are what `run --config FILE` would use. FILE defaults to /etc/vpmu-agent/vpmu-agent.toml.
     """
     from vpmu_agent.daemon import config_file
 
