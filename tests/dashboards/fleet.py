@@ -10,6 +10,7 @@ import json
 import select
 import socket
 import sys
+import time
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from itertools import chain, cycle
@@ -74,9 +75,14 @@ def serve() -> None:
         ip, port = down.getsockname()
         addresses["kvm5"] = f"{ip}:{port}"
         print(json.dumps(addresses), flush=True)
+        begun, steps = time.monotonic(), 0
         while not select.select([sys.stdin], [], [], _STEP_S)[0]:
+            # By the clock, for the rules want to see rates, and a busy machine comes late.
+            due = int((time.monotonic() - begun) / _STEP_S) - steps
             for host in found.values():
-                host.step()
+                for _ in range(due):
+                    host.step()
+            steps += due
 
 
 if __name__ == "__main__":

@@ -211,9 +211,17 @@ def _versions(target: Target) -> str:
 
 
 def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
+    """Return the commit that is checked out, "-dirty" after it if files differ, but for the page itself."""
+    page = PAGE.relative_to(places.REPO)
+    named = _git("describe", "--always")
+    differs = _git("status", "--porcelain", "--untracked-files=no", "--", ".", f":(exclude){page}")
+    return (f"{named}-dirty" if differs else named) or "unknown"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
     done = subprocess.run(command, cwd=places.REPO, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    return done.stdout.strip()
 
 
 if __name__ == "__main__":
