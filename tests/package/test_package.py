@@ -86,7 +86,7 @@ def test_dashboards_rules_and_their_runbooks(installed: Root) -> None:
     assert len(dashboards) >= 3
     assert len(rules) >= 2
     alerts = installed.run("cat", "/usr/share/vpmu-agent/rules/alerts.yml").stdout
-    (runbooks,) = re.findall(r"^# Runbooks: ([^ ,]+)", alerts, re.MULTILINE)
+    (runbooks,) = re.findall(r"^# Runbooks: (\S+\.md)", alerts, re.MULTILINE)
     assert runbooks in documents
 
 
