@@ -77,19 +77,18 @@ verifier: .venv/ready lab-kernel
 
 # The same tests on Debian 12's kernel and on the one whose KVM groups events, the service on both; and a part of
 # them on Debian 13 with the newest kernel that it has. Two VMs at a time, the longest first, for each takes one
-# processor; what each of them prints is shown when it is done.
+# processor; before each line stands whose it is.
 lab: .venv/deb lab-kernel
-	@echo "lab: grouped, stock, service and debian13, two at a time; some ten minutes until the first one is done"
-	$(MAKE) --no-print-directory -j 2 --output-sync=target lab-grouped lab-stock lab-service lab-debian13
+	$(MAKE) --no-print-directory -j 2 lab-grouped lab-stock lab-service lab-debian13
 
 lab-stock: .venv/ready
-	$(PYTHON) -m tests.lab.run
+	$(call lab,stock)
 
 lab-grouped: .venv/ready lab-kernel
-	$(PYTHON) -m tests.lab.run --kernel grouped
+	$(call lab,grouped,--kernel grouped)
 
 lab-debian13: .venv/ready
-	$(PYTHON) -m tests.lab.run --host debian13 --kernel backports -m slim
+	$(call lab,debian13,--host debian13 --kernel backports -m slim)
 
 # All of the lab on all hosts and kernels; writes docs/kernels.md. An hour on two idle cores.
 lab-matrix: .venv/ready deb lab-kernel
@@ -97,8 +96,8 @@ lab-matrix: .venv/ready deb lab-kernel
 
 # The Debian package under a real systemd, on both kernels: groups are what can diverge.
 lab-service: .venv/ready deb lab-kernel
-	$(PYTHON) -m tests.lab.run --systemd
-	$(PYTHON) -m tests.lab.run --systemd --kernel grouped tests/lab/service/test_divergences.py
+	$(call lab,service,--systemd)
+	$(call lab,service-grouped,--systemd --kernel grouped tests/lab/service/test_divergences.py)
 
 # A quarter of an hour on two idle cores, then kept by a hash of its inputs outside of the tree.
 lab-kernel: .venv/ready
@@ -166,6 +165,11 @@ rules: .venv/ready
 # What the monitor costs, held against its goals: some six minutes, best on an idle machine.
 bench: .venv/bench
 	$(PYTHON) -m tests.bench
+
+# Runs the lab's tests with the options $(2), and writes $(1) before each line of theirs.
+define lab
+@set -o pipefail; $(PYTHON) -m tests.lab.run -v $(2) 2>&1 | sed -u 's/^/$(1): /'
+endef
 
 # Installs the Debian packages in $(1) that are not there yet.
 define install
