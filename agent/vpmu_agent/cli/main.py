@@ -399,7 +399,9 @@ def config_commands() -> None:
 def check(*, file: Path, output: str) -> None:
     """Report mistakes in FILE, or print the effective settings.
 
-    These are what `run --config FILE` would use. FILE defaults to /etc/vpmu-agent/vpmu-agent.toml.
+    These are what `run --config FILE` would use.
+
+    FILE defaults to /etc/vpmu-agent/vpmu-agent.toml.
     """
     from vpmu_agent.daemon import config_file
 
