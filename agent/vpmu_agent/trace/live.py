@@ -134,4 +134,7 @@ def follow(source: Source, session: Session, duration_s: float | None) -> None:
         if session.unread:
             break
     session.feed(source.rest())
-    session.end(sum(source.lost().values()))
+    lost = source.lost()
+    session.end(sum(lost.values()))
+    if reasons := ", ".join(f"{reason} {count}" for reason, count in lost.items() if count):
+        print(f"lost, by reason: {reasons}", file=sys.stderr)

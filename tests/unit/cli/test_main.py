@@ -206,6 +206,7 @@ def test_a_recording_replays_as_it_was_traced(tmp_path: Path, monkeypatch: pytes
     assert traced.stdout == replayed.stdout
     assert (traced.exit_code, replayed.exit_code) == (1, 1)
     assert {"schema": 1, "kind": "lost", "records": 2} in lines(replayed)
+    assert "lost, by reason: ring_full 2\n" in traced.stderr
     header = json.loads(path.read_text().splitlines()[0])
     assert header == {
         **{"schema": 1, "kind": "recording", "agent": version("vpmu-agent"), "kernel": os.uname().release},
