@@ -88,7 +88,9 @@ def preemption(*, root: Path = ROOT) -> str | None:
     if built and "PREEMPT" not in built:
         return "none"
     arguments = (read(root / "proc/cmdline") or "").split()
-    if chosen := [word.removeprefix("preempt=") for word in arguments if word.startswith("preempt=")]:
+    chosen = [word.removeprefix("preempt=") for word in arguments if word.startswith("preempt=")]
+    # "none" and "voluntary" prove nothing: Linux 7.0 and later do not have them, and ignore the argument.
+    if chosen and chosen[-1] in PREEMPTING:
         return chosen[-1]
     for option, model in _PREEMPTION_OPTIONS.items():
         if kernel_config(option, root=root) == "y":

@@ -101,6 +101,15 @@ DYNAMIC = "#1 SMP PREEMPT_DYNAMIC Debian 6.1.170-1\n"
         ),
         ({"proc/sys/kernel/version": DYNAMIC, "proc/cmdline": "preempt=none quiet preempt=full\n"}, "full"),
         ({"proc/sys/kernel/version": DYNAMIC, "proc/config.gz": "CONFIG_PREEMPT_VOLUNTARY=y\n"}, "voluntary"),
+        (
+            {
+                "proc/sys/kernel/version": DYNAMIC,
+                "proc/cmdline": "preempt=none\n",
+                "proc/config.gz": "CONFIG_PREEMPT_LAZY=y\n",
+            },
+            "lazy",
+        ),
+        ({"proc/sys/kernel/version": DYNAMIC, "proc/cmdline": "preempt=none\n"}, None),
         ({"proc/sys/kernel/version": DYNAMIC, "proc/config.gz": "CONFIG_PREEMPT_LAZY=y\n"}, "lazy"),
         ({"proc/sys/kernel/version": DYNAMIC, "proc/config.gz": "CONFIG_PREEMPT=y\n"}, "full"),
         (
