@@ -16,12 +16,21 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
 #define NOINLINE               __attribute__((noinline, noclone))
 #define MAX_EVENTS             8
 #define INTEL_FIXED_VLBR_EVENT 0x1b00
+
+/*
+ * In a kernel no two objects have the same address, whatever process they are for. So each process has its objects
+ * in an arena of its own, whose address follows from its pid: above everything that the linker places, and below
+ * what mmap() chooses, since pids end at 1 << 22 (PID_MAX_LIMIT in include/linux/threads.h).
+ */
+#define ARENA_BASE 0x100000000000
+#define ARENA_SIZE (1 << 24)
 
 struct perf_event {
 	char somewhere[40];
@@ -50,17 +59,81 @@ struct kvm_pmc {
 
 static struct {
 	int threads, rounds, size, fail_at, sleep_us, others, lbr, jump;
-	int reverse; /* enable and release the members of a group from the last to the first */
-	int rate;    /* calls a second of the whole program, but for others, lbr and jump; 0: no limit */
-	int hold;    /* once all is printed, stay until killed, as a VM that goes on running */
-} plan = { .threads = 1, .rounds = 1, .size = 1, .fail_at = -1 };
+	int reverse;     /* enable and release the members of a group from the last to the first */
+	int pmcs;        /* of each thread, one after the other */
+	int generations; /* of threads, one after the other, each with a vCPU and pmcs of its own */
+	int step; /* before each call print its name, and wait for a line on stdin; of one thread only */
+	int rate; /* calls a second of the whole program, but for others, lbr and jump; 0: no limit */
+	int hold; /* once all is printed, stay until killed, as a VM that goes on running */
+} plan = { .threads = 1, .rounds = 1, .size = 1, .fail_at = -1, .pmcs = 1, .generations = 1 };
 
 static atomic_long creates, enables, pauses, releases, failed;
 static _Thread_local jmp_buf out;
 static _Thread_local int jump_now;
 
+static char *arena;
+static _Thread_local struct {
+	char *next, *end;
+	struct free_event {
+		struct free_event *next;
+	} *events; /* the last one freed is the first to be used again, as in a slab */
+} mine;            /* one thread's part of the arena, so that no call waits for another thread */
+
 void kvm_perf_overflow(void) {}
 void watchdog_overflow_callback(void) {}
+
+static void make_arena(void)
+{
+	char *at = (char *)ARENA_BASE + (long)getpid() * ARENA_SIZE;
+
+	arena = mmap(at, ARENA_SIZE, PROT_READ | PROT_WRITE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+	if (arena != at) {
+		fprintf(stderr, "lookalike: cannot map %d bytes at %p: %s\n", ARENA_SIZE, at,
+			strerror(errno));
+		exit(1);
+	}
+	madvise(arena, ARENA_SIZE, MADV_NOHUGEPAGE); /* a thread uses a page or two of it */
+}
+
+static void take_part(long thread)
+{
+	long size = ARENA_SIZE / plan.threads / plan.generations / 64 * 64;
+
+	mine.next = arena + thread * size;
+	mine.end = mine.next + size;
+}
+
+static void *allocate(size_t size)
+{
+	char *object = mine.next;
+
+	mine.next += (size + 63) / 64 * 64;
+	if (mine.next > mine.end) {
+		fprintf(stderr, "lookalike: no room for another object in an arena of %d bytes\n",
+			ARENA_SIZE);
+		exit(1);
+	}
+	return object;
+}
+
+static struct perf_event *new_event(void)
+{
+	struct free_event *event = mine.events;
+
+	if (!event)
+		return allocate(sizeof(struct perf_event));
+	mine.events = event->next;
+	return (struct perf_event *)event;
+}
+
+static void free_event(struct perf_event *event)
+{
+	struct free_event *freed = (struct free_event *)event;
+
+	freed->next = mine.events;
+	mine.events = freed;
+}
 
 NOINLINE struct perf_event *perf_event_create_kernel_counter(struct perf_event_attr *attr, int cpu,
 							     void *task,
@@ -82,7 +155,7 @@ NOINLINE struct perf_event *perf_event_create_kernel_counter(struct perf_event_a
 		nth = 0;
 		return (void *)-ENOSPC;
 	}
-	event = calloc(1, sizeof(*event));
+	event = new_event();
 	event->attr = *attr;
 	event->overflow_handler = handler;
 	event->overflow_handler_context = context;
@@ -104,7 +177,7 @@ NOINLINE unsigned long perf_event_pause(struct perf_event *event, int reset)
 }
 NOINLINE int perf_event_release_kernel(struct perf_event *event)
 {
-	free(event);
+	free_event(event);
 	return 0;
 }
 
@@ -127,7 +200,7 @@ static long now_ns(void)
 	return now.tv_sec * 1000000000L + now.tv_nsec;
 }
 
-/* Before each call. Sleeps only when a millisecond ahead, for at 100,000 calls/s sleeping costs more than they do. */
+/* Sleeps only when a millisecond ahead, for at 100,000 calls/s sleeping costs more than they do. */
 static void keep_to_rate(void)
 {
 	static _Thread_local long start_ns, calls;
@@ -142,6 +215,17 @@ static void keep_to_rate(void)
 		usleep(ahead_ns / 1000);
 }
 
+static void before(const char *call)
+{
+	if (plan.step) {
+		puts(call);
+		fflush(stdout);
+		if (getchar() == EOF)
+			exit(0);
+	}
+	keep_to_rate();
+}
+
 static int member(int i, int held)
 {
 	return plan.reverse ? held - 1 - i : i;
@@ -153,13 +237,13 @@ static int is_err(const struct perf_event *event)
 }
 
 /* As pmc_reprogram_counter() and pmc_release_perf_event() do it, with groups where size > 1. */
-static void program_and_release(struct kvm_pmc *pmc)
+static void program_and_release(struct kvm_pmc *pmc, int round)
 {
 	struct perf_event_attr attr = {
 		.type = PERF_TYPE_RAW,
 		.size = sizeof(attr),
 		.config = 0x76,
-		.sample_period = 4096,
+		.sample_period = 4096 + round, /* KVM's is what is left to count, so it is seldom the same */
 		.pinned = 1,
 		.exclude_idle = 1,
 		.exclude_host = 1,
@@ -172,7 +256,7 @@ static void program_and_release(struct kvm_pmc *pmc)
 	for (int i = 0; i < plan.size; i++) {
 		struct perf_event *event;
 
-		keep_to_rate();
+		before("create");
 		event = create(&attr, i ? pmc->perf_events[0] : NULL, kvm_perf_overflow, pmc);
 		creates++;
 		if (is_err(event)) {
@@ -184,22 +268,22 @@ static void program_and_release(struct kvm_pmc *pmc)
 	}
 	if (held == plan.size) {
 		for (int i = 0; plan.size > 1 && i < plan.size; i++, enables++) {
-			keep_to_rate();
+			before("enable");
 			perf_event_enable(pmc->perf_events[member(i, held)]);
 		}
 		if (plan.size == 1) {
-			keep_to_rate();
+			before("pause");
 			perf_event_pause(pmc->perf_events[0], 1);
-			keep_to_rate();
+			before("enable");
 			perf_event_enable(pmc->perf_events[0]);
-			keep_to_rate();
+			before("pause");
 			perf_event_pause(pmc->perf_events[0], 1);
 			pauses += 2;
 			enables++;
 		}
 	}
 	for (int i = 0; i < held; i++, releases++) {
-		keep_to_rate();
+		before("release");
 		perf_event_release_kernel(pmc->perf_events[member(i, held)]);
 		pmc->vcpu->arch.pmu.event_count--;
 	}
@@ -235,22 +319,32 @@ static void never_return(struct kvm_pmc *pmc)
 {
 	jump_now = 1;
 	if (!setjmp(out))
-		program_and_release(pmc);
+		program_and_release(pmc, 0);
 }
 
 static void *vcpu_thread(void *arg)
 {
-	struct kvm_vcpu vcpu = { .vcpu_id = (long)arg };
-	struct kvm_pmc pmc = { .type = 1, .idx = 33, .max_nr_events = plan.size, .vcpu = &vcpu };
+	struct kvm_vcpu *vcpu;
+	struct kvm_pmc *pmcs;
+
+	take_part((long)arg);
+	vcpu = allocate(sizeof(*vcpu));
+	*vcpu = (struct kvm_vcpu){ .vcpu_id = (long)arg };
+	pmcs = allocate(plan.pmcs * sizeof(*pmcs));
+	for (int i = 0; i < plan.pmcs; i++)
+		pmcs[i] = (struct kvm_pmc){
+			.type = 1, .idx = 33 + i, .max_nr_events = plan.size, .vcpu = vcpu
+		};
 
 	for (int i = 0; i < plan.rounds; i++) {
-		program_and_release(&pmc);
+		for (int j = 0; j < plan.pmcs; j++)
+			program_and_release(&pmcs[j], i);
 		for (int j = 0; j < plan.others; j++)
 			somebody_elses();
 		for (int j = 0; j < plan.lbr; j++)
 			guest_lbr();
 		if (plan.jump)
-			never_return(&pmc);
+			never_return(pmcs);
 	}
 	return NULL;
 }
@@ -274,29 +368,24 @@ static void print_layout(void)
 	       offsetof(struct perf_event, overflow_handler_context));
 }
 
+#define KEY(name) { #name, &plan.name }
+
+static const struct key {
+	const char *name;
+	int *value;
+} keys[] = {
+	KEY(threads), KEY(rounds),  KEY(size), KEY(fail_at), KEY(sleep_us), KEY(others), KEY(lbr),
+	KEY(jump),    KEY(reverse), KEY(pmcs), KEY(step),    KEY(rate),     KEY(hold),   KEY(generations),
+};
+
 static int set(const char *word)
 {
-	const struct {
-		const char *key;
-		int *value;
-	} keys[] = {
-		{ "threads", &plan.threads },
-		{ "rounds", &plan.rounds },
-		{ "size", &plan.size },
-		{ "fail_at", &plan.fail_at },
-		{ "sleep_us", &plan.sleep_us },
-		{ "others", &plan.others },
-		{ "lbr", &plan.lbr },
-		{ "jump", &plan.jump },
-		{ "reverse", &plan.reverse },
-		{ "rate", &plan.rate },
-		{ "hold", &plan.hold },
-		{ "--name", &(int){ 0 } }, /* for whoever reads the command line */
-	};
 	size_t n = strcspn(word, "=");
 
+	if (!strncmp(word, "--name=", 7))
+		return 0; /* for whoever reads the command line */
 	for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++)
-		if (strlen(keys[i].key) == n && !strncmp(word, keys[i].key, n) && word[n]) {
+		if (strlen(keys[i].name) == n && !strncmp(word, keys[i].name, n) && word[n]) {
 			*keys[i].value = atoi(word + n + 1);
 			return 0;
 		}
@@ -317,10 +406,13 @@ int main(int argc, char **argv)
 			return 2;
 	if (plan.threads > 64 || plan.size > MAX_EVENTS || getchar() == EOF)
 		return 2;
-	for (long i = 0; i < plan.threads; i++)
-		pthread_create(&threads[i], NULL, vcpu_thread, (void *)i);
-	for (int i = 0; i < plan.threads; i++)
-		pthread_join(threads[i], NULL);
+	make_arena();
+	for (long first = 0; first < plan.threads * plan.generations; first += plan.threads) {
+		for (long i = 0; i < plan.threads; i++)
+			pthread_create(&threads[i], NULL, vcpu_thread, (void *)(first + i));
+		for (int i = 0; i < plan.threads; i++)
+			pthread_join(threads[i], NULL);
+	}
 	printf("{\"create\": %ld, \"enable\": %ld, \"pause\": %ld, \"release\": %ld, \"failed\": %ld}\n",
 	       creates, enables, pauses, releases, failed);
 	fflush(stdout);
