@@ -59,6 +59,34 @@ def any_calls(seed: int, count: int) -> list[Call]:
     return calls
 
 
+def possible(calls: list[Call]) -> list[Call]:
+    """The calls without those that no kernel can make.
+
+    No event is created at the address of one that is still there, and an event belongs to the pmc for which
+    it was created: a call that names another one for it, as a fault can, never comes.
+    """
+    owners: dict[int, int] = {}
+    live: set[int] = set()
+    left = []
+    for call in calls:
+        event, pmc = call.event, call.pmc
+        owner = owners.get(event, pmc)
+        if call.name is CallName.CREATE:
+            if event in live and owner != pmc:
+                continue
+            owner = pmc
+        if event and owner != pmc:
+            continue
+        if event:
+            owners[event] = pmc
+            if call.name is CallName.RELEASE:
+                live.discard(event)
+            else:
+                live.add(event)
+        left.append(call)
+    return left
+
+
 def _broken(calls: list[Call], at: int, rng: random.Random) -> list[Call]:
     call = calls[at]
     faults = ["drop", "duplicate", "swap", "lost", "count", "size"]

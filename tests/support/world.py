@@ -81,6 +81,27 @@ class World:
             fail_at = self._rng.randrange(size) if hazards and self._rng.random() < 0.2 else None
             self._drive(counter, reprogram_counter(pmc, config, hardware_nr_events=size), fail_at=fail_at)
 
+    def take(self, counter: VirtualCounter, name: str, *, size: int, fail_at: int | None = None) -> None:
+        """One thing happens to a counter, as act() has it: "program", "pause", "resume", "stop", "resize".
+
+        Every program selects another event.
+        """
+        pmc = counter.pmc
+        config = pmc.current_config or 0x76
+        match name:
+            case "program":
+                self._drive(
+                    counter, reprogram_counter(pmc, config + 1, hardware_nr_events=size), fail_at=fail_at
+                )
+            case "pause":
+                self._drive(counter, reprogram_counter(pmc, config, enabled=False))
+            case "resume":
+                self._drive(counter, reprogram_counter(pmc, config, hardware_nr_events=counter.programmed))
+            case "stop":
+                self._drive(counter, pmc_stop_counter(pmc))
+            case "resize":
+                pmc.max_nr_events = size
+
     def step(self, counter: VirtualCounter, name: str, *, size: int, fail_at: int | None = None) -> None:
         """The guest takes one of the steps that predict.STEPS has, with a counter of `size` events."""
         self._drive(counter, STEPS[name](counter.pmc, size), fail_at=fail_at)

@@ -50,7 +50,8 @@ class Attr:
 class Call:
     """One call, as the probes saw it at its entry and its return.
 
-    `time_ns` is the entry, in nanoseconds since the epoch; `duration_ns` the time to the return.
+    `time_ns` is the entry, in nanoseconds since the epoch; `duration_ns` the time to the return, 0 where it
+    was not measured.
     `pmc`, `event` and `leader` are kernel addresses: 0 means none (`event` of a create that failed, `leader`
     of a create without a group leader, `pmc` of the guest-LBR event). `result` is 0 or a negative errno.
     `pmc_idx` counts from 0 within its type; `vcpu` is -1 where it cannot be known (guest LBR).

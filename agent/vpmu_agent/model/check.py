@@ -60,20 +60,16 @@ class Checker:
         )
         if not call.pmc and pmc.state is State.EMPTY:
             del self._pmcs[key]
-        if event_count < 0:
-            return found
-        # KVM counts an event after it was created, and stops counting it after it was released: at the entry
-        # of a create the event is not in its count yet, at that of a release it still is
-        # (pmc_reprogram_counter, pmc_release_perf_event).
+        # KVM counts an event after it was created, and stops counting it after it was released
+        # (pmc_reprogram_counter, pmc_release_perf_event). Its count is read at creates only, when the event
+        # is not in it yet; in between it is worked out.
         vcpu = call.tgid, call.vcpu
+        if name is CallName.RELEASE and vcpu in self._event_counts:
+            self._event_counts[vcpu] = (self._event_counts[vcpu] - 1) & 0xFF  # u8 event_count
+        if name is not CallName.CREATE or event_count < 0:
+            return found
         expected = self._event_counts.get(vcpu, event_count)
-        if name is CallName.CREATE:
-            created = 1 if call.result == 0 else 0
-            self._event_counts[vcpu] = (event_count + created) & 0xFF  # u8 event_count
-        elif name is CallName.RELEASE:
-            self._event_counts[vcpu] = (event_count - 1) & 0xFF
-        elif expected != event_count or vcpu not in self._event_counts:
-            self._event_counts[vcpu] = event_count
+        self._event_counts[vcpu] = (event_count + (1 if call.result == 0 else 0)) & 0xFF
         if expected == event_count or found.kind.is_divergence:
             return found
         event, leader = (-1 if index is None else index for index in (found.event, found.leader))
@@ -86,6 +82,10 @@ class Checker:
             at=expected,
             event_count=event_count,
         )
+
+    def registers(self, call: Call) -> Registers:
+        """Return what is kept of the pmc that a call is about. Raise KeyError if it was in no call."""
+        return self._pmcs[call.tgid, call.pmc or call.event]
 
     def groups(self) -> Iterator[Group]:
         """Yield the pmcs that hold events now, or have left some behind."""

@@ -3,8 +3,9 @@
 """The check of one call: a function for each call, and for the states in which the same rules apply.
 
 It is bpf/monitor.h in Python. Each function is given the pmc's registers, the addresses of the event and of
-its leader, whether the call failed, whether it asked for a disabled event, and `max_nr_events`. It returns
-the verdict, and changes the registers as the call changes the pmc.
+its leader, whether the call failed, whether it asked for a disabled event, and `max_nr_events`, which counts
+only where the monitor reads it (rules.N_IS_READ). It returns the verdict, and changes the registers as the
+call changes the pmc.
 """
 
 from __future__ import annotations
@@ -336,6 +337,8 @@ def enable_otherwise(
     pmc: Registers, event: int, leader: int, failed: bool, disabled: bool, n: int
 ) -> Verdict:
     """Enable, in the state empty or running or releasing."""
+    if not (pmc.size > 1 and pmc.paused):
+        n = pmc.size
     if n > SLOTS:
         # The group has more members than are followed.
         pmc.state = STATE_UNKNOWN
@@ -355,6 +358,8 @@ def enable_otherwise(
 
 def enable_creating(pmc: Registers, event: int, leader: int, failed: bool, disabled: bool, n: int) -> Verdict:
     """Enable, in the state creating."""
+    if not (pmc.size > 1 and pmc.paused):
+        n = pmc.size
     if n > SLOTS:
         # The group has more members than are followed.
         pmc.state = STATE_UNKNOWN
@@ -380,6 +385,8 @@ def enable_creating(pmc: Registers, event: int, leader: int, failed: bool, disab
 
 def enable_enabling(pmc: Registers, event: int, leader: int, failed: bool, disabled: bool, n: int) -> Verdict:
     """Enable, in the state enabling."""
+    if not (pmc.size > 1 and pmc.paused):
+        n = pmc.size
     if n > SLOTS:
         # The group has more members than are followed.
         pmc.state = STATE_UNKNOWN
@@ -411,6 +418,8 @@ def enable_enabling(pmc: Registers, event: int, leader: int, failed: bool, disab
 
 def enable_paused(pmc: Registers, event: int, leader: int, failed: bool, disabled: bool, n: int) -> Verdict:
     """Enable, in the state paused."""
+    if not (pmc.size > 1 and pmc.paused):
+        n = pmc.size
     if n > SLOTS:
         # The group has more members than are followed.
         pmc.state = STATE_UNKNOWN
@@ -437,6 +446,8 @@ def enable_paused(pmc: Registers, event: int, leader: int, failed: bool, disable
 
 def enable_partial(pmc: Registers, event: int, leader: int, failed: bool, disabled: bool, n: int) -> Verdict:
     """Enable, in the state partial."""
+    if not (pmc.size > 1 and pmc.paused):
+        n = pmc.size
     if n > SLOTS:
         # The group has more members than are followed.
         pmc.state = STATE_UNKNOWN
@@ -492,6 +503,8 @@ def pause_unknown(pmc: Registers, event: int, leader: int, failed: bool, disable
 
 def pause_otherwise(pmc: Registers, event: int, leader: int, failed: bool, disabled: bool, n: int) -> Verdict:
     """Pause, in the state empty or creating or enabling or paused or releasing."""
+    if not (pmc.size > 1):
+        n = pmc.size
     if n > SLOTS:
         # The group has more members than are followed.
         pmc.state = STATE_UNKNOWN
@@ -514,6 +527,8 @@ def pause_running_or_partial(
     pmc: Registers, event: int, leader: int, failed: bool, disabled: bool, n: int
 ) -> Verdict:
     """Pause, in the state running or partial."""
+    if not (pmc.size > 1):
+        n = pmc.size
     if n > SLOTS:
         # The group has more members than are followed.
         pmc.state = STATE_UNKNOWN
@@ -564,6 +579,8 @@ def release_otherwise(
     pmc: Registers, event: int, leader: int, failed: bool, disabled: bool, n: int
 ) -> Verdict:
     """Release, in the state empty or creating or enabling or running or paused or partial."""
+    if not (pmc.size > 1 or pmc.orphans):
+        n = pmc.size
     if n > SLOTS:
         # The group has more members than are followed.
         pmc.state = STATE_UNKNOWN
@@ -621,6 +638,7 @@ def release_releasing(
     pmc: Registers, event: int, leader: int, failed: bool, disabled: bool, n: int
 ) -> Verdict:
     """Release, in the state releasing."""
+    n = pmc.size
     if n > SLOTS:
         # The group has more members than are followed.
         pmc.state = STATE_UNKNOWN

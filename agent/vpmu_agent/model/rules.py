@@ -157,11 +157,23 @@ INPUTS = {
     "leader": "address that a create was given as `group_leader`, 0 if none",
     "failed": "whether the call returned an error",
     "disabled": "of a create: the `disabled` of its attributes",
-    "n": "`max_nr_events` now, at least 1",
+    "n": "`max_nr_events`, at least 1: as it is now where N_IS_READ says so, else `size`",
     "index": "which entry of `perf_events` holds `event`, -1 if none does",
     "leader_index": "the same of `leader`",
 }
 """What a call brings."""
+
+N_IS_READ = {
+    CallName.CREATE: "True",
+    CallName.ENABLE: "state == UNKNOWN or size > 1 and paused",
+    CallName.PAUSE: "state == UNKNOWN or size > 1",
+    CallName.RELEASE: "state != RELEASING and (state == UNKNOWN or size > 1 or orphans)",
+}
+"""When a call is held against KVM's `max_nr_events` as it is now; otherwise N is what it was at the program.
+
+To read it costs the guest as much as a third of all that the check does. What is lost by not reading it: that
+KVM pauses or resumes a single event of a pmc that is to have a group by now.
+"""
 
 FUNCTIONS = {
     "bit(i)": "a mask of bit i",

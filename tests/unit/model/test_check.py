@@ -240,14 +240,25 @@ def test_kvms_own_event_count_must_be_what_its_calls_add_up_to() -> None:
     assert set(kinds(told)) == {Kind.PREDICTED}
     other_vcpu = [replace(one, vcpu=1, pmc=0x2000, event_count=7 + one.event_count) for one in told]
     assert set(kinds([*told, *other_vcpu])) == {Kind.PREDICTED}
-    where, verdict = only_divergence([*told[:3], *(replace(one, event_count=2) for one in told[3:5])])
-    assert (where, verdict.kind) == (3, Kind.EVENT_COUNT_MISMATCH)
-    assert verdict.expected == "event_count=1, not 2"
+    # It is looked at when an event is created, and then only.
+    wrong = [*told[:2], *(replace(one, event_count=2) for one in told[2:])]
+    where, verdict = only_divergence(wrong)
+    assert (where, verdict.kind) == (5, Kind.EVENT_COUNT_MISMATCH)
+    assert verdict.expected == "event_count=0, not 2"
 
 
 def test_a_count_of_256_wraps_as_kvms_does() -> None:
-    calls = [replace(one, event_count=count) for one, count in zip(STOCK[:3], [255, 0, 0], strict=True)]
+    counts = [255, 0, 0, 0, 0, 255, 0]
+    calls = [replace(one, event_count=count) for one, count in zip(STOCK, counts, strict=True)]
     assert set(kinds(calls)) == {Kind.PREDICTED}
+
+
+def test_n_is_not_asked_for_while_a_single_event_is_paused_and_resumed() -> None:
+    grown = [replace(one, max_nr_events=4) for one in STOCK[1:5]]
+    assert set(kinds([STOCK[0], *grown])) == {Kind.PREDICTED}
+    # The program after it is held against N again: it is that of a group.
+    late = [*STOCK[:5], replace(STOCK[5], max_nr_events=4)]
+    assert kinds(late)[-1] is Kind.ENABLED_EARLY
 
 
 def test_every_kind_has_a_meaning() -> None:

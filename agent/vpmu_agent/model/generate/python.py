@@ -15,6 +15,8 @@ from vpmu_agent.model.generate.language import (
     STATES,
     Known,
     alike,
+    in_states,
+    is_false,
     is_true,
     names_in,
     parse_effects,
@@ -25,7 +27,7 @@ from vpmu_agent.model.generate.language import (
     simplified_effects,
     simplified_says,
 )
-from vpmu_agent.model.rules import NEXT, REGISTERS, Expected, Kind, Rule, Says, State
+from vpmu_agent.model.rules import N_IS_READ, NEXT, REGISTERS, Expected, Kind, Rule, Says, State
 
 _HEAD = '''\
 # SPDX-License-Identifier: GPL-2.0-only
@@ -33,8 +35,9 @@ _HEAD = '''\
 """The check of one call: a function for each call, and for the states in which the same rules apply.
 
 It is bpf/monitor.h in Python. Each function is given the pmc's registers, the addresses of the event and of
-its leader, whether the call failed, whether it asked for a disabled event, and `max_nr_events`. It returns
-the verdict, and changes the registers as the call changes the pmc.
+its leader, whether the call failed, whether it asked for a disabled event, and `max_nr_events`, which counts
+only where the monitor reads it (rules.N_IS_READ). It returns the verdict, and changes the registers as the
+call changes the pmc.
 """
 
 from __future__ import annotations
@@ -104,7 +107,7 @@ def _next_ladder() -> Iterator[str]:
 
 def _step(call: CallName, states: Sequence[State]) -> list[str]:
     parameters = "pmc: Registers, event: int, leader: int, failed: bool, disabled: bool, n: int"
-    lines = []
+    lines = _n_as_it_was(call, states)
     # What only a later rule asks for is not worked out for an earlier one.
     found: set[str] = set()
     for when, rule, known in possible_rules(call, states):
@@ -123,6 +126,16 @@ def _step(call: CallName, states: Sequence[State]) -> list[str]:
         f'    """{call.capitalize()}, in the state {" or ".join(states)}."""',
         *_indented(lines),
     ]
+
+
+def _n_as_it_was(call: CallName, states: Sequence[State]) -> list[str]:
+    """Where `max_nr_events` is not read, it is taken to be what it was when the pmc was programmed."""
+    is_read = simplified(parse_value(N_IS_READ[call]), in_states(states))
+    if is_true(is_read):
+        return []
+    if is_false(is_read):
+        return ["n = pmc.size"]
+    return [f"if not ({value(is_read)}):", "    n = pmc.size"]
 
 
 def _mentioned(lines: Iterable[str]) -> set[str]:
