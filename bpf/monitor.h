@@ -64,48 +64,51 @@ _Static_assert(VPMU_KINDS == 15, "these are all kinds");
 #define STATES_ALL   (BIT(VPMU_STATES) - 1)
 #define STATES_KNOWN (STATES_ALL & ~BIT(VPMU_STATE_UNKNOWN))
 
-/* Of a duration in nanoseconds. */
+/* Of a duration in nanoseconds. Without branches: above a bound, the sign bit of the difference is set. */
 static __always_inline u32 duration_bucket(u64 value)
 {
-	if (value <= 100)
-		return 0;
-	if (value <= 500)
-		return 1;
-	if (value <= 1000)
-		return 2;
-	if (value <= 5000)
-		return 3;
-	if (value <= 10000)
-		return 4;
-	if (value <= 50000)
-		return 5;
-	if (value <= 100000)
-		return 6;
-	if (value <= 500000)
-		return 7;
-	if (value <= 1000000)
-		return 8;
-	if (value <= 5000000)
-		return 9;
-	if (value <= 10000000)
-		return 10;
-	return 11;
+	u32 bucket = 0;
+
+	bucket += (100ULL - value) >> 63;
+	bucket += (500ULL - value) >> 63;
+	bucket += (1000ULL - value) >> 63;
+	bucket += (5000ULL - value) >> 63;
+	bucket += (10000ULL - value) >> 63;
+	bucket += (50000ULL - value) >> 63;
+	bucket += (100000ULL - value) >> 63;
+	bucket += (500000ULL - value) >> 63;
+	bucket += (1000000ULL - value) >> 63;
+	bucket += (5000000ULL - value) >> 63;
+	bucket += (10000000ULL - value) >> 63;
+	return bucket;
 }
 
-/* Of the size of a group. */
+/* Of the size of a group. Without branches: above a bound, the sign bit of the difference is set. */
 static __always_inline u32 size_bucket(u64 value)
 {
-	if (value <= 1)
-		return 0;
-	if (value <= 2)
+	u32 bucket = 0;
+
+	bucket += (1ULL - value) >> 63;
+	bucket += (2ULL - value) >> 63;
+	bucket += (4ULL - value) >> 63;
+	bucket += (8ULL - value) >> 63;
+	bucket += (16ULL - value) >> 63;
+	return bucket;
+}
+
+/* Whether a call is held against max_nr_events as it is now; otherwise N is the size. */
+static __always_inline bool vpmu_n_is_read(u32 name, const struct vpmu_pmc *pmc)
+{
+	if (name == VPMU_CREATE)
 		return 1;
-	if (value <= 4)
-		return 2;
-	if (value <= 8)
-		return 3;
-	if (value <= 16)
-		return 4;
-	return 5;
+	if (name == VPMU_ENABLE)
+		return pmc->state == VPMU_STATE_UNKNOWN || (pmc->size > 1 && pmc->paused);
+	if (name == VPMU_PAUSE)
+		return pmc->state == VPMU_STATE_UNKNOWN || pmc->size > 1;
+	if (name == VPMU_RELEASE)
+		return pmc->state != VPMU_STATE_RELEASING &&
+		       (pmc->state == VPMU_STATE_UNKNOWN || pmc->size > 1 || pmc->orphans);
+	return 1;
 }
 
 /* Macros, for a function would be compiled to other code than the assignments alone. */
@@ -129,8 +132,12 @@ static __always_inline u32 size_bucket(u64 value)
 		(call)->expected = VPMU_EXPECTED_NEXT; \
 	} while (0)
 
-/* What may come next, by the registers as they were before the effects. */
-static __always_inline void next_call(const struct vpmu_pmc *pmc, struct vpmu_inflight *call)
+/* What NEXT looks at, as it was before the effects. */
+struct vpmu_before {
+	u64 state, size, members, enabled, walk;
+};
+
+static __always_inline void next_call(const struct vpmu_before *pmc, struct vpmu_thread *call)
 {
 	call->size = pmc->size;
 	if (pmc->state == VPMU_STATE_CREATING)
@@ -150,7 +157,7 @@ static __always_inline void next_call(const struct vpmu_pmc *pmc, struct vpmu_in
 }
 
 /* A divergence that tells nothing new is unknown. */
-static __always_inline void report_once(struct vpmu_pmc *pmc, struct vpmu_inflight *call)
+static __always_inline void report_once(struct vpmu_pmc *pmc, struct vpmu_thread *call)
 {
 	if (call->kind > VPMU_KIND_UNKNOWN) {
 		if (((pmc->faults >> call->kind) & 1) ||
@@ -161,14 +168,18 @@ static __always_inline void report_once(struct vpmu_pmc *pmc, struct vpmu_inflig
 	}
 }
 
-static __always_inline void vpmu_check_create(struct vpmu_pmc *pmc, const struct vpmu_pmc_key *key,
-					      struct vpmu_inflight *call, struct vpmu_vcpu *vcpu)
+static __always_inline void vpmu_check_create(struct vpmu_pmc *pmc, struct vpmu_thread *call, s64 *due)
 {
 	u64 event = call->event, leader = call->leader;
 	u32 failed = call->failed, disabled = call->disabled, n = call->n;
 	u32 from = BIT(pmc->state);
-	u64 state_before = pmc->state, size_before = pmc->size, members_before = pmc->members,
-	    enabled_before = pmc->enabled, walk_before = pmc->walk;
+	struct vpmu_before before = {
+		.state = pmc->state,
+		.size = pmc->size,
+		.members = pmc->members,
+		.enabled = pmc->enabled,
+		.walk = pmc->walk,
+	};
 	s32 index = index_of(pmc, event), leader_index = index_of(pmc, leader);
 
 	if (n > VPMU_SLOTS) {
@@ -191,8 +202,8 @@ static __always_inline void vpmu_check_create(struct vpmu_pmc *pmc, const struct
 
 		call->event_index = at;
 		call->leader_index = leader_index;
-		vcpu->predicted[VPMU_CREATE] += (!failed && at + 1 < pmc->size) ? 1 : 0;
-		vcpu->predicted[VPMU_ENABLE] += (!failed && at + 1 == pmc->size) ? pmc->size : 0;
+		due[VPMU_CREATE] += (!failed && at + 1 < pmc->size) ? 1 : 0;
+		due[VPMU_ENABLE] += (!failed && at + 1 == pmc->size) ? pmc->size : 0;
 		if (leader_index != 0)
 			say(call, WRONG_LEADER, CREATE, at, pmc->size);
 		else if (!disabled)
@@ -205,8 +216,8 @@ static __always_inline void vpmu_check_create(struct vpmu_pmc *pmc, const struct
 			pmc->state = VPMU_STATE_PARTIAL;
 		} else {
 			if (pmc->orphans & BIT_ULL(at))
-				leave_event(pmc, key, at);
-			find_again(pmc, key, event);
+				leave_event(pmc, at);
+			find_again(pmc, event);
 			pmc->orphans &= ~BIT_ULL(at);
 			pmc->gone &= ~BIT_ULL(at);
 			pmc->members |= BIT_ULL(at);
@@ -230,7 +241,7 @@ static __always_inline void vpmu_check_create(struct vpmu_pmc *pmc, const struct
 
 		call->event_index = 0;
 		call->leader_index = -1;
-		vcpu->predicted[VPMU_CREATE] += (failed || n == 1) ? 1 : 2;
+		due[VPMU_CREATE] += (failed || n == 1) ? 1 : 2;
 		if (leader)
 			say(call, WRONG_LEADER, CREATE, 0, n);
 		else if (pmc->members && pmc->state == VPMU_STATE_ENABLING)
@@ -248,7 +259,7 @@ static __always_inline void vpmu_check_create(struct vpmu_pmc *pmc, const struct
 		if (pmc->state == VPMU_STATE_UNKNOWN)
 			pmc->orphans = 0;
 		else
-			leave_events(pmc, key, pmc->members);
+			leave_events(pmc, pmc->members);
 		pmc->members = 0;
 		pmc->enabled = 0;
 		pmc->gone = 0;
@@ -258,8 +269,8 @@ static __always_inline void vpmu_check_create(struct vpmu_pmc *pmc, const struct
 			pmc->state = VPMU_STATE_EMPTY;
 		} else {
 			if (pmc->orphans & BIT_ULL(at))
-				leave_event(pmc, key, at);
-			find_again(pmc, key, event);
+				leave_event(pmc, at);
+			find_again(pmc, event);
 			pmc->orphans &= ~BIT_ULL(at);
 			pmc->gone &= ~BIT_ULL(at);
 			pmc->members |= BIT_ULL(at);
@@ -305,27 +316,23 @@ static __always_inline void vpmu_check_create(struct vpmu_pmc *pmc, const struct
 			put_event(pmc, free, event);
 		}
 	}
-	if (call->expected == VPMU_EXPECTED_NEXT && call->kind > VPMU_KIND_UNKNOWN) {
-		struct vpmu_pmc before = {};
-
-		before.state = state_before;
-		before.size = size_before;
-		before.members = members_before;
-		before.enabled = enabled_before;
-		before.walk = walk_before;
+	if (call->expected == VPMU_EXPECTED_NEXT && call->kind > VPMU_KIND_UNKNOWN)
 		next_call(&before, call);
-	}
 	report_once(pmc, call);
 }
 
-static __always_inline void vpmu_check_enable(struct vpmu_pmc *pmc, const struct vpmu_pmc_key *key,
-					      struct vpmu_inflight *call, struct vpmu_vcpu *vcpu)
+static __always_inline void vpmu_check_enable(struct vpmu_pmc *pmc, struct vpmu_thread *call, s64 *due)
 {
 	u64 event = call->event, leader = call->leader;
 	u32 failed = call->failed, disabled = call->disabled, n = call->n;
 	u32 from = BIT(pmc->state);
-	u64 state_before = pmc->state, size_before = pmc->size, members_before = pmc->members,
-	    enabled_before = pmc->enabled, walk_before = pmc->walk;
+	struct vpmu_before before = {
+		.state = pmc->state,
+		.size = pmc->size,
+		.members = pmc->members,
+		.enabled = pmc->enabled,
+		.walk = pmc->walk,
+	};
 	s32 index = index_of(pmc, event), leader_index = index_of(pmc, leader);
 
 	if (n > VPMU_SLOTS) {
@@ -375,7 +382,7 @@ static __always_inline void vpmu_check_enable(struct vpmu_pmc *pmc, const struct
 		/* The guest's counter resumes: pmc_resume_counter(). */
 		call->event_index = 0;
 		call->leader_index = -1;
-		vcpu->predicted[VPMU_ENABLE] += 1;
+		due[VPMU_ENABLE] += 1;
 		say(call, PREDICTED, NOTHING, 0, pmc->size);
 		pmc->enabled |= 1;
 		pmc->paused = 0;
@@ -412,27 +419,23 @@ static __always_inline void vpmu_check_enable(struct vpmu_pmc *pmc, const struct
 		say_next(call, UNEXPECTED_CALL);
 		pmc->enabled |= BIT_ULL(index);
 	}
-	if (call->expected == VPMU_EXPECTED_NEXT && call->kind > VPMU_KIND_UNKNOWN) {
-		struct vpmu_pmc before = {};
-
-		before.state = state_before;
-		before.size = size_before;
-		before.members = members_before;
-		before.enabled = enabled_before;
-		before.walk = walk_before;
+	if (call->expected == VPMU_EXPECTED_NEXT && call->kind > VPMU_KIND_UNKNOWN)
 		next_call(&before, call);
-	}
 	report_once(pmc, call);
 }
 
-static __always_inline void vpmu_check_pause(struct vpmu_pmc *pmc, const struct vpmu_pmc_key *key,
-					     struct vpmu_inflight *call, struct vpmu_vcpu *vcpu)
+static __always_inline void vpmu_check_pause(struct vpmu_pmc *pmc, struct vpmu_thread *call, s64 *due)
 {
 	u64 event = call->event, leader = call->leader;
 	u32 failed = call->failed, disabled = call->disabled, n = call->n;
 	u32 from = BIT(pmc->state);
-	u64 state_before = pmc->state, size_before = pmc->size, members_before = pmc->members,
-	    enabled_before = pmc->enabled, walk_before = pmc->walk;
+	struct vpmu_before before = {
+		.state = pmc->state,
+		.size = pmc->size,
+		.members = pmc->members,
+		.enabled = pmc->enabled,
+		.walk = pmc->walk,
+	};
 	s32 index = index_of(pmc, event), leader_index = index_of(pmc, leader);
 
 	if (n > VPMU_SLOTS) {
@@ -477,7 +480,7 @@ static __always_inline void vpmu_check_pause(struct vpmu_pmc *pmc, const struct 
 		 */
 		call->event_index = 0;
 		call->leader_index = -1;
-		vcpu->predicted[VPMU_PAUSE] += 1;
+		due[VPMU_PAUSE] += 1;
 		say(call, PREDICTED, NOTHING, 0, pmc->size);
 		pmc->paused = 1;
 		if (pmc->state == VPMU_STATE_RUNNING)
@@ -493,27 +496,23 @@ static __always_inline void vpmu_check_pause(struct vpmu_pmc *pmc, const struct 
 		else
 			say_next(call, UNEXPECTED_CALL);
 	}
-	if (call->expected == VPMU_EXPECTED_NEXT && call->kind > VPMU_KIND_UNKNOWN) {
-		struct vpmu_pmc before = {};
-
-		before.state = state_before;
-		before.size = size_before;
-		before.members = members_before;
-		before.enabled = enabled_before;
-		before.walk = walk_before;
+	if (call->expected == VPMU_EXPECTED_NEXT && call->kind > VPMU_KIND_UNKNOWN)
 		next_call(&before, call);
-	}
 	report_once(pmc, call);
 }
 
-static __always_inline void vpmu_check_release(struct vpmu_pmc *pmc, const struct vpmu_pmc_key *key,
-					       struct vpmu_inflight *call, struct vpmu_vcpu *vcpu)
+static __always_inline void vpmu_check_release(struct vpmu_pmc *pmc, struct vpmu_thread *call, s64 *due)
 {
 	u64 event = call->event, leader = call->leader;
 	u32 failed = call->failed, disabled = call->disabled, n = call->n;
 	u32 from = BIT(pmc->state);
-	u64 state_before = pmc->state, size_before = pmc->size, members_before = pmc->members,
-	    enabled_before = pmc->enabled, walk_before = pmc->walk;
+	struct vpmu_before before = {
+		.state = pmc->state,
+		.size = pmc->size,
+		.members = pmc->members,
+		.enabled = pmc->enabled,
+		.walk = pmc->walk,
+	};
 	s32 index = index_of(pmc, event), leader_index = index_of(pmc, leader);
 
 	if (n > VPMU_SLOTS) {
@@ -545,12 +544,12 @@ static __always_inline void vpmu_check_release(struct vpmu_pmc *pmc, const struc
 			pmc->members &= ~BIT_ULL(index);
 			pmc->orphans &= ~BIT_ULL(index);
 		}
-	} else if ((from & STATES_KNOWN) && index < 0 && is_left_behind(pmc, key, event)) {
+	} else if ((from & STATES_KNOWN) && index < 0 && is_left_behind(pmc, event)) {
 		/* The event was left behind, and is released after all. */
 		call->event_index = -1;
 		call->leader_index = -1;
 		say_next(call, RELEASED_OUT_OF_ORDER);
-		find_again(pmc, key, event);
+		find_again(pmc, event);
 	} else if ((from & STATES_KNOWN) && index < 0) {
 		/* The event is none that the pmc holds. */
 		call->event_index = -1;
@@ -595,7 +594,7 @@ static __always_inline void vpmu_check_release(struct vpmu_pmc *pmc, const struc
 
 		call->event_index = index;
 		call->leader_index = -1;
-		vcpu->predicted[VPMU_RELEASE] += mask_count(ahead);
+		due[VPMU_RELEASE] += mask_count(ahead);
 		if (pmc->state == VPMU_STATE_CREATING)
 			say_next(call, MISSING_MEMBER);
 		else if (pmc->state == VPMU_STATE_ENABLING)
@@ -620,16 +619,8 @@ static __always_inline void vpmu_check_release(struct vpmu_pmc *pmc, const struc
 			pmc->members = 0;
 		}
 	}
-	if (call->expected == VPMU_EXPECTED_NEXT && call->kind > VPMU_KIND_UNKNOWN) {
-		struct vpmu_pmc before = {};
-
-		before.state = state_before;
-		before.size = size_before;
-		before.members = members_before;
-		before.enabled = enabled_before;
-		before.walk = walk_before;
+	if (call->expected == VPMU_EXPECTED_NEXT && call->kind > VPMU_KIND_UNKNOWN)
 		next_call(&before, call);
-	}
 	report_once(pmc, call);
 }
 
@@ -644,5 +635,222 @@ static __always_inline void vpmu_check_release(struct vpmu_pmc *pmc, const struc
 		else if ((name) == VPMU_RELEASE)         \
 			vpmu_check_release(__VA_ARGS__); \
 	} while (0)
+
+/* Leaves the cache line alone where there is nothing to add, as for a single event. */
+static __always_inline void add_due(struct vpmu_pmc *pmc, u32 name, s64 more)
+{
+	if (more)
+		pmc->due[name] += more;
+}
+
+/*
+ * Whether an enable of the event that the pmc holds at `index` is predicted.
+ * If so, it does what vpmu_check_enable() does; if not, it changes nothing.
+ */
+static __always_inline bool vpmu_is_usual_enable(struct vpmu_pmc *pmc, u64 index, u64 n)
+{
+	u32 from = BIT(pmc->state);
+
+	if (n > VPMU_SLOTS)
+		return 0;
+	if ((from & (BIT(VPMU_STATE_PAUSED) | BIT(VPMU_STATE_PARTIAL))) && index == 0 && pmc->paused &&
+	    n == 1) {
+		/* The guest's counter resumes: pmc_resume_counter(). */
+		pmc->enabled |= 1;
+		pmc->paused = 0;
+		if (pmc->state == VPMU_STATE_PAUSED)
+			pmc->state = VPMU_STATE_RUNNING;
+		return 1;
+	}
+#if VPMU_SLOTS > 1
+	if ((from & BIT(VPMU_STATE_ENABLING)) && !(pmc->enabled & BIT_ULL(index))) {
+		/* The members of a group are enabled in order, once the last one was created. */
+		if (pmc->members & ~pmc->enabled & BELOW(index))
+			return 0;
+		pmc->due[VPMU_ENABLE]--;
+		pmc->enabled |= BIT_ULL(index);
+		if (!(pmc->members & ~pmc->enabled))
+			pmc->state = VPMU_STATE_RUNNING;
+		return 1;
+	}
+#endif
+	return 0;
+}
+
+/*
+ * Whether a pause of the event that the pmc holds at `index` is predicted.
+ * If so, it does what vpmu_check_pause() does; if not, it changes nothing.
+ */
+static __always_inline bool vpmu_is_usual_pause(struct vpmu_pmc *pmc, u64 index, u64 n)
+{
+	u32 from = BIT(pmc->state);
+
+	if (n > VPMU_SLOTS)
+		return 0;
+	if ((from & (BIT(VPMU_STATE_RUNNING) | BIT(VPMU_STATE_PARTIAL))) && index == 0 && !pmc->paused &&
+	    n == 1) {
+		/*
+		 * pmc_pause_counter() stops a group and pauses only a single event; but what was a
+		 * group may have become a single event since.
+		 */
+		pmc->paused = 1;
+		if (pmc->state == VPMU_STATE_RUNNING)
+			pmc->state = VPMU_STATE_PAUSED;
+		return 1;
+	}
+	return 0;
+}
+
+/*
+ * Whether a release of the event that the pmc holds at `index` is predicted.
+ * If so, it does what vpmu_check_release() does; if not, it changes nothing.
+ */
+static __always_inline bool vpmu_is_usual_release(struct vpmu_pmc *pmc, u64 index, u64 n)
+{
+	u32 from = BIT(pmc->state);
+
+	if (n > VPMU_SLOTS)
+		return 0;
+	if (from & BIT(VPMU_STATE_RELEASING)) {
+		/* The next release of pmc_release_perf_event(). */
+		u64 ahead = pmc->walk;
+
+		if (ahead && LOWEST(ahead) != BIT_ULL(index))
+			return 0;
+		if (!ahead)
+			return 0;
+		if (ahead == BIT_ULL(index) && (pmc->members & ~BIT_ULL(index)))
+			return 0;
+		pmc->due[VPMU_RELEASE]--;
+		pmc->members &= ~BIT_ULL(index);
+		pmc->orphans &= ~BIT_ULL(index);
+		pmc->gone |= BIT_ULL(index);
+		pmc->walk = ahead & ~BIT_ULL(index);
+		if (pmc->walk) {
+			pmc->state = VPMU_STATE_RELEASING;
+		} else {
+			pmc->state = VPMU_STATE_EMPTY;
+			pmc->orphans |= pmc->members;
+			pmc->members = 0;
+		}
+		return 1;
+	}
+	if (from & STATES_KNOWN) {
+		/*
+		 * The first release: pmc_release_perf_event() goes on to release what exists among
+		 * i < max_nr_events, as that is now.
+		 */
+		u64 ahead = (pmc->members | pmc->orphans) & BELOW(n);
+
+		if (pmc->state == VPMU_STATE_CREATING)
+			return 0;
+		if (pmc->state == VPMU_STATE_ENABLING)
+			return 0;
+		if (ahead && LOWEST(ahead) != BIT_ULL(index))
+			return 0;
+		if (!ahead)
+			return 0;
+		if (ahead == BIT_ULL(index) && (pmc->members & ~BIT_ULL(index)))
+			return 0;
+		add_due(pmc, VPMU_RELEASE, (s64)(mask_count(ahead)) - 1);
+		pmc->members &= ~BIT_ULL(index);
+		pmc->orphans &= ~BIT_ULL(index);
+		pmc->gone |= BIT_ULL(index);
+		pmc->walk = ahead & ~BIT_ULL(index);
+		if (pmc->walk) {
+			pmc->state = VPMU_STATE_RELEASING;
+		} else {
+			pmc->state = VPMU_STATE_EMPTY;
+			pmc->orphans |= pmc->members;
+			pmc->members = 0;
+		}
+		return 1;
+	}
+	return 0;
+}
+
+/*
+ * Whether a create that succeeded is predicted, of a pmc that has left no event behind.
+ * If so, it does what vpmu_check_create() does; if not, it changes nothing.
+ */
+static __always_inline bool vpmu_is_usual_create(struct vpmu_pmc *pmc, u64 event, u64 leader, u32 disabled,
+						 u64 n, u64 *index_of_event)
+{
+	if (n > VPMU_SLOTS)
+		return 0;
+	if (pmc->state == VPMU_STATE_EMPTY) {
+		/*
+		 * A program begins: a create without a leader opens one, whatever went before. If
+		 * it names a leader and the pmc holds no events, that leader was never created;
+		 * the calls that follow show whether a member is missing.
+		 */
+		u64 at = 0;
+
+		if (leader)
+			return 0;
+		if (pmc->size > 1 && n == 1)
+			return 0;
+		if (!disabled && n > 1)
+			return 0;
+		if (disabled && n == 1)
+			return 0;
+		*index_of_event = 0;
+		add_due(pmc, VPMU_CREATE, (s64)(n == 1 ? 1 : 2) - 1);
+		pmc->members = 0;
+		pmc->enabled = 0;
+		pmc->gone = 0;
+		pmc->faults = 0;
+		pmc->size = n;
+		pmc->orphans &= ~BIT_ULL(at);
+		pmc->gone &= ~BIT_ULL(at);
+		pmc->members |= BIT_ULL(at);
+		pmc->enabled = disabled ? (pmc->enabled & ~BIT_ULL(at)) : (pmc->enabled | BIT_ULL(at));
+		put_event(pmc, at, event);
+		if (at + 1 < pmc->size) {
+			pmc->state = VPMU_STATE_CREATING;
+		} else {
+			pmc->state = pmc->size > 1 ? VPMU_STATE_ENABLING : VPMU_STATE_RUNNING;
+			pmc->paused = 0;
+		}
+		return 1;
+	}
+#if VPMU_SLOTS > 1
+	if (pmc->state == VPMU_STATE_CREATING) {
+		s32 index = index_of(pmc, event), leader_index = index_of(pmc, leader);
+
+		if (index >= 0)
+			return 0;
+		/* The next member of the group. */
+		u64 at = mask_count(pmc->members);
+
+		if (leader_index != 0)
+			return 0;
+		if (!disabled)
+			return 0;
+		*index_of_event = at;
+		add_due(pmc, VPMU_CREATE, (s64)(at + 1 < pmc->size ? 1 : 0) - 1);
+		add_due(pmc, VPMU_ENABLE, at + 1 == pmc->size ? pmc->size : 0);
+		pmc->orphans &= ~BIT_ULL(at);
+		pmc->gone &= ~BIT_ULL(at);
+		pmc->members |= BIT_ULL(at);
+		pmc->enabled = disabled ? (pmc->enabled & ~BIT_ULL(at)) : (pmc->enabled | BIT_ULL(at));
+		put_event(pmc, at, event);
+		if (at + 1 < pmc->size) {
+			pmc->state = VPMU_STATE_CREATING;
+		} else {
+			pmc->state = VPMU_STATE_ENABLING;
+			pmc->paused = 0;
+		}
+		return 1;
+	}
+#endif
+	return 0;
+}
+
+#define VPMU_IS_USUAL(name, ...)                                       \
+	((name) == VPMU_ENABLE    ? vpmu_is_usual_enable(__VA_ARGS__)  \
+	 : (name) == VPMU_PAUSE   ? vpmu_is_usual_pause(__VA_ARGS__)   \
+	 : (name) == VPMU_RELEASE ? vpmu_is_usual_release(__VA_ARGS__) \
+				  : 0)
 
 #endif

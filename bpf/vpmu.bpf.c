@@ -12,7 +12,9 @@
  * shows that it is KVM's, even if it was created before the probes were attached. An event of anybody else
  * costs one or two reads.
  *
- * A call that is as predicted costs a few look-ups and counters, and sends nothing.
+ * A guest waits while this runs, and after a while of its own little of it is in any cache: what a call costs
+ * is the number of cache lines that it touches. So the usual call, one as predicted of an event that was seen
+ * before, takes a way of its own (is_usual()), which asks neither KVM nor a hash map for anything.
  */
 #include <uapi/linux/ptrace.h>
 #include "vpmu.h"
@@ -23,6 +25,9 @@
 #define ATTR_DISABLED          (1 << 0)
 #define ATTR_PINNED            (1 << 2)
 #define NOT_FOUND              0xff
+
+#define likely(x)   __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
 
 /* The start of struct perf_event_attr, which is ABI (include/uapi/linux/perf_event.h). */
 struct vpmu_attr {
@@ -43,23 +48,43 @@ struct vpmu_left_key {
 	u32 epoch;
 };
 
-_Static_assert((VPMU_STATES & (VPMU_STATES - 1)) == 0, "a state is masked to stay within bounds");
-_Static_assert((VPMU_SLOTS & (VPMU_SLOTS - 1)) == 0, "and so is an index into events[]");
+#define IS_POWER_OF_2(n) (((n) & ((n) - 1)) == 0)
+
+_Static_assert(IS_POWER_OF_2(VPMU_STATES), "a state is masked to stay within bounds");
+_Static_assert(IS_POWER_OF_2(VPMU_SLOTS), "and so is an index into events[]");
+_Static_assert(IS_POWER_OF_2(VPMU_MAX_THREADS), "and so is a hash");
 _Static_assert(VPMU_ALL_BUCKETS == VPMU_CALLS * VPMU_BUCKETS, "all calls have the same buckets");
 
-/* By thread and not by CPU, because a creation can sleep. */
-BPF_HASH(inflight, u32, struct vpmu_inflight, VPMU_MAX_INFLIGHT);
-BPF_HASH(pmcs, struct vpmu_pmc_key, struct vpmu_pmc, VPMU_MAX_PMCS);
-BPF_HASH(vcpus, struct vpmu_vcpu_key, struct vpmu_vcpu, VPMU_MAX_VCPUS);
+#define CACHE_LINE 64
+
+_Static_assert(__builtin_offsetof(struct vpmu_pmc, create_ns) == CACHE_LINE, "the registers have a line");
+_Static_assert(__builtin_offsetof(struct vpmu_pmc, pmc) == 5 * CACHE_LINE, "and each call's durations");
+_Static_assert(__builtin_offsetof(struct vpmu_pmc, due) % CACHE_LINE == 0, "and a group's members");
+_Static_assert(sizeof(struct vpmu_pmc) % CACHE_LINE == 0, "and no line is two entries'");
+_Static_assert(sizeof(struct vpmu_vcpu) % CACHE_LINE == 0, "and no line is two entries'");
+_Static_assert(sizeof(struct vpmu_thread) % CACHE_LINE == 0, "and no line is two entries'");
+_Static_assert(__builtin_offsetof(struct vpmu_thread, event) == CACHE_LINE,
+	       "a usual call's is the first line");
+_Static_assert(__builtin_offsetof(struct vpmu_thread, at) == 2 * CACHE_LINE, "a create's the second, too");
+_Static_assert(__builtin_offsetof(struct vpmu_thread, hints) % CACHE_LINE == 0, "and hints have lines");
+
+/* Only an array that could be mapped begins at a page, so that its entries begin at cache lines. */
+#define ARRAY(value, name, entries) \
+	BPF_F_TABLE("array", u32, value, name, entries, 1 << 10 /* BPF_F_MMAPABLE */)
+
+ARRAY(struct vpmu_pmc, pmcs, VPMU_MAX_PMCS);
+ARRAY(struct vpmu_vcpu, vcpus, VPMU_MAX_VCPUS);
+ARRAY(struct vpmu_thread, threads, VPMU_MAX_THREADS);
+ARRAY(struct vpmu_control, control, 1);
+BPF_HASH(slots, struct vpmu_slot_key, u32, VPMU_MAX_SLOTS);
+BPF_STACK(free_pmcs, u32, VPMU_MAX_PMCS);
+BPF_STACK(free_vcpus, u32, VPMU_MAX_VCPUS);
+BPF_ARRAY(was_used, u64, 2); /* enum vpmu_array */
+BPF_HASH(processes, u32, struct vpmu_share, VPMU_MAX_PROCESSES);
+BPF_HASH(given_back, u32, struct vpmu_given_back, VPMU_MAX_PROCESSES);
 BPF_HASH(errors, struct vpmu_error_key, u64, VPMU_MAX_ERRORS);
 BPF_TABLE("lru_hash", struct vpmu_left_key, u8, left_behind, VPMU_MAX_LEFT_BEHIND);
-/* Processes that user space was told of: their struct mm_struct by tgid, because a tgid is used again. */
-BPF_TABLE("lru_hash", u32, u64, processes, VPMU_MAX_PROCESSES);
-/* The initial value of new entries, which is too large for the stack. */
-BPF_ARRAY(no_pmc, struct vpmu_pmc, 1);
-BPF_ARRAY(no_vcpu, struct vpmu_vcpu, 1);
 BPF_ARRAY(lost, u64, VPMU_LOST_REASONS);
-BPF_ARRAY(control, struct vpmu_control, 1);
 BPF_RINGBUF_OUTPUT(calls, VPMU_RING_PAGES);
 
 static __always_inline void vpmu_read(void *to, u32 size, u64 from)
@@ -94,15 +119,11 @@ static __always_inline u64 all_lost(void)
 	return sum;
 }
 
-static __always_inline u32 epoch_now(u32 *stream)
+static __always_inline struct vpmu_control *control_now(void)
 {
-	int first = 0;
-	struct vpmu_control *now = control.lookup(&first);
+	u32 first = 0;
 
-	if (!now)
-		return 0;
-	*stream = now->stream;
-	return now->epoch;
+	return control.lookup(&first);
 }
 
 static __always_inline bool is_kvm_handler(u64 handler)
@@ -130,7 +151,7 @@ static __always_inline u64 opaque(u64 value)
 }
 
 /* An index into events[] that the verifier knows to be in bounds. */
-static __always_inline u64 slot(u64 index)
+static __always_inline u64 in_bounds(u64 index)
 {
 	return opaque(index) & (VPMU_SLOTS - 1);
 }
@@ -166,6 +187,12 @@ static __always_inline u64 mask_width(u64 mask)
 	return mask_count(mask);
 }
 
+#if VPMU_SLOTS > 1
+#define EVENT_AT(pmc, index) ((pmc)->events[in_bounds(index)])
+#else
+#define EVENT_AT(pmc, index) ((pmc)->event)
+#endif
+
 static __always_inline s32 find_event(struct vpmu_pmc *pmc, u64 event, u64 mask)
 {
 	/* Through memory: otherwise the verifier explores all that follows once for each index. */
@@ -176,7 +203,7 @@ static __always_inline s32 find_event(struct vpmu_pmc *pmc, u64 event, u64 mask)
 	if (!event)
 		return -1;
 	for (int i = 0; i < VPMU_SLOTS && mask >> i; i++)
-		if (((mask >> i) & 1) && pmc->events[i] == event) {
+		if (((mask >> i) & 1) && EVENT_AT(pmc, i) == event) {
 			*found = i;
 			break;
 		}
@@ -194,50 +221,54 @@ static __always_inline bool was_released(struct vpmu_pmc *pmc, u64 event)
 	return find_event(pmc, event, pmc->gone & ~(pmc->members | pmc->orphans)) >= 0;
 }
 
-static __always_inline bool is_left_behind(struct vpmu_pmc *pmc, const struct vpmu_pmc_key *key, u64 event)
-{
-	struct vpmu_left_key left_key = {
-		.event = event, .pmc = key->pmc, .tgid = key->tgid, .epoch = pmc->epoch
-	};
-
-	return pmc->left && left_behind.lookup(&left_key);
-}
-
 static __always_inline void put_event(struct vpmu_pmc *pmc, u64 index, u64 event)
 {
-	pmc->events[slot(index)] = event;
+	if (!index)
+		pmc->event = event;
+#if VPMU_SLOTS > 1
+	pmc->events[in_bounds(index)] = event;
+#endif
 }
 
-static __always_inline void leave_event(struct vpmu_pmc *pmc, const struct vpmu_pmc_key *key, u64 index)
+static __always_inline struct vpmu_left_key left_key(const struct vpmu_pmc *pmc, u64 event)
 {
-	struct vpmu_left_key left_key = {
-		.event = pmc->events[slot(index)],
-		.pmc = key->pmc,
-		.tgid = key->tgid,
-		.epoch = pmc->epoch,
+	struct vpmu_left_key key = {
+		.event = event, .pmc = pmc->pmc, .tgid = pmc->tgid, .epoch = pmc->epoch
 	};
+
+	return key;
+}
+
+static __always_inline bool is_left_behind(struct vpmu_pmc *pmc, u64 event)
+{
+	struct vpmu_left_key key = left_key(pmc, event);
+
+	return pmc->left && left_behind.lookup(&key);
+}
+
+static __always_inline void leave_event(struct vpmu_pmc *pmc, u64 index)
+{
+	struct vpmu_left_key key = left_key(pmc, EVENT_AT(pmc, index));
 	u8 there = 1;
 
 	/* Fails if the event is there already. The map is never full: it evicts its oldest entry. */
-	if (!left_behind.insert(&left_key, &there))
+	if (!left_behind.insert(&key, &there))
 		pmc->left++;
 }
 
-static __always_inline void leave_events(struct vpmu_pmc *pmc, const struct vpmu_pmc_key *key, u64 mask)
+static __always_inline void leave_events(struct vpmu_pmc *pmc, u64 mask)
 {
 	for (int i = 0; i < VPMU_SLOTS && mask >> i; i++)
 		if ((mask >> i) & 1)
-			leave_event(pmc, key, i);
+			leave_event(pmc, i);
 }
 
-static __always_inline void find_again(struct vpmu_pmc *pmc, const struct vpmu_pmc_key *key, u64 event)
+static __always_inline void find_again(struct vpmu_pmc *pmc, u64 event)
 {
-	struct vpmu_left_key left_key = {
-		.event = event, .pmc = key->pmc, .tgid = key->tgid, .epoch = pmc->epoch
-	};
+	struct vpmu_left_key key = left_key(pmc, event);
 
-	if (pmc->left && left_behind.lookup(&left_key)) {
-		left_behind.delete(&left_key);
+	if (pmc->left && left_behind.lookup(&key)) {
+		left_behind.delete(&key);
 		pmc->left--;
 	}
 }
@@ -249,17 +280,16 @@ struct vpmu_process_command {
 	char command[VPMU_COMMAND_SIZE];
 };
 
-static __always_inline void tell_process(u32 tgid)
+static __always_inline void tell_process(u32 tgid, struct vpmu_share *share)
 {
-	u64 task = bpf_get_current_task(), mm = 0, start = 0, end = 0, *told;
+	u64 task = bpf_get_current_task(), mm = 0, start = 0, end = 0;
 	struct vpmu_process_command *record;
 	u32 size;
 
 	bpf_probe_read_kernel(&mm, sizeof(mm), (void *)(task + VPMU_TASK_MM));
 	if (!mm)
 		return; /* it is exiting and has no command line any more */
-	told = processes.lookup(&tgid);
-	if (told && *told == mm)
+	if (share->mm == mm)
 		return;
 	record = calls.ringbuf_reserve(sizeof(*record));
 	if (!record) {
@@ -274,101 +304,699 @@ static __always_inline void tell_process(u32 tgid)
 	if (bpf_probe_read_user(record->command, record->process.size, (void *)start))
 		record->process.size = 0;
 	calls.ringbuf_submit(record, 0);
-	processes.update(&tgid, &mm);
+	share->mm = mm;
 }
 
-/* A call of this pmc was lost: its state and its vCPU's count of events are unknown from now on. */
-static __always_inline void forget_pmc(u64 kvm_pmc, u32 tgid)
+/* Threads: the call that each is in, and hints. */
+
+#define GOLDEN 0x9e3779b97f4a7c15ULL /* 2^64 divided by the golden ratio: Knuth's multiplicative hash */
+#define TRIES  4                     /* entries where a thread's may be */
+
+/* The entry of this thread; NULL if it has none. */
+static __always_inline struct vpmu_thread *this_thread(void)
 {
-	struct vpmu_pmc_key key = { .pmc = kvm_pmc, .tgid = tgid };
-	struct vpmu_pmc *pmc = pmcs.lookup(&key);
-	struct vpmu_vcpu_key vcpu_key = { .tgid = tgid };
-	struct vpmu_vcpu *vcpu;
+	u64 task = bpf_get_current_task();
+	u32 first = (task * GOLDEN) >> 32;
+	struct vpmu_thread *thread;
 
-	if (!pmc)
-		return;
-	pmc->epoch = 0;
-	vcpu_key.vcpu_id = pmc->vcpu_id;
-	vcpu = vcpus.lookup(&vcpu_key);
-	if (vcpu)
-		vcpu->epoch = 0;
-}
+#pragma unroll
+	for (int i = 0; i < TRIES; i++) {
+		u32 at = (first + i) & (VPMU_MAX_THREADS - 1);
 
-/* Returns the thread's entry for a call that begins, NULL if the call cannot be followed. */
-static __always_inline struct vpmu_inflight *begin_call(u32 name, u64 kvm_pmc, u64 event, u32 *stream)
-{
-	u64 id = bpf_get_current_pid_tgid();
-	u32 tid = id;
-	struct vpmu_inflight *call;
-
-	if (!epoch_now(stream))
-		return 0;
-	call = inflight.lookup(&tid);
-	if (!call) {
-		struct vpmu_inflight idle = { .tgid = id >> 32, .name = VPMU_CALLS };
-
-		inflight.update(&tid, &idle);
-		call = inflight.lookup(&tid);
-		if (!call) {
-			count_lost(VPMU_LOST_INFLIGHT_FULL);
-			forget_pmc(kvm_pmc ? kvm_pmc : event, id >> 32);
+		thread = threads.lookup(&at);
+		if (!thread)
 			return 0;
-		}
+		if (likely(thread->task == task))
+			return thread;
 	}
-	/* KVM's calls are not nested: the return of the previous one was missed. */
-	if (call->name != VPMU_CALLS) {
-		count_lost(VPMU_LOST_MISSED_RETURN);
-		forget_pmc(call->pmc ? call->pmc : call->event, call->tgid);
-	}
-	call->tgid = id >> 32; /* a thread of another process may have had this number */
-	call->name = name;
-	call->pmc = kvm_pmc;
-	call->event = event;
-	call->leader = 0;
-	call->has_attr = 0;
-	return call;
-}
-
-static __always_inline void keep_attr(struct vpmu_inflight *call, const struct vpmu_attr *attr)
-{
-	call->has_attr = 1;
-	call->attr_type = attr->type;
-	call->attr_config = attr->config;
-	call->attr_sample_period = attr->sample_period;
-	call->attr_flags = attr->flags;
-}
-
-static __always_inline int create_entry(u64 attr_addr, u64 leader, u64 handler, u64 context)
-{
-	struct vpmu_attr attr = {};
-	struct vpmu_inflight *call;
-	u32 stream;
-
-	if (!is_kvm_handler(handler)) {
-		if (handler || context)
-			return 0;
-		vpmu_read(&attr, sizeof(attr), attr_addr);
-		if (!is_guest_lbr(&attr))
-			return 0;
-	} else {
-		vpmu_read(&attr, sizeof(attr), attr_addr);
-	}
-	call = begin_call(VPMU_CREATE, context, 0, &stream);
-	if (!call)
-		return 0;
-	keep_attr(call, &attr);
-	call->leader = leader;
-	call->time_ns = bpf_ktime_get_ns();
 	return 0;
 }
 
-static __always_inline int event_entry(u8 name, u64 event)
+static __always_inline u64 *hints_of(struct vpmu_thread *thread, u64 address)
+{
+	u32 line = (address * GOLDEN) >> 61;
+
+	return &thread->hints[(opaque(line) & (VPMU_HINT_LINES - 1)) * (VPMU_ALL_HINTS / VPMU_HINT_LINES)];
+}
+
+static __always_inline bool find_hint(struct vpmu_thread *thread, u64 address, u32 *slot, u32 *index)
+{
+	u64 *hints = hints_of(thread, address);
+
+#pragma unroll
+	for (int i = 0; i < 4; i++)
+		if (hints[i] == address) {
+			*slot = hints[4 + i];
+			*index = hints[4 + i] >> 32;
+			return 1;
+		}
+	return 0;
+}
+
+/* Puts a hint first on its line, where the oldest one falls out. */
+static __always_inline void put_hint(struct vpmu_thread *thread, u64 address, u32 slot, u32 index)
+{
+	u64 *hints = hints_of(thread, address);
+
+	if (hints[0] != address) {
+		if (hints[1] != address) {
+			if (hints[2] != address) {
+				hints[3] = hints[2];
+				hints[7] = hints[6];
+			}
+			hints[2] = hints[1];
+			hints[6] = hints[5];
+		}
+		hints[1] = hints[0];
+		hints[5] = hints[4];
+	}
+	hints[0] = address;
+	hints[4] = (u64)index << 32 | slot;
+}
+
+/* Entries of `pmcs` and `vcpus`: found, or taken from those that are free. */
+
+/*
+ * One that was given back, or the next one that nobody ever had, whose number is `was_used`. Two who want
+ * that one at once see each other, and both try again.
+ */
+#define TRIES_TO_TAKE 16
+
+static __always_inline struct vpmu_pmc *take_pmc(u32 *slot)
+{
+	u32 array = VPMU_PMCS;
+	u64 *was = was_used.lookup(&array);
+	struct vpmu_pmc *pmc;
+
+	if (!free_pmcs.pop(slot))
+		return pmcs.lookup(slot);
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < TRIES_TO_TAKE && was; i++) {
+		*slot = *(volatile u64 *)was;
+		pmc = pmcs.lookup(slot);
+		if (!pmc)
+			return 0;
+		__sync_fetch_and_add(&pmc->claims, 1);
+		if (*(volatile u32 *)&pmc->claims == 1) {
+			__sync_fetch_and_add(was, 1);
+			return pmc;
+		}
+		__sync_fetch_and_add(&pmc->claims, -1);
+	}
+	return 0;
+}
+
+static __always_inline struct vpmu_vcpu *take_vcpu(u32 *slot)
+{
+	u32 array = VPMU_VCPUS;
+	u64 *was = was_used.lookup(&array);
+	struct vpmu_vcpu *vcpu;
+
+	if (!free_vcpus.pop(slot))
+		return vcpus.lookup(slot);
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < TRIES_TO_TAKE && was; i++) {
+		*slot = *(volatile u64 *)was;
+		vcpu = vcpus.lookup(slot);
+		if (!vcpu)
+			return 0;
+		__sync_fetch_and_add(&vcpu->claims, 1);
+		if (*(volatile u32 *)&vcpu->claims == 1) {
+			__sync_fetch_and_add(was, 1);
+			return vcpu;
+		}
+		__sync_fetch_and_add(&vcpu->claims, -1);
+	}
+	return 0;
+}
+
+static __always_inline struct vpmu_share *share_of(u32 tgid)
+{
+	struct vpmu_share none = {};
+
+	return processes.lookup_or_try_init(&tgid, &none);
+}
+
+/* A call that cannot be followed, because of this. */
+static __always_inline void refuse(struct vpmu_share *share, int reason)
+{
+	count_lost(reason);
+	if (share)
+		__sync_fetch_and_add(&share->refused, 1);
+}
+
+static __always_inline struct vpmu_pmc *find_pmc(u64 address, u32 tgid, u32 *slot)
+{
+	struct vpmu_slot_key key = { .address = address, .tgid = tgid };
+	u32 *found = slots.lookup(&key);
+
+	if (!found)
+		return 0;
+	*slot = *found;
+	return pmcs.lookup(slot);
+}
+
+/* The same with a hint, as for one create after another of the same pmc. */
+static __always_inline struct vpmu_pmc *find_pmc_again(struct vpmu_thread *thread, u64 address, u32 *slot)
+{
+	struct vpmu_pmc *pmc;
+	u32 index;
+
+	if (!find_hint(thread, address, slot, &index))
+		return 0;
+	pmc = pmcs.lookup(slot);
+	return pmc && pmc->pmc == address && pmc->tgid == thread->tgid ? pmc : 0;
+}
+
+static __always_inline struct vpmu_pmc *add_pmc(u64 address, u32 tgid, u32 *slot)
+{
+	struct vpmu_slot_key key = { .address = address, .tgid = tgid };
+	struct vpmu_given_back *given = given_back.lookup(&tgid);
+	struct vpmu_share *share = share_of(tgid);
+	struct vpmu_pmc *pmc;
+
+	if (!share || share->pmcs - (given ? given->pmcs : 0) >= VPMU_MAX_PMCS / VPMU_SHARES) {
+		refuse(share, share ? VPMU_LOST_OVER_SHARE : VPMU_LOST_PMCS_FULL);
+		return 0;
+	}
+	pmc = take_pmc(slot);
+	if (!pmc) {
+		refuse(share, VPMU_LOST_PMCS_FULL);
+		return 0;
+	}
+	/* What was counted is 0 by now. */
+	pmc->pmc = address;
+	pmc->kvm_vcpu = 0;
+	pmc->state = VPMU_STATE_UNKNOWN;
+	pmc->size = 1;
+	pmc->paused = 0;
+	pmc->epoch = 0;
+	pmc->members = pmc->enabled = pmc->orphans = pmc->walk = pmc->gone = 0;
+	pmc->left = pmc->faults = 0;
+	pmc->attr_type = pmc->attr_config = pmc->attr_sample_period = pmc->attr_flags = 0;
+	pmc->tgid = tgid;
+	if (slots.insert(&key, slot)) {
+		pmc->tgid = 0;
+		free_pmcs.push(slot, 0);
+		refuse(share, VPMU_LOST_PMCS_FULL);
+		return 0;
+	}
+	__sync_fetch_and_add(&share->pmcs, 1);
+	return pmc;
+}
+
+static __always_inline struct vpmu_vcpu *vcpu_of(u64 kvm_vcpu, u32 tgid, s32 vcpu_id, u32 *slot)
+{
+	struct vpmu_slot_key key = { .address = kvm_vcpu, .tgid = tgid, .vcpu_id = vcpu_id };
+	struct vpmu_given_back *given;
+	struct vpmu_share *share;
+	struct vpmu_vcpu *vcpu;
+	u32 *found;
+
+	found = slots.lookup(&key);
+	if (found) {
+		*slot = *found;
+		return vcpus.lookup(slot);
+	}
+	given = given_back.lookup(&tgid);
+	share = share_of(tgid);
+	if (!share || share->vcpus - (given ? given->vcpus : 0) >= VPMU_MAX_VCPUS / VPMU_SHARES) {
+		refuse(share, share ? VPMU_LOST_OVER_SHARE : VPMU_LOST_VCPUS_FULL);
+		return 0;
+	}
+	vcpu = take_vcpu(slot);
+	if (!vcpu) {
+		refuse(share, VPMU_LOST_VCPUS_FULL);
+		return 0;
+	}
+	vcpu->kvm_vcpu = kvm_vcpu;
+	vcpu->vcpu_id = vcpu_id;
+	vcpu->event_count = -1;
+	vcpu->epoch = 0;
+	vcpu->tgid = tgid;
+	if (slots.insert(&key, slot)) {
+		vcpu->tgid = 0;
+		free_vcpus.push(slot, 0);
+		refuse(share, VPMU_LOST_VCPUS_FULL);
+		return 0;
+	}
+	__sync_fetch_and_add(&share->vcpus, 1);
+	tell_process(tgid, share);
+	return vcpu;
+}
+
+/*
+ * A call was lost, and it may have been a create: nothing is known of its pmc any more, nor of its vCPU's
+ * count of events.
+ */
+static __always_inline void forget_pmc(u64 kvm_pmc, u32 tgid)
+{
+	struct vpmu_vcpu *vcpu;
+	struct vpmu_pmc *pmc;
+	u32 slot = 0;
+
+	pmc = find_pmc(kvm_pmc, tgid, &slot);
+	if (!pmc)
+		return;
+	pmc->epoch = 0;
+	vcpu = vcpus.lookup(&pmc->vcpu_slot);
+	if (vcpu && pmc->kvm_vcpu)
+		vcpu->event_count = -1;
+}
+
+/* KVM's calls are not nested: the return of the thread's previous call was missed. */
+static __always_inline void miss_return(struct vpmu_thread *thread)
+{
+	count_lost(VPMU_LOST_MISSED_RETURN);
+	if (thread->name == VPMU_CREATE)
+		forget_pmc(thread->pmc, thread->tgid);
+	thread->name = VPMU_CALLS;
+}
+
+/*
+ * An entry for a thread that has none: one that nobody has, or that of the thread whose last call is the
+ * longest ago, for most likely it is gone. NULL if another thread is taking it at the same time.
+ */
+static __always_inline struct vpmu_thread *take_entry(void)
+{
+	struct vpmu_thread *thread, *oldest = 0;
+	u64 task = bpf_get_current_task(), time_ns;
+	u32 first = (task * GOLDEN) >> 32, takes;
+
+#pragma unroll
+	for (int i = 0; i < TRIES; i++) {
+		u32 at = (first + i) & (VPMU_MAX_THREADS - 1);
+
+		thread = threads.lookup(&at);
+		if (!thread)
+			return 0;
+		if (!oldest || thread->time_ns < oldest->time_ns)
+			oldest = thread;
+	}
+	time_ns = oldest->time_ns;
+	takes = *(volatile u32 *)&oldest->takes;
+	__sync_fetch_and_add(&oldest->takes, 1);
+	if (*(volatile u32 *)&oldest->takes != takes + 1 || *(volatile u64 *)&oldest->time_ns != time_ns)
+		return 0;
+	oldest->time_ns = bpf_ktime_get_ns();
+	if (oldest->task && oldest->name != VPMU_CALLS)
+		miss_return(oldest);
+	oldest->task = task;
+	oldest->name = VPMU_CALLS;
+	return oldest;
+}
+
+/*
+ * The entry of this thread for a call of this pmc: the one that it has, or one that it takes. NULL if it
+ * cannot have one; then the call is lost.
+ */
+static __always_inline struct vpmu_thread *thread_for(struct vpmu_thread *thread, u64 kvm_pmc)
+{
+	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+
+	if (!thread)
+		thread = take_entry();
+	if (!thread) {
+		count_lost(VPMU_LOST_MISSED_RETURN);
+		forget_pmc(kvm_pmc, tgid);
+		return 0;
+	}
+	thread->tgid = tgid;
+	return thread;
+}
+
+/* The last thing that is done at the entry of a call. */
+static __always_inline void begin_call(u32 name, struct vpmu_thread *thread)
+{
+	thread->name = name;
+	thread->time_ns = bpf_ktime_get_ns();
+}
+
+/* What KVM holds now: read rarely, for each read costs as much as the rest of a usual call's check. */
+
+static __always_inline u32 max_nr_events_of(u64 kvm_pmc)
+{
+#ifdef VPMU_PMC_MAX_NR_EVENTS
+	u8 byte = 0;
+
+	if (kvm_pmc) {
+		vpmu_read(&byte, sizeof(byte), kvm_pmc + VPMU_PMC_MAX_NR_EVENTS);
+		return byte ? byte : 1;
+	}
+#endif
+	return 1;
+}
+
+/* -1 if not known. */
+static __always_inline s32 event_count_of(u64 kvm_vcpu)
+{
+#ifdef VPMU_VCPU_EVENT_COUNT
+	u8 byte = 0;
+
+	if (kvm_vcpu) {
+		vpmu_read(&byte, sizeof(byte), kvm_vcpu + VPMU_VCPU_EVENT_COUNT);
+		return byte;
+	}
+#endif
+	return -1;
+}
+
+/* KVM stops counting an event after it was released: u8 event_count. */
+static __always_inline void count_release(struct vpmu_vcpu *vcpu)
+{
+#ifdef VPMU_VCPU_EVENT_COUNT
+	if (vcpu->event_count >= 0)
+		vcpu->event_count = (vcpu->event_count - 1) & 0xff;
+#endif
+}
+
+/*
+ * Compares the vCPU's count of events with KVM's at a create, when the event is not in KVM's count yet. KVM
+ * counts an event after it was created.
+ */
+static __always_inline bool is_miscounted(struct vpmu_vcpu *vcpu, bool failed, s32 event_count, s64 *expected)
+{
+	*expected = vcpu->event_count;
+	if (event_count < 0)
+		return 0;
+	vcpu->event_count = (event_count + !failed) & 0xff;
+	return *expected >= 0 && *expected != event_count;
+}
+
+/* Of guest LBR, or one that is not needed after all: else user space gives entries back. */
+static __always_inline void free_pmc(struct vpmu_pmc *pmc, u32 slot)
+{
+	struct vpmu_slot_key key = { .address = pmc->pmc, .tgid = pmc->tgid };
+	struct vpmu_share *share = processes.lookup(&key.tgid);
+
+	slots.delete(&key);
+	pmc->members = pmc->orphans = pmc->left = 0;
+	pmc->tgid = 0;
+	free_pmcs.push(&slot, 0);
+	if (share)
+		__sync_fetch_and_add(&share->pmcs, -1);
+}
+
+/*
+ * Which pmc it is. Its memory may belong to another VM of the process by now, so that this is asked for each
+ * program: who has its vCPU's memory. Of guest LBR, a thread stands for the vCPU. Returns the vCPU's entry,
+ * NULL if there is no room for one.
+ */
+static __always_inline struct vpmu_vcpu *identify(struct vpmu_pmc *pmc, u64 kvm_pmc)
+{
+	s32 vcpu_id = -1 - (s32)bpf_get_current_pid_tgid();
+	struct vpmu_vcpu *vcpu;
+	u64 type = 0; /* and the field after it; little-endian */
+	u32 slot = 0;
+
+	if (pmc->kvm_vcpu) {
+		vpmu_read(&vcpu_id, sizeof(vcpu_id), pmc->kvm_vcpu + VPMU_VCPU_ID);
+		vcpu = vcpus.lookup(&pmc->vcpu_slot);
+		/* User space may have freed the vCPU's entry, as one that nobody named. */
+		if (likely(vcpu && vcpu->kvm_vcpu == pmc->kvm_vcpu && vcpu->vcpu_id == vcpu_id))
+			return vcpu;
+	}
+	if (kvm_pmc) {
+#if VPMU_PMC_IDX == VPMU_PMC_TYPE + 4
+		vpmu_read(&type, 5, kvm_pmc + VPMU_PMC_TYPE);
+		pmc->pmc_idx = type >> 32;
+#else
+		vpmu_read(&type, 4, kvm_pmc + VPMU_PMC_TYPE);
+		vpmu_read(&pmc->pmc_idx, sizeof(pmc->pmc_idx), kvm_pmc + VPMU_PMC_IDX);
+#endif
+		pmc->pmc_type = type;
+		vpmu_read(&pmc->kvm_vcpu, sizeof(pmc->kvm_vcpu), kvm_pmc + VPMU_PMC_VCPU);
+		vpmu_read(&vcpu_id, sizeof(vcpu_id), pmc->kvm_vcpu + VPMU_VCPU_ID);
+		pmc->vcpu_id = vcpu_id;
+	} else {
+		pmc->pmc_type = VPMU_LBR;
+		pmc->vcpu_id = -1;
+	}
+	vcpu = vcpu_of(pmc->kvm_vcpu, pmc->tgid, vcpu_id, &slot);
+	if (vcpu) {
+		pmc->vcpu_slot = slot;
+	} else {
+		pmc->kvm_vcpu = 0; /* asked again at the next call */
+		pmc->epoch = 0;
+	}
+	return vcpu;
+}
+
+/*
+ * The entries of the pmc and the vCPU that a call is about; false if there is no room for them. An event of
+ * guest LBR, which has no pmc, has an entry of its own: `address` is that of the pmc, or of such an event.
+ */
+static __always_inline bool find_entries(struct vpmu_thread *call, u64 address, bool is_create,
+					 struct vpmu_pmc **pmc, struct vpmu_vcpu **vcpu)
+{
+	bool is_new = 0;
+	u32 slot = 0;
+
+	*pmc = is_create ? find_pmc_again(call, address, &slot) : 0;
+	if (!*pmc) {
+		*pmc = find_pmc(address, call->tgid, &slot);
+		if (!*pmc) {
+			*pmc = add_pmc(address, call->tgid, &slot);
+			is_new = 1;
+		}
+		if (!*pmc)
+			return 0;
+		if (is_create && call->pmc)
+			put_hint(call, address, slot, 0);
+	}
+	if ((is_create && !call->leader) || !(*pmc)->kvm_vcpu)
+		*vcpu = identify(*pmc, call->pmc);
+	else
+		*vcpu = vcpus.lookup(&(*pmc)->vcpu_slot);
+	if (!*vcpu && (is_new || !call->pmc))
+		free_pmc(*pmc, slot);
+	call->pmc_slot = slot;
+	call->vcpu_slot = (*pmc)->vcpu_slot;
+	return *vcpu;
+}
+
+static __always_inline void count_call(struct vpmu_pmc *pmc, u32 name)
+{
+	if (unlikely(!++pmc->calls[name]))
+		pmc->calls_high[name]++;
+}
+
+/* On the line that the call's durations have. */
+static __always_inline void count_duration(struct vpmu_pmc *pmc, u32 name, u64 duration)
+{
+	u64 *line = &pmc->create_ns + name * (CACHE_LINE / sizeof(u64));
+	u32 bucket = duration_bucket(duration);
+	u32 *count = (u32 *)(line + 1) + bucket;
+
+	*line += duration;
+	if (unlikely(!++*count))
+		line[7] += 1ULL << (5 * bucket);
+}
+
+static __always_inline void count_error(u32 tgid, s64 result)
+{
+	struct vpmu_error_key key = { .tgid = tgid, .error = -result };
+	u64 none = 0, *count = errors.lookup_or_try_init(&key, &none);
+
+	if (count)
+		__sync_fetch_and_add(count, 1);
+	else
+		count_lost(VPMU_LOST_ERRORS_FULL);
+}
+
+/*
+ * What the model says of a call: its verdict goes to `call`, and what it changes to the registers and
+ * counts.
+ */
+static __always_inline void judge(u32 name, struct vpmu_thread *call, struct vpmu_pmc *pmc,
+				  struct vpmu_vcpu *vcpu, u32 epoch)
+{
+	s64 due[VPMU_CALLS] = {}, expected;
+	u32 kind;
+
+	/* A call that began before the end (epoch 0) is still judged. */
+	if (epoch && pmc->epoch != epoch) {
+		pmc->epoch = epoch;
+		pmc->state = VPMU_STATE_UNKNOWN;
+		pmc->left = 0;
+	}
+	call->n = vpmu_n_is_read(name, pmc) ? max_nr_events_of(call->pmc) : pmc->size;
+	call->event_count = -1;
+	if (name == VPMU_CREATE) {
+		if (epoch && vcpu->epoch != epoch) {
+			vcpu->epoch = epoch;
+			vcpu->event_count = -1;
+		}
+		call->event_count = event_count_of(pmc->kvm_vcpu);
+	}
+
+	/* Makes the verifier forget these values, so that it explores what follows only once. */
+	asm volatile("" : : : "memory");
+	VPMU_CHECK(name, pmc, call, due);
+	if (name == VPMU_CREATE && is_miscounted(vcpu, call->failed, call->event_count, &expected) &&
+	    (call->kind == VPMU_KIND_PREDICTED || call->kind == VPMU_KIND_UNKNOWN)) {
+		call->kind = VPMU_KIND_EVENT_COUNT_MISMATCH;
+		call->expected = VPMU_EXPECTED_EVENT_COUNT;
+		call->at = expected;
+		call->size = 1;
+	}
+	if (name == VPMU_RELEASE)
+		count_release(vcpu);
+	asm volatile("" : : : "memory");
+	kind = call->kind;
+	count_call(pmc, name);
+	due[name]--;
+#pragma unroll
+	for (int i = 0; i < VPMU_CALLS; i++)
+		add_due(pmc, i, due[i]);
+	if (kind != VPMU_KIND_PREDICTED)
+		pmc->verdicts[kind & VPMU_KINDS_MASK]++;
+	if (call->event && call->pmc && call->event_index >= 0)
+		put_hint(call, call->event, call->pmc_slot, call->event_index);
+}
+
+static __always_inline void keep_attr(struct vpmu_pmc *pmc, const struct vpmu_attr *attr)
+{
+	pmc->attr_type = attr->type;
+	pmc->attr_config = attr->config;
+	pmc->attr_sample_period = attr->sample_period;
+	pmc->attr_flags = attr->flags;
+}
+
+static __always_inline void send_record(u32 name, struct vpmu_thread *call, struct vpmu_pmc *pmc,
+					u64 duration, s64 result)
+{
+	struct vpmu_call *record = calls.ringbuf_reserve(sizeof(*record));
+
+	if (!record) {
+		count_lost(VPMU_LOST_RING_FULL);
+		return;
+	}
+	record->time_ns = call->time_ns;
+	record->duration_ns = duration;
+	record->pmc = call->pmc;
+	record->event = call->event;
+	record->leader = call->leader;
+	record->result = result;
+	record->lost = all_lost();
+	record->attr_config = pmc->attr_config;
+	record->attr_sample_period = pmc->attr_sample_period;
+	record->attr_flags = pmc->attr_flags;
+	record->attr_type = pmc->attr_type;
+	record->expected_at = call->at;
+	record->tgid = call->tgid;
+	record->tid = bpf_get_current_pid_tgid();
+	record->vcpu_id = pmc->vcpu_id;
+	record->event_count = call->event_count;
+	record->name = name;
+	record->pmc_type = pmc->pmc_type;
+	record->pmc_idx = pmc->pmc_idx;
+	record->max_nr_events = call->n;
+	record->verdict = call->kind;
+	record->expected = call->expected;
+	record->event_index = call->event_index;
+	record->leader_index = call->leader_index;
+	record->expected_size = call->size;
+	calls.ringbuf_submit(record, 0);
+}
+
+/* An event of guest LBR is gone, and its entry goes with it. */
+static __always_inline void end_guest_lbr(u32 slot, struct vpmu_pmc *pmc, struct vpmu_vcpu *vcpu)
+{
+	for (int i = 0; i < VPMU_CALLS; i++) {
+		u64 *line = &pmc->create_ns + i * (CACHE_LINE / sizeof(u64));
+		u32 *counts = (u32 *)(line + 1);
+
+		vcpu->calls[i] += pmc->calls[i];
+		vcpu->due[i] += pmc->due[i];
+		vcpu->durations_ns[i] += *line;
+		pmc->calls[i] = 0;
+		pmc->due[i] = 0;
+		*line = 0;
+#pragma clang loop unroll(disable)
+		for (int j = 0; j < VPMU_BUCKETS; j++) {
+			vcpu->buckets[i * VPMU_BUCKETS + j] += counts[j];
+			counts[j] = 0;
+		}
+	}
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < VPMU_KINDS; i++) {
+		vcpu->verdicts[i] += pmc->verdicts[i];
+		pmc->verdicts[i] = 0;
+	}
+	free_pmc(pmc, slot);
+}
+
+/* What is to be done for a call that was not a usual one, when it returns. */
+static __always_inline void finish(u32 name, struct vpmu_thread *call, struct vpmu_pmc *pmc, u64 duration,
+				   s64 result)
+{
+	struct vpmu_vcpu *vcpu;
+
+	if (call->todo & VPMU_SEND)
+		send_record(name, call, pmc, duration, result);
+	if ((name == VPMU_CREATE || name == VPMU_RELEASE) && call->todo & VPMU_END) {
+		vcpu = vcpus.lookup(&call->vcpu_slot);
+		if (vcpu)
+			end_guest_lbr(call->pmc_slot, pmc, vcpu);
+	}
+}
+
+/* enable, pause and release: judged at their entry, for what they return is of no importance. */
+
+/*
+ * A call as predicted of an event that the thread has seen before. That a pmc holds the event shows that it
+ * is KVM's, without a look at the event: nobody else can have it before its release was seen here. All that
+ * the model says is in vpmu_is_usual_*(), which is generated from its rules.
+ */
+static __always_inline bool is_usual(u32 name, u64 event, const struct vpmu_control *now,
+				     struct vpmu_thread *thread)
+{
+	u32 slot = 0, index = 0, n = 1;
+	struct vpmu_vcpu *vcpu;
+	struct vpmu_pmc *pmc;
+
+	if (!find_hint(thread, event, &slot, &index))
+		return 0;
+	pmc = pmcs.lookup(&slot);
+	if (!pmc || pmc->epoch != now->epoch || now->stream)
+		return 0;
+#if VPMU_SLOTS > 1
+	n = vpmu_n_is_read(name, pmc) ? max_nr_events_of(pmc->pmc) : pmc->size;
+	index &= VPMU_SLOTS - 1;
+	if ((index ? EVENT_AT(pmc, index) : pmc->event) != event)
+		return 0;
+#else
+	index = 0;
+	if (pmc->event != event)
+		return 0;
+#endif
+	if (!(((pmc->members | pmc->orphans) >> index) & 1))
+		return 0;
+	if (!VPMU_IS_USUAL(name, pmc, index, n))
+		return 0;
+	count_call(pmc, name);
+#ifdef VPMU_VCPU_EVENT_COUNT
+	if (name == VPMU_RELEASE) {
+		vcpu = vcpus.lookup(&pmc->vcpu_slot);
+		if (vcpu)
+			count_release(vcpu);
+	}
+#endif
+	thread->pmc_slot = slot;
+	thread->todo = 0;
+	return 1;
+}
+
+/* Any other call. Returns the entry of its thread, NULL if no return is waited for. */
+static __always_inline struct vpmu_thread *follow(u32 name, u64 event, struct vpmu_thread *call, u32 epoch,
+						  u32 stream)
 {
 	struct vpmu_attr attr = {};
-	struct vpmu_inflight *call;
+	struct vpmu_vcpu *vcpu;
+	struct vpmu_pmc *pmc;
 	u64 handler[2] = {};
 	bool is_kvms;
-	u32 stream;
 
 	if (!event)
 		return 0;
@@ -384,259 +1012,171 @@ static __always_inline int event_entry(u8 name, u64 event)
 		if (!is_guest_lbr(&attr))
 			return 0;
 	}
-	call = begin_call(name, is_kvms ? handler[1] : 0, event, &stream);
+	call = thread_for(call, is_kvms ? handler[1] : event);
 	if (!call)
 		return 0;
-	if (stream) {
+	call->pmc = is_kvms ? handler[1] : 0;
+	if (!find_entries(call, is_kvms ? handler[1] : event, 0, &pmc, &vcpu))
+		return 0;
+	if (stream || !is_kvms || !pmc->attr_flags) {
 		vpmu_read(&attr, sizeof(attr), event + VPMU_EVENT_ATTR);
-		keep_attr(call, &attr);
+		keep_attr(pmc, &attr);
 	}
+	call->event = event;
+	call->leader = 0;
+	call->failed = 0;
+	call->disabled = 0;
+	judge(name, call, pmc, vcpu, epoch);
+	call->todo = stream || call->kind > VPMU_KIND_UNKNOWN ? VPMU_SEND : 0;
+	if (!is_kvms && pmc->state == VPMU_STATE_EMPTY)
+		call->todo |= VPMU_END;
+#ifdef VPMU_NO_DURATIONS
 	call->time_ns = bpf_ktime_get_ns();
+	if (call->todo)
+		finish(name, call, pmc, 0, 0);
+#endif
+	return call;
+}
+
+static __always_inline int event_entry(u32 name, u64 event)
+{
+	struct vpmu_thread *thread = this_thread();
+	struct vpmu_control *now = control_now();
+
+	if (!now || !now->epoch)
+		return 0;
+	if (thread && unlikely(thread->name != VPMU_CALLS))
+		miss_return(thread);
+	if (unlikely(!thread || !is_usual(name, event, now, thread))) {
+		thread = follow(name, event, thread, now->epoch, now->stream);
+		if (!thread)
+			return 0;
+	}
+#ifndef VPMU_NO_DURATIONS
+	begin_call(name, thread);
+#endif
 	return 0;
 }
 
-/* Which pmc it is. Read again for each program: its memory may belong to another VM of the process by now. */
-static __always_inline void identify(struct vpmu_pmc *pmc, u64 kvm_pmc)
+static __always_inline int event_return(u32 name)
 {
-	u64 type = 0; /* and the field after it; little-endian */
-
-	pmc->vcpu = 0;
-	if (!kvm_pmc) {
-		pmc->pmc_type = VPMU_LBR;
-		pmc->vcpu_id = -1;
-		return;
-	}
-#if VPMU_PMC_IDX == VPMU_PMC_TYPE + 4
-	vpmu_read(&type, 5, kvm_pmc + VPMU_PMC_TYPE);
-	pmc->pmc_idx = type >> 32;
-#else
-	vpmu_read(&type, 4, kvm_pmc + VPMU_PMC_TYPE);
-	vpmu_read(&pmc->pmc_idx, sizeof(pmc->pmc_idx), kvm_pmc + VPMU_PMC_IDX);
-#endif
-	pmc->pmc_type = type;
-	vpmu_read(&pmc->vcpu, sizeof(pmc->vcpu), kvm_pmc + VPMU_PMC_VCPU);
-	vpmu_read(&pmc->vcpu_id, sizeof(pmc->vcpu_id), pmc->vcpu + VPMU_VCPU_ID);
-}
-
-static __always_inline struct vpmu_pmc *pmc_of(const struct vpmu_pmc_key *key, u64 kvm_pmc, bool is_program)
-{
-	struct vpmu_pmc *pmc = pmcs.lookup((struct vpmu_pmc_key *)key), *blank;
-	int first = 0;
-
-	if (!pmc) {
-		blank = no_pmc.lookup(&first);
-		if (blank)
-			pmcs.insert((struct vpmu_pmc_key *)key, blank);
-		pmc = pmcs.lookup((struct vpmu_pmc_key *)key);
-		if (!pmc)
-			return 0;
-		pmc->size = 1;
-		is_program = 1;
-	}
-	if (is_program)
-		identify(pmc, kvm_pmc);
-	return pmc;
-}
-
-static __always_inline struct vpmu_vcpu *vcpu_of(u32 tgid, s32 vcpu_id)
-{
-	struct vpmu_vcpu_key key = { .tgid = tgid, .vcpu_id = vcpu_id };
-	struct vpmu_vcpu *vcpu = vcpus.lookup(&key), *blank;
-	int first = 0;
-
-	if (vcpu)
-		return vcpu;
-	blank = no_vcpu.lookup(&first);
-	if (blank)
-		vcpus.insert(&key, blank);
-	tell_process(tgid);
-	return vcpus.lookup(&key);
-}
-
-/* Adds what the pmc holds to its vCPU's gauges, or subtracts it (sign -1). */
-static __always_inline void count_held(struct vpmu_vcpu *vcpu, const struct vpmu_pmc *pmc, s64 sign)
-{
-	if (pmc->members) {
-		vcpu->groups[pmc->state & (VPMU_STATES - 1)] += sign;
-		vcpu->events += sign * (s64)mask_count(pmc->members);
-	}
-	if (pmc->orphans | pmc->left)
-		vcpu->orphans += sign * (s64)(mask_count(pmc->orphans) + pmc->left);
-}
-
-/*
- * Compares the vCPU's count of events with KVM's. KVM counts an event after it was created, and stops
- * counting it after it was released: during a create the event is not in its count yet, during a release
- * it still is.
- */
-static __always_inline bool is_miscounted(struct vpmu_vcpu *vcpu, u8 name, bool failed, s32 event_count,
-					  s64 *expected)
-{
-	*expected = vcpu->event_count;
-	if (event_count < 0)
-		return 0;
-	if (name == VPMU_CREATE)
-		vcpu->event_count = (event_count + !failed) & 0xff; /* u8 event_count */
-	else if (name == VPMU_RELEASE)
-		vcpu->event_count = (event_count - 1) & 0xff;
-	else
-		vcpu->event_count = event_count;
-	return *expected >= 0 && *expected != event_count;
-}
-
-static __always_inline void count_error(u32 tgid, s64 result)
-{
-	struct vpmu_error_key key = { .tgid = tgid, .error = -result };
-	u64 none = 0, *count = errors.lookup_or_try_init(&key, &none);
-
-	if (count)
-		__sync_fetch_and_add(count, 1);
-	else
-		count_lost(VPMU_LOST_ERRORS_FULL);
-}
-
-static __always_inline int call_return(u32 name, u64 returned)
-{
-	u64 now = bpf_ktime_get_ns(), id = bpf_get_current_pid_tgid(), duration;
-	struct vpmu_pmc_key key = { .tgid = id >> 32 };
-	u32 tid = id, stream = 0, epoch = epoch_now(&stream);
-	struct vpmu_inflight *call = inflight.lookup(&tid);
-	s64 result = 0, expected;
-	struct vpmu_call *record;
+	u64 now_ns = bpf_ktime_get_ns(), duration;
+	struct vpmu_thread *call = this_thread();
 	struct vpmu_pmc *pmc;
-	struct vpmu_vcpu *vcpu;
-	bool is_program;
-	u8 byte = 0;
-	u32 kind;
 
 	if (!call || call->name != name)
 		return 0;
-	duration = now - call->time_ns;
-	call->failed = 0;
-	call->disabled = 0;
-	call->n = 1;
-	call->event_count = -1;
-	if (name == VPMU_CREATE) {
-		call->disabled = call->attr_flags & ATTR_DISABLED;
-		if (returned >= (u64)-MAX_ERRNO) {
-			result = (s64)returned;
-			call->failed = 1;
-		} else {
-			call->event = returned;
-		}
-	}
-	key.pmc = call->pmc ? call->pmc : call->event;
-	is_program = name == VPMU_CREATE && !call->leader;
-	pmc = pmc_of(&key, call->pmc, is_program);
-	if (!pmc) {
-		count_lost(VPMU_LOST_PMCS_FULL);
-		goto out;
-	}
-	vcpu = vcpu_of(key.tgid, call->pmc ? pmc->vcpu_id : -1 - (s32)tid);
-	if (!vcpu) {
-		count_lost(VPMU_LOST_VCPUS_FULL);
-		pmc->epoch = 0;
-		goto out;
-	}
-	count_held(vcpu, pmc, -1);
-	/* A call that began before the end (epoch 0) is still judged at its return. */
-	if (epoch && pmc->epoch != epoch) {
-		pmc->epoch = epoch;
-		pmc->state = VPMU_STATE_UNKNOWN;
-		pmc->left = 0;
-	}
-	if (epoch && vcpu->epoch != epoch) {
-		vcpu->epoch = epoch;
-		vcpu->event_count = -1;
-	}
-#ifdef VPMU_PMC_MAX_NR_EVENTS
-	if (call->pmc) {
-		vpmu_read(&byte, sizeof(byte), call->pmc + VPMU_PMC_MAX_NR_EVENTS);
-		call->n = byte ? byte : 1;
-	}
-#endif
-#ifdef VPMU_VCPU_EVENT_COUNT
-	if (pmc->vcpu) {
-		byte = 0;
-		vpmu_read(&byte, sizeof(byte), pmc->vcpu + VPMU_VCPU_EVENT_COUNT);
-		call->event_count = byte;
-	}
-#endif
-
-	/* Makes the verifier forget these values, so that it explores what follows only once. */
-	asm volatile("" : : : "memory");
-	VPMU_CHECK(name, pmc, &key, call, vcpu);
-	if (is_miscounted(vcpu, name, call->failed, call->event_count, &expected) &&
-	    (call->kind == VPMU_KIND_PREDICTED || call->kind == VPMU_KIND_UNKNOWN)) {
-		call->kind = VPMU_KIND_EVENT_COUNT_MISMATCH;
-		call->expected = VPMU_EXPECTED_EVENT_COUNT;
-		call->at = expected;
-		call->size = 1;
-	}
-	count_held(vcpu, pmc, 1);
-	asm volatile("" : : : "memory");
-	kind = call->kind;
-
-	vcpu->calls[name]++;
-	pmc->calls[name]++;
-	vcpu->duration_ns[name] += duration;
-	vcpu->duration_buckets[name * VPMU_BUCKETS + duration_bucket(duration)]++;
-	vcpu->verdicts[kind & VPMU_KINDS_MASK]++;
-	if (kind != VPMU_KIND_PREDICTED)
-		pmc->verdicts[kind & VPMU_KINDS_MASK]++;
-	if (name == VPMU_CREATE) {
-		pmc->attr_type = call->attr_type;
-		pmc->attr_config = call->attr_config;
-		pmc->attr_sample_period = call->attr_sample_period;
-		pmc->attr_flags = call->attr_flags;
-		if (call->leader) {
-			vcpu->pinned_siblings += !!(call->attr_flags & ATTR_PINNED);
-		} else {
-			vcpu->sizes[size_bucket(call->n)]++;
-			vcpu->sizes_sum += call->n;
-		}
-		if (result)
-			count_error(key.tgid, result);
-	}
-	if (!stream && !result && kind <= VPMU_KIND_UNKNOWN)
-		goto out;
-
-	record = calls.ringbuf_reserve(sizeof(*record));
-	if (!record) {
-		count_lost(VPMU_LOST_RING_FULL);
-		goto out;
-	}
-	record->time_ns = call->time_ns;
-	record->duration_ns = duration;
-	record->pmc = call->pmc;
-	record->event = call->event;
-	record->leader = call->leader;
-	record->result = result;
-	record->lost = all_lost();
-	record->attr_config = call->has_attr ? call->attr_config : pmc->attr_config;
-	record->attr_sample_period = call->has_attr ? call->attr_sample_period : pmc->attr_sample_period;
-	record->attr_flags = call->has_attr ? call->attr_flags : pmc->attr_flags;
-	record->attr_type = call->has_attr ? call->attr_type : pmc->attr_type;
-	record->expected_at = call->at;
-	record->tgid = key.tgid;
-	record->tid = tid;
-	record->vcpu_id = pmc->vcpu_id;
-	record->event_count = call->event_count;
-	record->name = name;
-	record->pmc_type = pmc->pmc_type;
-	record->pmc_idx = pmc->pmc_idx;
-	record->max_nr_events = call->n;
-	record->verdict = kind;
-	record->expected = call->expected;
-	record->event_index = call->event_index;
-	record->leader_index = call->leader_index;
-	record->expected_size = call->size;
-	calls.ringbuf_submit(record, 0);
-out:
-	/* The guest-LBR event belongs to no pmc: it has an entry of its own, which ends with it. */
-	if (!call->pmc && pmc && pmc->state == VPMU_STATE_EMPTY)
-		pmcs.delete(&key);
 	call->name = VPMU_CALLS;
+	duration = now_ns - call->time_ns;
+	pmc = pmcs.lookup(&call->pmc_slot);
+	if (!pmc)
+		return 0;
+	count_duration(pmc, name, duration);
+	if (unlikely(call->todo))
+		finish(name, call, pmc, duration, 0);
+	return 0;
+}
+
+/* create: judged at its return, which has the event. */
+
+/* A create as predicted, of a pmc that has left no event behind. */
+static __always_inline bool is_usual_create(struct vpmu_thread *call, struct vpmu_pmc *pmc,
+					    struct vpmu_vcpu *vcpu, const struct vpmu_control *now)
+{
+	s32 event_count;
+	u64 index = 0;
+
+	if (now->stream || !now->epoch || pmc->epoch != now->epoch || vcpu->epoch != now->epoch)
+		return 0;
+	if (call->failed || !call->pmc || pmc->orphans || pmc->left)
+		return 0;
+	event_count = event_count_of(pmc->kvm_vcpu);
+	if (event_count != vcpu->event_count)
+		return 0;
+	call->n = max_nr_events_of(call->pmc);
+	if (!vpmu_is_usual_create(pmc, call->event, call->leader, call->disabled, call->n, &index))
+		return 0;
+	if (event_count >= 0)
+		vcpu->event_count = (event_count + 1) & 0xff;
+	count_call(pmc, VPMU_CREATE);
+	put_hint(call, call->event, call->pmc_slot, index);
+	return 1;
+}
+
+static __always_inline int create_entry(u64 attr_addr, u64 leader, u64 handler, u64 context)
+{
+	struct vpmu_control *now = control_now();
+	bool is_kvms = is_kvm_handler(handler);
+	struct vpmu_attr attr = {};
+	struct vpmu_thread *call;
+
+	if (!now || !now->epoch)
+		return 0;
+	if (!is_kvms && (handler || context))
+		return 0;
+	vpmu_read(&attr, sizeof(attr), attr_addr);
+	if (!is_kvms && !is_guest_lbr(&attr))
+		return 0;
+	call = thread_for(this_thread(), context);
+	if (!call)
+		return 0;
+	if (unlikely(call->name != VPMU_CALLS))
+		miss_return(call);
+	call->pmc = context;
+	call->leader = leader;
+	call->attr_type = attr.type;
+	call->attr_config = attr.config;
+	call->attr_sample_period = attr.sample_period;
+	call->attr_flags = attr.flags;
+	begin_call(VPMU_CREATE, call);
+	return 0;
+}
+
+static __always_inline int create_return(u64 returned)
+{
+	u64 now_ns = bpf_ktime_get_ns(), duration, address;
+	struct vpmu_thread *call = this_thread();
+	struct vpmu_control *now = control_now();
+	struct vpmu_vcpu *vcpu;
+	struct vpmu_pmc *pmc;
+	s64 result = 0;
+
+	if (!now || !call || call->name != VPMU_CREATE)
+		return 0;
+	call->name = VPMU_CALLS;
+	duration = now_ns - call->time_ns;
+	call->disabled = call->attr_flags & ATTR_DISABLED;
+	call->failed = returned >= (u64)-MAX_ERRNO;
+	call->event = call->failed ? 0 : returned;
+	if (call->failed)
+		result = (s64)returned;
+	/* An event of guest LBR that could not be created has no address; its thread stands for it. */
+	address = call->pmc ? call->pmc : call->failed ? (u32)bpf_get_current_pid_tgid() : returned;
+	if (!find_entries(call, address, 1, &pmc, &vcpu))
+		return 0;
+	pmc->attr_type = call->attr_type;
+	pmc->attr_config = call->attr_config;
+	pmc->attr_sample_period = call->attr_sample_period;
+	pmc->attr_flags = call->attr_flags;
+	call->todo = 0;
+	if (unlikely(!is_usual_create(call, pmc, vcpu, now))) {
+		judge(VPMU_CREATE, call, pmc, vcpu, now->epoch);
+		call->todo = now->stream || result || call->kind > VPMU_KIND_UNKNOWN ? VPMU_SEND : 0;
+		if (!call->pmc && pmc->state == VPMU_STATE_EMPTY)
+			call->todo |= VPMU_END;
+		if (result)
+			count_error(call->tgid, result);
+	}
+	count_duration(pmc, VPMU_CREATE, duration);
+	if (call->leader) {
+		vcpu->siblings++;
+		vcpu->pinned_siblings += !!(pmc->attr_flags & ATTR_PINNED);
+	} else if (call->n > 1) {
+		vcpu->sizes[size_bucket(call->n)]++;
+		vcpu->sizes_sum += call->n;
+	}
+	if (unlikely(call->todo))
+		finish(VPMU_CREATE, call, pmc, duration, result);
 	return 0;
 }
 
@@ -688,12 +1228,18 @@ static __always_inline u64 func_ret(void *ctx)
 
 #endif
 
+#ifdef VPMU_NO_DURATIONS
+#define RETURN_PROBE(function, probe, name)
+#else
+#define RETURN_PROBE(function, probe, name) \
+	PROBE_RETURN(function, probe)       \
+	{                                   \
+		return event_return(name);  \
+	}
+#endif
+
 #define EVENT_PROBES(function, probe, name)       \
-	PROBE_RETURN(function, probe)             \
-	{                                         \
-		return call_return(name, 0);      \
-	}                                         \
-                                                  \
+	RETURN_PROBE(function, probe, name)       \
 	PROBE_ENTRY(function, probe)              \
 	{                                         \
 		return event_entry(name, ARG(0)); \
@@ -705,7 +1251,7 @@ EVENT_PROBES(perf_event_release_kernel, release, VPMU_RELEASE)
 
 PROBE_RETURN(perf_event_create_kernel_counter, create)
 {
-	return call_return(VPMU_CREATE, RETURNED);
+	return create_return(RETURNED);
 }
 
 PROBE_ENTRY(perf_event_create_kernel_counter, create)

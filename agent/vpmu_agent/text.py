@@ -44,6 +44,11 @@ def attr_text(attr: Attr) -> str:
     return f"{name}:{modifiers}".rstrip(":")
 
 
+def measured_text(ns: int) -> str:
+    """Return `duration_text()` of a call's or a VM's duration, and `-` for 0: it was not measured."""
+    return duration_text(ns) if ns else "-"
+
+
 def duration_text(ns: int) -> str:
     """Return a duration with three digits and its unit: `870 ns`, `12.3 µs`, `4.56 ms`."""
     if ns < 1000:

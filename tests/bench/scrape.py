@@ -1,4 +1,4 @@
-"""How long a scrape takes over HTTP, of maps full of made-up counts: `python -m tests.bench.scrape 1000`."""
+"""How long a scrape over HTTP takes, of maps with made-up counts: `python -m tests.bench.scrape 1000`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from tests.support.arrays import Arrays
 from vpmu_agent.counts.recent import Recent
 from vpmu_agent.counts.watch import Watch
-from vpmu_agent.model.rules import SLOTS
-from vpmu_agent.probes.layout import LOST_REASONS, VCPU, Layout, pmc_layout
+from vpmu_agent.loader.program import MAX_ENTRIES
+from vpmu_agent.model.rules import State
+from vpmu_agent.probes.layout import ARRAYS, CALLS, SIZES
 from vpmu_agent.vms.command_line import Vmm
 from vpmu_agent.vms.names import VmInfo
 from vpmu_agent.web.address import Address
@@ -31,8 +33,6 @@ from vpmu_agent.web.state import Overview
 
 VCPUS, PMCS = 4, 4
 """Of each VM, and of each vCPU."""
-
-_PMC = pmc_layout(SLOTS)
 _SCRAPES = 7
 
 
@@ -95,50 +95,32 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-class Maps:
-    """Maps as full as so many busy VMs fill them, in the bytes that the kernel gives."""
+def fill(arrays: Arrays, vms: int) -> None:
+    """Add entries as of busy VMs: hundreds of thousands of calls, minutes of host time."""
+    rng = random.Random(vms)
 
-    mode = "fexit"
-    functions = ("create", "enable", "pause", "release")
+    def some(length: int, below: int) -> list[int]:
+        return [rng.randrange(below) for _ in range(length)]
 
-    def __init__(self, vms: int) -> None:
-        rng = random.Random(vms)
-        self._vcpus = [
-            (tgid, vcpu, _packed(VCPU, _vcpu_counts, rng)) for tgid in range(vms) for vcpu in range(VCPUS)
-        ]
-        self._pmcs = [
-            (tgid, _packed(_PMC, _pmc_counts(vcpu, idx), rng))
-            for tgid in range(vms)
-            for vcpu in range(VCPUS)
-            for idx in range(PMCS)
-        ]
-        self._errors = [(tgid, 28, rng.randrange(1, 1000)) for tgid in range(0, vms, 10)]
-        # A hash map gives its entries in no order.
-        rng.shuffle(self._vcpus)
-        rng.shuffle(self._pmcs)
-
-    def vcpus(self) -> Iterator[tuple[int, int, tuple[int, ...]]]:
-        """See watch.Probes, as the others."""
-        unpack = VCPU.struct.unpack
-        for tgid, vcpu, packed in self._vcpus:
-            yield tgid, vcpu, unpack(packed)
-
-    def pmcs(self) -> Iterator[tuple[int, tuple[int, ...]]]:
-        unpack = _PMC.struct.unpack
-        for tgid, packed in self._pmcs:
-            yield tgid, unpack(packed)
-
-    def errors(self) -> Iterator[tuple[int, int, int]]:
-        return iter(self._errors)
-
-    def lost(self) -> Mapping[str, int]:
-        return dict.fromkeys(LOST_REASONS, 0)
-
-    def forget(self, tgids: Set[int]) -> None:
-        raise AssertionError(f"{tgids} are not gone")
-
-    def occupancy(self) -> Mapping[str, tuple[int, int]]:
-        return {"vcpus": (len(self._vcpus), 8192), "pmcs": (len(self._pmcs), 65536)}
+    for tgid in range(1, vms + 1):
+        for vcpu in range(VCPUS):
+            sizes = [0, 0, *some(SIZES["VPMU_SIZES"] - 2, 10**5)]
+            slot = arrays.take_vcpu(tgid, vcpu, siblings=3 * 10**5, sizes=sizes, sizes_sum=10**6)
+            for idx in range(PMCS):
+                pmc: dict[str, int | Sequence[int]] = {
+                    "vcpu_id": vcpu,
+                    "pmc_idx": idx,
+                    "state": list(State).index(State.RUNNING),
+                    "members": 0b1111,
+                    "calls": some(len(CALLS), 10**6),
+                    "due": [0, 1, 0, 0],
+                }
+                for call in CALLS:
+                    pmc[f"{call}_ns"] = rng.randrange(10**11)
+                    pmc[f"{call}_buckets"] = some(SIZES["VPMU_BUCKETS"], 10**5)
+                arrays.take_pmc(tgid, tgid << 32 | vcpu << 16 | idx, slot, **pmc)
+        if tgid % 10 == 0:
+            arrays.fail(tgid, 28, rng.randrange(1, 1000))
 
 
 class _Names:
@@ -152,31 +134,11 @@ class _Names:
         raise AssertionError(f"{tgid} is not gone")
 
 
-_Numbers = Callable[[str, random.Random], int]
-
-
-def _packed(layout: Layout, number: _Numbers, rng: random.Random) -> bytes:
-    numbers = [
-        number(field, rng) for field, where in layout.fields.items() for _ in range(where.start, where.stop)
-    ]
-    return layout.struct.pack(*numbers)
-
-
-def _vcpu_counts(field: str, rng: random.Random) -> int:
-    """Of a vCPU whose guest profiles: hundreds of thousands of calls, minutes of host time."""
-    if field in ("groups", "events", "orphans", "event_count"):
-        return rng.randrange(PMCS)
-    return rng.randrange(10**11) if field == "duration_ns" else rng.randrange(10**5)
-
-
-def _pmc_counts(vcpu: int, idx: int) -> _Numbers:
-    known = {"vcpu_id": vcpu, "pmc_idx": idx, "pmc_type": 0, "verdicts": 0}
-    return lambda field, rng: rng.randrange(10**5) if field == "calls" else known.get(field, 1)
-
-
 def _serve(vms: int, *, per_counter: bool) -> None:
-    with closing(Server(Address("127.0.0.1", 0))) as server:
-        watch = Watch(Maps(vms), _Names(), per_counter=per_counter)
+    arrays = Arrays(**{name: MAX_ENTRIES[name] for name in ARRAYS})
+    fill(arrays, vms)
+    with closing(Server(Address("127.0.0.1", 0))) as server, arrays.probes() as probes:
+        watch = Watch(probes, _Names(), per_counter=per_counter)
         server.start(application(Exporter(watch), Overview(watch, Recent(), str)))
         print(server.address, flush=True)
         sys.stdin.read()

@@ -61,7 +61,9 @@ class Lookalike:
         return json.dumps({"path": str(self.path), "constants": self.constants, **more})
 
     @contextmanager
-    def probes(self, *, stream: bool = True, census: bool = False, **options: Any) -> Iterator[Probes]:
+    def probes(
+        self, *, stream: bool = True, census: bool = False, vms: Vms | None = None, **options: Any
+    ) -> Iterator[Probes]:
         """Live probes, handed over by a loader that is gone by then."""
         ours, theirs = handover.channel()
         with ours, theirs:
@@ -69,7 +71,7 @@ class Lookalike:
             plan = self.plan(options=options, census=census)
             command = [sys.executable, "-m", "tests.bpf.loader", plan, str(number)]
             subprocess.run(command, pass_fds=[number], check=True, cwd=ROOT)
-            with adopt(ours, vms=Vms(), stream=stream) as probes:
+            with adopt(ours, vms=vms or Vms(), stream=stream) as probes:
                 yield probes
 
     def run(
@@ -156,7 +158,7 @@ Start = Callable[..., AbstractContextManager[Running]]
 @pytest.fixture
 def start(stock: Lookalike) -> Start:
     @contextmanager
-    def start(**plan: object) -> Iterator[Running]:
+    def start(*arguments: str, **plan: object) -> Iterator[Running]:
         # Not pytest's folder, which every session makes its own user's again: the daemon is nobody.
         with tempfile.TemporaryDirectory() as folder:
             Path(folder).chmod(0o755)
@@ -168,7 +170,7 @@ def start(stock: Lookalike) -> Start:
                 "PYTHONPATH": str(ROOT),
             }
             with subprocess.Popen(
-                [sys.executable, "-m", "tests.bpf.host", "run", "--listen", "127.0.0.1:0"],
+                [sys.executable, "-m", "tests.bpf.host", "run", "--listen", "127.0.0.1:0", *arguments],
                 stderr=subprocess.PIPE,
                 env=os.environ | environment,
                 cwd=ROOT,

@@ -1,9 +1,15 @@
-"""Random sequences of calls through the BPF monitor and the Python check: same verdicts, same counts.
+"""Sequences of calls through the BPF monitor and the Python check: same verdicts, registers and counts.
 
-`python -m tests.bpf.fuzz` makes a million of them, on all processors; it prints how far it is, and ends with
-what it met. A sequence is the life of a random host's counters (tests/support/world.py), valid or with the
-design's hazards, in three of four cases with faults put in. Its seed makes it again: `--seed S
+`python -m tests.bpf.fuzz` makes a million random ones, on all processors; it prints how far it is, and ends
+with what it met. A sequence is the life of a random host's counters (tests/support/world.py), valid or with
+the design's hazards, in three of four cases with faults put in. Its seed makes it again: `--seed S
 --sequences 1`.
+
+`--all DEPTH` makes no random ones, but all that guests can do with two counters in so many steps.
+
+Most sequences are made as the daemon sees them, so that a usual call takes its own way through the monitor,
+and what that does is held against the check's registers after every call. Every eighth one is made as a trace
+sees it, call by call.
 """
 
 from __future__ import annotations
@@ -14,47 +20,107 @@ import os
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from operator import itemgetter
 
 from tests.bpf.twins import Twins
-from tests.support.sequences import sequence, without_groups
+from tests.support.every import count, every_sequence
+from tests.support.sequences import possible, sequence, without_groups
 from vpmu_agent.model.call import Call, CallName
 from vpmu_agent.model.check import Checker
+from vpmu_agent.model.registers import Registers
 from vpmu_agent.model.rules import Kind, State
 from vpmu_agent.model.verdict import Verdict
 
-Numbers = dict[str, tuple[int, ...]]
+_CALLS, _STATES = tuple(CallName), tuple(State)
+_KINDS = {kind: i for i, kind in enumerate(Kind)}
+_PREDICTED = _KINDS[Kind.PREDICTED]
+_REGISTERS = ("size", "members", "enabled", "orphans", "walk", "gone", "left", "paused", "faults")
 
 
-def differences(calls: list[Call], twins: Twins) -> Iterator[str]:
+class _Pmc:
+    """What the check says of a pmc, as numbers that the monitor should have in its entry."""
+
+    def __init__(self) -> None:
+        self.calls = [0] * len(_CALLS)
+        self.due = [0] * len(_CALLS)
+        self.verdicts = [0] * len(_KINDS)
+
+    def count(self, call: Call, said: Verdict) -> None:
+        """Counts a call."""
+        name = _CALLS.index(call.name)
+        self.calls[name] += 1
+        self.due[name] -= 1
+        for i, predicted in enumerate(said.counts):
+            self.due[i] += predicted
+        kind = _KINDS[said.kind]
+        if kind != _PREDICTED:
+            self.verdicts[kind] += 1
+
+    def numbers(self, pmc: Registers, twins: Twins) -> tuple[object, ...]:
+        """All of them; `pmc` are the check's registers."""
+        held = pmc.members | pmc.orphans
+        events = [twins.address(event) for i, event in enumerate(pmc.events) if (held >> i) & 1]
+        registers = tuple(getattr(pmc, name) for name in _REGISTERS)
+        return pmc.state, registers, events, self.calls, self.due, self.verdicts
+
+
+class _Entry:
+    """The same of the monitor's entry."""
+
+    def __init__(self, twins: Twins) -> None:
+        fields = twins.pmc_fields
+        self._state = fields["state"].start
+        self._registers = itemgetter(*(fields[name].start for name in _REGISTERS))
+        self._held = itemgetter(fields["members"].start, fields["orphans"].start)
+        self._event, self._events = fields["event"].start, fields["events"]
+        self._calls, self._due, self._verdicts = (fields[name] for name in ("calls", "due", "verdicts"))
+
+    def numbers(self, entry: tuple[int, ...]) -> tuple[object, ...]:
+        """All of them."""
+        members, orphans = self._held(entry)
+        events = [entry[self._event], *entry[self._events][1:]]
+        return (
+            _STATES[entry[self._state]],
+            self._registers(entry),
+            [event for i, event in enumerate(events) if ((members | orphans) >> i) & 1],
+            list(entry[self._calls]),
+            list(entry[self._due]),
+            list(entry[self._verdicts]),
+        )
+
+
+def differences(calls: list[Call], twins: Twins, *, traced: bool = False) -> Iterator[str]:
     """Where the two do not agree, in words; and nothing else is said where they do."""
     twins.begin()
-    monitor = Checker()
-    counted: defaultdict[int, Counter[str]] = defaultdict(Counter)
+    twins.stream(on=traced)
+    check = Checker()
+    entry = _Entry(twins)
+    counted: defaultdict[int, _Pmc] = defaultdict(_Pmc)
     for i, call in enumerate(calls):
-        python = monitor.observe(call)
-        seen, kernel = twins.observe(call)
-        if _essence(python) != _essence(kernel):
-            yield f"call {i}, {call.name}: {python} in Python, {kernel} in BPF"
+        said = check.observe(call)
+        twins.make(call)
+        received = twins.received()
+        what = f"call {i}, {call.name}: {said} in Python"
+        if traced or said.kind.is_divergence or call.result:
+            if len(received) != 1:
+                yield f"{what}, {len(received)} records in BPF"
+                return
+            seen, kernel = received[0]
+            if _essence(said) != _essence(kernel):
+                yield f"{what}, {kernel} in BPF"
+                return
+            if _identity(seen) != _identity(call):
+                yield f"call {i}: {call} was made, and {seen} seen"
+        elif received:
+            yield f"{what}, {received} in BPF"
             return
-        if _identity(seen) != _identity(call):
-            yield f"call {i}: {call} was made, and {seen} seen"
-        _count(counted[call.vcpu], call, python)
-    for group in monitor.groups():
-        numbers = counted[group.vcpu]
-        if group.events:
-            numbers[f"groups {tuple(State).index(group.state)}"] += 1
-        numbers["events 0"] += group.events
-        numbers["orphans 0"] += group.orphans
-    for vcpu, numbers in counted.items():
-        there = twins.vcpu(vcpu)
-        kernels = {
-            f"{field} {i}": n
-            for field in ("calls", "predicted", "verdicts", "sizes_sum", "groups", "events", "orphans")
-            for i, n in enumerate(there[field])
-        }
-        if +Counter(kernels) != +numbers or min(kernels.values()) < 0:
-            yield f"vCPU {vcpu}: {dict(+numbers)} in Python, {dict(+Counter(kernels))} in BPF"
+        pmc = counted[call.pmc]
+        pmc.count(call, said)
+        ours = pmc.numbers(check.registers(call), twins)
+        if ours != (theirs := entry.numbers(twins.pmc(call.pmc))):
+            yield f"{what}: {ours} in Python, {theirs} in BPF"
+            return
 
 
 def _identity(call: Call) -> tuple[object, ...]:
@@ -65,35 +131,57 @@ def _essence(verdict: Verdict) -> tuple[object, ...]:
     return verdict.kind, verdict.event, verdict.leader, verdict.expected
 
 
-def _count(numbers: Counter[str], call: Call, said: Verdict) -> None:
-    names = tuple(CallName)
-    numbers[f"calls {names.index(call.name)}"] += 1
-    numbers[f"verdicts {tuple(Kind).index(said.kind)}"] += 1
-    numbers.update({f"predicted {i}": n for i, n in enumerate(said.counts)})
-    if call.name is CallName.CREATE and not call.leader:
-        numbers["sizes_sum 0"] += max(1, call.max_nr_events)
+class Run:
+    """What came of some sequences."""
+
+    def __init__(self) -> None:
+        self.sequences = 0
+        self.calls = 0
+        self.kinds = Counter[Kind]()
+        self.different: list[str] = []
+
+    def add(self, other: Run) -> None:
+        """Adds what came of others."""
+        self.sequences += other.sequences
+        self.calls += other.calls
+        self.kinds += other.kinds
+        self.different += other.different
 
 
-def run(seeds: range) -> tuple[int, Counter[Kind], list[str]]:
-    """Tries these sequences; returns how many calls they had, what the verdicts were, and what differed."""
-    grouped, stock = (Twins(grouped=grouped, vcpus=2, pmcs=3, events=8192) for grouped in (True, False))
-    kinds: Counter[Kind] = Counter()
-    calls = 0
-    different: list[str] = []
-    for seed in seeds:
-        with_groups = seed % 4 != 0
-        made = sequence(seed, grouped=with_groups)
-        if not with_groups:
-            made = without_groups(made)
-        calls += len(made)
-        twins = grouped if with_groups else stock
-        different += [f"seed {seed}: {what}" for what in differences(made, twins)]
-        monitor = Checker()
-        kinds.update(monitor.observe(call).kind for call in made)
-    lost = sum(grouped.lost().values()) + sum(stock.lost().values())
-    if lost:
-        different.append(f"seeds {seeds}: {lost} calls were lost")
-    return calls, kinds, different
+def run(sequences: Iterable[tuple[str, bool, bool, list[Call]]]) -> Run:
+    """Tries sequences: (what it is, whether it has groups, whether it is traced, its calls)."""
+    monitors = {groups: Twins(grouped=groups, vcpus=2, pmcs=3, events=8192) for groups in (True, False)}
+    came = Run()
+    for what, groups, traced, calls in sequences:
+        came.sequences += 1
+        came.calls += len(calls)
+        found = differences(calls, monitors[groups], traced=traced)
+        came.different += [f"{what}: {difference}" for difference in found]
+        check = Checker()
+        came.kinds.update(check.observe(call).kind for call in calls)
+    if lost := sum(sum(monitor.lost().values()) for monitor in monitors.values()):
+        came.different.append(f"{lost} calls were lost")
+    return came
+
+
+def randomly(seeds: range) -> Run:
+    """Tries the sequences of these seeds."""
+    return run(map(_random, seeds))
+
+
+def _random(seed: int) -> tuple[str, bool, bool, list[Call]]:
+    groups = seed % 4 != 0
+    calls = sequence(seed, grouped=groups)
+    calls = possible(calls if groups else without_groups(calls))
+    return f"seed {seed}", groups, seed % 8 == 1, calls
+
+
+def exhaustively(part: tuple[int, int, int]) -> Run:
+    """Tries all sequences of so many steps that begin with one of the first steps: (depth, from, to)."""
+    depth, start, end = part
+    return run(
+        (f"steps {steps}", True, False, calls) for steps, calls in every_sequence(depth, range(start, end))
+    )
 
 
 _BATCH = 2000
@@ -104,28 +192,33 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bpf.fuzz", description=__doc__)
     parser.add_argument("--sequences", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0, help="the first one")
+    parser.add_argument("--all", type=int, metavar="DEPTH", help="every sequence of so many steps instead")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    end = arguments.seed + arguments.sequences
-    batches = [range(a, min(a + _BATCH, end)) for a in range(arguments.seed, end, _BATCH)]
-    calls, done, failed = 0, 0, 0
-    kinds: Counter[Kind] = Counter()
+    total = Run()
+    done = 0
     start = time.monotonic()
     # Processes of their own each: a monitor's maps know a process by its tgid.
     with multiprocessing.get_context("spawn").Pool(arguments.processes, maxtasksperchild=20) as pool:
-        for batch_calls, batch_kinds, different in pool.imap_unordered(run, batches):
-            calls += batch_calls
-            kinds += batch_kinds
+        if arguments.all:
+            parts = [(arguments.all, i, i + 1) for i in range(count(2))]
+            batches, came = len(parts), pool.imap_unordered(exhaustively, parts)
+        else:
+            end = arguments.seed + arguments.sequences
+            ranges = [range(a, min(a + _BATCH, end)) for a in range(arguments.seed, end, _BATCH)]
+            batches, came = len(ranges), pool.imap_unordered(randomly, ranges)
+        for batch in came:
+            total.add(batch)
             done += 1
-            failed += len(different)
-            for line in different[:20]:
+            for line in batch.different[:20]:
                 print(line)
-            took = time.monotonic() - start
-            rate = f"{calls / took:,.0f} calls/s"
-            print(f"{done * 100 // len(batches):3} % {calls:12,} calls, {rate}, {failed} differ", flush=True)
-    print(f"{arguments.sequences:,} sequences, {calls:,} calls, {failed} differences")
-    print(", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common()))
-    missing = set(Kind) - set(kinds)
+            rate = f"{total.calls / (time.monotonic() - start):,.0f} calls/s"
+            failed = len(total.different)
+            print(f"{done * 100 // batches:3} % {total.calls:12,} calls, {rate}, {failed} differ", flush=True)
+    failed = len(total.different)
+    print(f"{total.sequences:,} sequences, {total.calls:,} calls, {failed} differences")
+    print(", ".join(f"{kind} {times:,}" for kind, times in total.kinds.most_common()))
+    missing = set() if arguments.all else set(Kind) - set(total.kinds)
     if missing:
         print(f"never met: {', '.join(sorted(missing))}")
     return 1 if failed or missing else 0

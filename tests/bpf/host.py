@@ -6,6 +6,7 @@ environment has the loader's plan (LOADER_PLAN) and a file with what kvm_instanc
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -15,8 +16,10 @@ from vpmu_agent.daemon.attachment import ProbeSource
 from vpmu_agent.probes import Mode
 
 
-def loader_command(_mode: Mode) -> list[str]:
-    return [sys.executable, "-P", "-m", "tests.bpf.loader", os.environ["LOADER_PLAN"]]
+def loader_command(_mode: Mode, *, durations: bool) -> list[str]:
+    plan = json.loads(os.environ["LOADER_PLAN"])
+    plan["options"] = plan.get("options", {}) | {"durations": durations}
+    return [sys.executable, "-P", "-m", "tests.bpf.loader", json.dumps(plan)]
 
 
 def kvm_instance() -> int | None:

@@ -11,12 +11,11 @@ import os
 import socket
 import sys
 
+from tests.support.arrays import Taker
 from vpmu_agent.kernel.census import read_census_layout
 from vpmu_agent.loader.main import handover_of, with_census
-from vpmu_agent.loader.program import compile_program
+from vpmu_agent.loader.program import compile_program, seen_at_return
 from vpmu_agent.probes import FUNCTIONS, handover
-from vpmu_agent.probes.layout import ERROR_KEY, PMC_KEY, VCPU_KEY
-from vpmu_agent.probes.maps import Map
 
 VCPUS, PMCS = 4, 4
 """Of each VM, and of each vCPU, that is there already."""
@@ -25,9 +24,12 @@ VCPUS, PMCS = 4, 4
 def main(text: str, number: str) -> None:
     plan = json.loads(text)
     census = read_census_layout().constants if plan.get("census") else {}
-    bpf = compile_program(plan["constants"] | census, user_memory=True, **plan.get("options", {}))
+    options = plan.get("options", {})
+    bpf = compile_program(plan["constants"] | census, user_memory=True, **options)
+    returning = seen_at_return(durations=options.get("durations", True))
     for name, function in FUNCTIONS.items():
-        for attach, end in (bpf.attach_uretprobe, "return"), (bpf.attach_uprobe, "entry"):
+        ends = [(bpf.attach_uretprobe, "return")] if name in returning else []
+        for attach, end in (*ends, (bpf.attach_uprobe, "entry")):
             attach(name=plan["path"].encode(), sym=function.encode(), fn_name=f"vpmu_{name}_{end}".encode())
     handed = handover_of(bpf, "uprobe")
     if plan.get("census"):
@@ -38,14 +40,13 @@ def main(text: str, number: str) -> None:
 
 
 def fill(maps: dict[str, int], tgids: list[int]) -> None:
-    vcpus, pmcs, errors = (Map(name, maps[name]) for name in ("vcpus", "pmcs", "errors"))
+    taker = Taker(maps)
     for tgid in tgids:
-        errors.put(ERROR_KEY.struct.pack(tgid, 28), (2).to_bytes(errors.value_size, sys.byteorder))
+        taker.fail(tgid, 28, 2)
         for vcpu in range(VCPUS):
-            vcpus.put(VCPU_KEY.struct.pack(tgid, vcpu), bytes(vcpus.value_size))
+            slot = taker.take_vcpu(tgid, vcpu)
             for pmc in range(PMCS):
-                address = tgid << 16 | vcpu << 8 | pmc
-                pmcs.put(PMC_KEY.struct.pack(address, tgid, 0), bytes(pmcs.value_size))
+                taker.take_pmc(tgid, tgid << 16 | vcpu << 8 | pmc, slot, vcpu_id=vcpu, pmc_idx=pmc)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import threading
 import time
@@ -37,6 +38,32 @@ def test_it_counts_with_no_privileges_at_all(start: Start, stock: Lookalike) -> 
         running.wait_for('vpmu_agent_map_entries{map="vcpus"} 0.0\n')
         running.process.terminate()
         assert running.process.wait(10) == 0
+
+
+def test_without_durations_all_else_is_counted(start: Start, stock: Lookalike) -> None:
+    with start("--no-durations") as running:
+        run(stock, "web01", rounds=50)
+        text = running.wait_for(enables("50", "web01"))
+        for call in ("create", "enable", "pause", "release"):
+            (calls,) = re.findall(f'^vpmu_calls_total{{call="{call}",vm="web01"}} (.+)', text, re.MULTILINE)
+            assert f'vpmu_predicted_calls_total{{call="{call}",vm="web01"}} {calls}\n' in text
+        assert "vpmu_agent_durations_enabled 0.0\n" in text
+        assert "vpmu_call_duration_seconds" not in text
+        assert "vpmu_host_seconds" not in text
+
+
+def test_a_vm_that_has_too_many_counters_is_named_once(start: Start, stock: Lookalike) -> None:
+    # One process may have a quarter of the entries.
+    with start(options={"max_entries": {"pmcs": 64}}) as running:
+        run(stock, "greedy", pmcs=20, rounds=2)
+        said = read_until(running.process.stderr, b"greedy: calls are refused (40 so far)").decode()
+        assert "has more counters than it may have" in said
+        text = running.wait_for('vpmu_refused_calls_total{vm="greedy"} 40\n')
+        assert enables("32", "greedy") in text
+        run(stock, "modest", pmcs=10, rounds=2)
+        text = running.wait_for(enables("20", "modest"))
+        assert 'vpmu_refused_calls_total{vm="modest"} 0\n' in text
+        assert 'vpmu_agent_lost_records_total{reason="over_share"} 40.0\n' in text
 
 
 def test_kvm_is_loaded_anew(start: Start, stock: Lookalike) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.bpf.conftest import Lookalike
+from tests.support.arrays import MMAPABLE, create_map
 from tests.support.children import in_child
 from vpmu_agent import probes
 from vpmu_agent.kernel.errors import KernelError
@@ -23,8 +24,8 @@ HASH, ARRAY = 1, 2  # BPF_MAP_TYPE_*
 _U32, _U64 = struct.Struct("=I"), struct.Struct("=Q")
 
 
-def create(kind: int, *, room: int) -> Map:
-    return Map("test", libbpf().bpf_map_create(kind, b"test", 4, 8, room, None))
+def create(kind: int, *, room: int, value_size: int = 8, flags: int = 0) -> Map:
+    return Map("test", create_map("test", kind, 4, value_size, room, flags))
 
 
 @pytest.fixture
@@ -71,6 +72,35 @@ def test_an_array_and_an_empty_hash() -> None:
     assert empty.get(_U32.pack(1)) is None
     array.close()
     empty.close()
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 256])
+def test_the_first_entries_of_an_array(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maps, "_CHUNK", chunk)
+    array = create(ARRAY, room=9)
+    for i in range(9):
+        array.put(_U32.pack(i), _U64.pack(i * i))
+    for count in (0, 1, 2, 5, 9):
+        found = [
+            (start + i, value)
+            for start, values in array.first(count)
+            for i, (value,) in enumerate(_U64.iter_unpack(values))
+        ]
+        assert found == [(i, i * i) for i in range(count)]
+    array.close()
+
+
+def test_writing_into_an_entry_leaves_the_rest_of_it() -> None:
+    """Entries here cross pages, and the array is larger than what is mapped at a time."""
+    room, size = 200, 1000
+    array = create(ARRAY, room=room, value_size=size, flags=MMAPABLE)
+    for i in range(room):
+        array.put(_U32.pack(i), bytes([i]) * size)
+    array.write_at(set(range(room)) - {7}, 500, b"\xff\xfe\xfd\xfc")
+    for i in range(room):
+        written = bytes([i]) * 4 if i == 7 else b"\xff\xfe\xfd\xfc"
+        assert array.get(_U32.pack(i)) == bytes([i]) * 500 + written + bytes([i]) * (size - 504)
+    array.close()
 
 
 def test_what_the_kernel_refuses_names_the_map(full: Map) -> None:

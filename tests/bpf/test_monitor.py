@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from tests.bpf import fuzz
 from tests.bpf.twins import Twins
-from tests.support.sequences import sequence
+from tests.support import every
+from tests.support.scenes import Guest
+from tests.support.sequences import possible, sequence, without_groups
 from tests.support.world import World
 from vpmu_agent.loader import program
 from vpmu_agent.model.call import Call, CallName
@@ -23,10 +27,37 @@ from vpmu_agent.probes.sources import bpf_folder
 
 
 def test_some_thousands_of_random_sequences() -> None:
-    calls, kinds, different = fuzz.run(range(3000))
-    assert different == []
-    assert calls > 50_000
-    assert set(kinds) == set(Kind)
+    came = fuzz.randomly(range(3000))
+    assert came.different == []
+    assert came.calls > 50_000
+    assert set(came.kinds) == set(Kind)
+
+
+def test_everything_that_guests_can_do_in_two_steps() -> None:
+    came = fuzz.exhaustively((2, 0, every.count(2)))
+    assert came.different == []
+    assert came.sequences == every.count(2) == 450
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["stock", "grouped"])
+def test_without_durations_it_says_the_same(grouped: bool) -> None:
+    twins = Twins(grouped=grouped, vcpus=2, pmcs=3, events=8192, durations=False)
+    for seed in range(1000):
+        calls = sequence(seed, grouped=grouped)
+        calls = possible(calls if grouped else without_groups(calls))
+        assert list(fuzz.differences(calls, twins, traced=seed % 4 == 0)) == []
+    assert sum(twins.lost().values()) == 0
+
+
+def test_without_durations_a_record_has_none() -> None:
+    measuring, counting = (Twins(grouped=True, durations=durations) for durations in (True, False))
+    calls = list(Guest("web01", os.getpid()).life(size=2))
+    for call in calls:
+        measured, unmeasured = (twins.observe(call)[0] for twins in (measuring, counting))
+        assert measured.duration_ns > 0
+        assert measured.time_ns < unmeasured.time_ns < measured.time_ns + 1_000_000_000
+        if call.name is not CallName.CREATE:
+            assert unmeasured.duration_ns == 0
 
 
 # Each is a fault that a generator, or a person, could make.
@@ -35,13 +66,24 @@ MUTANTS = {
     "another index": ("call->event_index = index;", "call->event_index = 0;"),
     "another kind": ("say_next(call, RELEASED_TWICE);", "say_next(call, UNKNOWN);"),
     "another expectation": ("say(call, ORPHANED_MEMBER, RELEASES,", "say(call, ORPHANED_MEMBER, RELEASE,"),
-    "a count too few": (
-        "vcpu->predicted[VPMU_RELEASE] += mask_count(ahead);",
-        "vcpu->predicted[VPMU_RELEASE]++;",
-    ),
+    "a count too few": ("due[VPMU_RELEASE] += mask_count(ahead);", "due[VPMU_RELEASE]++;"),
     "an orphan forgotten": ("pmc->orphans |= pmc->members;", ";"),
     "a repetition reported": ("pmc->faults |= BIT(call->kind);", ";"),
+    "N not asked for": (
+        "if (name == VPMU_RELEASE)\n\t\treturn",
+        "if (name == VPMU_RELEASE)\n\t\treturn 0 &&",
+    ),
 }
+
+
+def is_found(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, sequences: int = 2000) -> bool:
+    """Whether a monitor.h with a fault says anything else than the Python check."""
+    shutil.copytree(bpf_folder(), folder)
+    (folder / "monitor.h").write_text(text)
+    monkeypatch.setattr(program, "bpf_folder", lambda: folder)
+    twins = Twins(grouped=True, vcpus=2, pmcs=3, events=8192)
+    tried = (possible(sequence(seed, grouped=True)) for seed in range(sequences))
+    return any(list(fuzz.differences(calls, twins)) for calls in tried)
 
 
 @pytest.mark.parametrize("name", MUTANTS)
@@ -49,14 +91,55 @@ def test_a_fault_in_the_generated_monitor_is_found(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right, wrong = MUTANTS[name]
-    folder = shutil.copytree(bpf_folder(), tmp_path / "bpf")
-    text = (folder / "monitor.h").read_text()
+    text = (bpf_folder() / "monitor.h").read_text()
     assert right in text
-    (folder / "monitor.h").write_text(text.replace(right, wrong))
-    monkeypatch.setattr(program, "bpf_folder", lambda: folder)
-    twins = Twins(grouped=True, vcpus=2, pmcs=3, events=8192)
-    sequences = (sequence(seed, grouped=True) for seed in range(2000))
-    assert any(list(fuzz.differences(calls, twins)) for calls in sequences)
+    assert is_found(text.replace(right, wrong), tmp_path / "bpf", monkeypatch)
+
+
+def lines_of_usual_calls() -> list[tuple[str, int]]:
+    """Each line of vpmu_is_usual_*() that does or refuses something, with its number in monitor.h."""
+    function, found = "", []
+    lines = (bpf_folder() / "monitor.h").read_text().splitlines()
+    for i, line in enumerate(lines):
+        if match := re.search(r"bool vpmu_is_usual_(\w+)\(", line):
+            function = match[1]
+        text = line.strip()
+        is_guard = text == "return 0;" and line.startswith("\t\t")
+        if function and (is_guard or re.match(r"(pmc->|\*index|add_due|put_event).*;$", text)):
+            what = f"unless {lines[i - 1].strip()}" if is_guard else text
+            found.append((f"{function}: {what}", i))
+    return found
+
+
+LINES = lines_of_usual_calls()
+# What the model's rules say and what cannot be otherwise where the line stands, so that it changes nothing.
+IDLE = {
+    "enable: unless if (n > VPMU_SLOTS)": "only N = 1 is usual there, and a group's N was looked at",
+    "pause: unless if (n > VPMU_SLOTS)": "only N = 1 is usual there",
+    "release: unless if (!ahead)": "a release goes on only while there is something ahead",
+    "release: pmc->state = VPMU_STATE_RELEASING;": "it is already",
+    "release: pmc->orphans |= pmc->members;": "no member is left: otherwise the call is not predicted",
+    "release: pmc->members = 0;": "no member is left",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "at"), LINES, ids=[f"{at}-{name}" for name, at in LINES])
+def test_no_line_of_a_usual_call_can_be_left_out(
+    name: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = (bpf_folder() / "monitor.h").read_text().splitlines(keepends=True)
+    lines[at] = ";\n"
+    found = is_found("".join(lines), tmp_path / "bpf", monkeypatch, sequences=8000)
+    assert found or name in IDLE
+
+
+@pytest.mark.parametrize("at", [at for _, at in LINES][3::9])
+def test_some_lines_of_usual_calls_cannot_be_left_out(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = next(name for name, number in LINES if number == at)
+    test_no_line_of_a_usual_call_can_be_left_out(name, at, tmp_path, monkeypatch)
 
 
 def test_what_is_conforming_sends_nothing_and_is_counted() -> None:
@@ -64,63 +147,129 @@ def test_what_is_conforming_sends_nothing_and_is_counted() -> None:
     world.run(200, hazards=False)
     twins = Twins(grouped=True)
     twins.stream(on=False)
-    check = Checker()
     for call in world.calls:
         twins.make(call)
-        check.observe(call)
     assert twins.received() == []
-    counted = twins.vcpu(0)
-    assert sum(counted["calls"]) == counted["verdicts"][0] == len(world.calls)
-    assert counted["predicted"] == counted["calls"]
-    buckets = counted["duration_buckets"]
-    width = SIZES["VPMU_BUCKETS"]
-    by_call = tuple(sum(buckets[i * width : (i + 1) * width]) for i in range(len(CallName)))
-    assert by_call == counted["calls"]
+    for name in CallName:
+        made = sum(call.name is name for call in world.calls)
+        index = tuple(CallName).index(name)
+        assert sum(pmc["calls"][index] for pmc in twins.pmcs()) == made > 0
+        assert sum(sum(pmc[f"{name}_buckets"]) for pmc in twins.pmcs()) == made
+        assert sum(pmc[f"{name}_ns"][0] for pmc in twins.pmcs()) > made
+    assert not any(any(pmc["verdicts"]) for pmc in twins.pmcs())
+
+
+def test_a_count_above_32_bits_goes_on() -> None:
+    twins = Twins(grouped=False)
+    twins.stream(on=False)
+    create, pause, enable = _first_calls()[:3]
+    twins.make(create)
+    name = tuple(CallName).index(CallName.PAUSE)
+    twins.write_pmc(
+        create.pmc, calls=(0, 0, 2**32 - 1, 0), pause_buckets=(2**32 - 1,) * SIZES["VPMU_BUCKETS"]
+    )
+    for _ in range(2):
+        twins.make(pause)
+        twins.make(enable)
+    (pmc,) = twins.pmcs()
+    assert pmc["calls"][name] + (pmc["calls_high"][name] << 32) == 2**32 + 1
+    carries = [pmc["pause_carries"][0] >> 5 * i & 31 for i in range(SIZES["VPMU_BUCKETS"])]
+    buckets = [count + (carry << 32) for count, carry in zip(pmc["pause_buckets"], carries, strict=True)]
+    assert sum(buckets) == SIZES["VPMU_BUCKETS"] * (2**32 - 1) + 2
 
 
 def test_a_full_ring_loses_no_count() -> None:
-    calls = [call for seed in range(40) for call in sequence(seed, grouped=True)]
+    calls = [call for seed in range(40) for call in possible(sequence(seed, grouped=True))]
     twins = Twins(grouped=True, vcpus=2, pmcs=3, events=8192, ring_pages=1)
     check = Checker()
     said = [check.observe(call).kind for call in calls]
     for call in calls:
         twins.make(call)
     divergences = sum(kind.is_divergence for kind in said)
-    counted = sum(sum(twins.vcpu(vcpu)["verdicts"][2:]) for vcpu in (0, 1))
-    assert counted == divergences > 0
+    assert sum(sum(pmc["verdicts"][2:]) for pmc in twins.pmcs()) == divergences > 0
     assert twins.lost()["ring_full"] > 0
 
 
-def first_calls() -> list[Call]:
-    """A program of one counter, and what follows on it."""
+def _first_calls() -> list[Call]:
+    """A program of one counter that is paused and resumed, and what follows on it."""
     world = World(random.Random(3), sizes=(1,), vcpus=1, pmcs=1)
-    world.run(20, hazards=False)
+    for step in ("program", "pause", "resume", "stop", "program", "stop"):
+        world.take(world.counters[0], step, size=1)
     return world.calls
 
 
-def test_a_call_that_returns_after_the_end_is_judged_as_ever() -> None:
+def test_a_create_that_returns_after_the_end_is_judged_as_ever() -> None:
     twins = Twins(grouped=False)
-    before, last = first_calls()[:2]
-    twins.make(before)
-    twins.enter(last)
+    create, pause = _first_calls()[:2]
+    twins.enter(create)
     twins.end()
-    twins.leave(last)
-    twins.make(first_calls()[2])
-    assert [verdict.kind for _, verdict in twins.received()] == [Kind.PREDICTED] * 2
-    assert sum(twins.vcpu(0)["calls"]) == 2
+    twins.leave(create)
+    twins.make(pause)
+    assert [verdict.kind for _, verdict in twins.received()] == [Kind.PREDICTED]
+    (pmc,) = twins.pmcs()
+    assert sum(pmc["calls"]) == 1
 
 
-def test_a_thread_belongs_to_the_process_that_calls() -> None:
+def test_after_a_create_whose_return_was_missed_nothing_is_known() -> None:
     twins = Twins(grouped=False)
-    twins.begun_before(tgid=1)
-    twins.make(first_calls()[0])
-    assert twins.whose_thread() == os.getpid()
+    create, pause, *_, release = _first_calls()
+    program = _first_calls()[-2:]
+    twins.enter(create)
+    twins.make(replace(pause, event=77))
+    kinds = [verdict.kind for _, verdict in twins.received()]
+    for call in [replace(release, event=77), *program]:
+        twins.make(call)
+    kinds += [verdict.kind for _, verdict in twins.received()]
+    assert kinds == [Kind.UNKNOWN, Kind.PREDICTED, Kind.PREDICTED, Kind.PREDICTED]
+    assert twins.lost()["missed_return"] == 1
+
+
+def test_a_usual_call_whose_return_was_missed_lacks_its_duration_only() -> None:
+    twins = Twins(grouped=False)
+    twins.stream(on=False)
+    create, pause, enable = _first_calls()[:3]
+    twins.make(create)
+    twins.enter(pause)
+    twins.make(enable)
+    (pmc,) = twins.pmcs()
+    assert pmc["calls"] == (1, 1, 1, 0)
+    assert [sum(pmc[f"{name}_buckets"]) for name in ("enable", "pause")] == [1, 0]
+    assert not any(pmc["verdicts"])
+    assert twins.lost()["missed_return"] == 1
+
+
+def test_threads_come_and_go_and_need_no_room() -> None:
+    twins = Twins(grouped=False)
+    twins.stream(on=False)
+    calls = _first_calls()
+    for call in calls * 20:
+        thread = Thread(target=twins.make, args=(call,))
+        thread.start()
+        thread.join()
+    (pmc,) = twins.pmcs()
+    assert sum(pmc["calls"]) == 20 * len(calls)
+    assert not any(pmc["verdicts"])
+    assert sum(twins.lost().values()) == 0
+
+
+def test_a_process_takes_no_more_than_its_share() -> None:
+    world = World(random.Random(1), sizes=(1,), vcpus=1, pmcs=3)
+    twins = Twins(grouped=False, max_entries={"pmcs": 2 * SIZES["VPMU_SHARES"]})
+    for counter in world.counters:
+        world.take(counter, "program", size=1)
+        world.take(counter, "stop", size=1)
+    for call in world.calls:
+        twins.make(call)
+    assert [sum(pmc["calls"]) for pmc in twins.pmcs()] == [2, 2]
+    assert twins.lost() == {**dict.fromkeys(twins.lost(), 0), "over_share": 2}
+    assert twins.refused() == 2
 
 
 def test_an_errno_too_many_is_counted() -> None:
     twins = Twins(grouped=False, max_entries={"errors": 1})
-    create = first_calls()[0]
+    create = _first_calls()[0]
     for error in (12, 28, 28):
         twins.make(replace(create, result=-error, event=0))
     assert twins.lost()["errors_full"] == 2
-    assert twins.vcpu(0)["calls"][0] == 3
+    (pmc,) = twins.pmcs()
+    assert pmc["calls"][0] == 3

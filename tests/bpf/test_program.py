@@ -12,27 +12,48 @@ from pathlib import Path
 
 import pytest
 
+from tests.bpf import verifier
 from tests.bpf.conftest import Lookalike
 from vpmu_agent.kernel import btf, libbpf
 from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.loader.program import compile_program
+from vpmu_agent.probes import handover, loader_command
 from vpmu_agent.probes.layout import SIZES, Layout
 
 HEADER = Path(__file__).parents[2] / "bpf" / "vpmu.h"
 
 
+@pytest.mark.parametrize("durations", [True, False], ids=["durations", "no_durations"])
 @pytest.mark.parametrize("user_memory", [False, True], ids=["kernel_memory", "user_memory"])
 @pytest.mark.parametrize("kernel", ["stock", "grouped"])
 def test_every_program_passes_the_verifier(
-    kernel: str, user_memory: bool, request: pytest.FixtureRequest
+    kernel: str, user_memory: bool, durations: bool, request: pytest.FixtureRequest
 ) -> None:
     import bcc
 
     lookalike: Lookalike = request.getfixturevalue(kernel)
-    bpf = compile_program(lookalike.constants, user_memory=user_memory)
-    loaded = {function.name for function in bpf.load_funcs(bcc.BPF.KPROBE)}
-    names = ("create", "enable", "pause", "release")
-    assert loaded == {f"vpmu_{name}_{end}".encode() for name in names for end in ("entry", "return")}
+    bpf = compile_program(lookalike.constants, user_memory=user_memory, durations=durations)
+    loaded = {function.name.decode() for function in bpf.load_funcs(bcc.BPF.KPROBE)}
+    assert loaded == set(verifier.programs(durations=durations))
+
+
+@pytest.mark.parametrize("durations", [True, False])
+def test_the_loader_answers_on_its_command(durations: bool) -> None:
+    """With probes, or with the reason why this kernel has none."""
+    ours, theirs = handover.channel()
+    with ours, theirs:
+        number = theirs.fileno()
+        command = [*loader_command("kprobe", durations=durations), str(number)]
+        assert command[-2] == ("kprobe" if durations else "--no-durations")
+        subprocess.run(command, pass_fds=[number], check=True)
+        theirs.close()
+        try:
+            handed = handover.receive(ours)
+        except KernelError as error:
+            assert "without sending anything" not in error.found  # noqa: PT017 - probes are as good
+        else:
+            assert len(handed.programs) == len(verifier.programs(durations=durations))
+            handover.close(handed.descriptors())
 
 
 # A process of its own, for it hides every header that the machine may have.

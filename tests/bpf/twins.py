@@ -7,16 +7,19 @@ events in a layout of its own.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vpmu_agent.kernel import btf
-from vpmu_agent.loader.program import compile_program
+from vpmu_agent.loader.program import compile_program, seen_at_return
 from vpmu_agent.model.call import Call, CallName
+from vpmu_agent.model.rules import SLOTS
 from vpmu_agent.model.verdict import Observation
 from vpmu_agent.probes import decoder, layout
+from vpmu_agent.probes.maps import Map
 
 _HANDLER = 0x1000
 _PMC, _VCPU, _EVENT = 16, 8, 64  # bytes of each
@@ -43,6 +46,7 @@ _SYS_BPF = 321  # x86-64
 _TEST = struct.Struct("=IIIIQQIIIIQQIII4x")
 _ARGUMENTS = struct.Struct("=12Q")
 _ATTR = struct.Struct("=IIQQQQQ")
+_U32 = struct.Struct("=I")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -94,6 +98,46 @@ class _Names:
         return f"pid-{tgid}"
 
 
+ROOMS = {"pmcs": 32, "vcpus": 16, "threads": 4, "processes": 8, "given_back": 8}
+"""Entries of the maps, few, so that to forget them is quick."""
+
+Numbers = dict[str, tuple[int, ...]]
+
+
+class Entries:
+    """One of the program's arrays, in memory that is the kernel's as well."""
+
+    def __init__(self, of: Map, shape: layout.Layout) -> None:
+        page = mmap.PAGESIZE
+        self._size = -(-of.room * of.value_size // page) * page
+        self._memory = mmap.mmap(of.descriptor, self._size)
+        self._room, self._value_size, self._shape = of.room, of.value_size, shape
+
+    def used(self) -> Iterator[tuple[int, Numbers]]:
+        """The entries that somebody has, with their places."""
+        for slot in range(self._room):
+            entry = self.named(slot)
+            if entry["tgid"] != (0,):
+                yield slot, entry
+
+    def named(self, slot: int) -> Numbers:
+        """The entry at a place, by the names of its fields."""
+        numbers = self.at(slot)
+        return {name: numbers[at] for name, at in self._shape.fields.items()}
+
+    def at(self, slot: int) -> tuple[int, ...]:
+        """The numbers of the entry at a place."""
+        return self._shape.struct.unpack_from(self._memory, slot * self._value_size)
+
+    def put(self, slot: int, numbers: Sequence[int]) -> None:
+        """Writes the numbers of the entry at a place."""
+        self._shape.struct.pack_into(self._memory, slot * self._value_size, *numbers)
+
+    def clear(self) -> None:
+        """Makes all entries free."""
+        self._memory[:] = bytes(self._size)
+
+
 class Twins:
     """A loaded monitor, and the memory that it takes for the kernel's."""
 
@@ -105,13 +149,15 @@ class Twins:
 
         self._grouped = grouped
         constants = (GROUPED if grouped else STOCK) | task_offsets()
-        self._bpf = compile_program(constants, user_memory=True, twins=True, **{"ring_pages": 64, **options})
+        rooms = {**ROOMS, **options.pop("max_entries", {})}
+        options = {"ring_pages": 64, **options, "max_entries": rooms}
+        self._bpf = compile_program(constants, user_memory=True, twins=True, **options)
         self._runs = {}
         self._arguments = ctypes.create_string_buffer(_ARGUMENTS.size)
-        for name in CallName:
-            for end in ("entry", "return"):
-                function = self._bpf.load_func(f"vpmu_{name}_{end}".encode(), bcc.BPF.RAW_TRACEPOINT)
-                self._runs[name, end] = TestRun(function.fd, self._arguments)
+        returning = seen_at_return(durations=options.get("durations", True))
+        for name, end in (*((name, "entry") for name in CallName), *((name, "return") for name in returning)):
+            function = self._bpf.load_func(f"vpmu_{name}_{end}".encode(), bcc.BPF.RAW_TRACEPOINT)
+            self._runs[name, end] = TestRun(function.fd, self._arguments)
         self._memory = ctypes.create_string_buffer(4096 + vcpus * (_VCPU + pmcs * _PMC) + events * _EVENT)
         base = ctypes.addressof(self._memory)
         self._base = base
@@ -121,20 +167,36 @@ class Twins:
         self._first_event = self._first_pmc + vcpus * pmcs * _PMC
         self._events, self._room = events, (vcpus, pmcs)
         self._pmcs: dict[int, int] = {}
+        self._slots: dict[int, int] = {}
         self._known: dict[int, int] = {}
         self._seen: list[bytes] = []
         self._decoder = decoder.Decoder(epoch_ns=0, vms=_Names())
         self._bpf[b"calls"].open_ring_buffer(self._receive)
+        self._maps = {name: Map(name, self._bpf[name.encode()].map_fd) for name in _MAPS}
+        shape = layout.pmc_layout(layout.pmc_room(SLOTS if grouped else 1))
+        self.pmc_fields = shape.fields
+        self._entries = {
+            "pmcs": Entries(self._maps["pmcs"], shape),
+            "vcpus": Entries(self._maps["vcpus"], layout.VCPU),
+        }
+        self._threads = Entries(self._maps["threads"], layout.Layout("vpmu_thread"))
         self._epoch, self._stream = 0, True
         self.begin()
 
     def begin(self) -> None:
         """Forgets all calls so far."""
-        for name in (b"pmcs", b"vcpus", b"left_behind", b"errors"):
-            table = self._bpf[name]
-            for key in list(table.keys()):
-                del table[key]
+        for entries in self._entries.values():
+            entries.clear()
+        for index in range(len(layout.ARRAYS)):
+            self._maps["was_used"].put(_U32.pack(index), bytes(8))
+        self._threads.clear()
+        for name in ("slots", "processes", "left_behind", "errors"):
+            of = self._maps[name]
+            for keys, _ in of.chunks():
+                for at in range(0, len(keys), of.key_size):
+                    of.delete(bytes(keys[at : at + of.key_size]))
         self._pmcs.clear()
+        self._slots.clear()
         self._known.clear()
         self._bump()
 
@@ -164,7 +226,9 @@ class Twins:
             self._run(call.name, "entry", event)
 
     def leave(self, call: Call) -> None:
-        """Its return."""
+        """Its return, if there is a program for that."""
+        if (call.name, "return") not in self._runs:
+            return
         created = self._event(call.event) or (call.result & (2**64 - 1))
         self._run(call.name, "return", created if call.name is CallName.CREATE else 0)
 
@@ -179,26 +243,38 @@ class Twins:
         self._stream = on
         self._bump()
 
-    def vcpu(self, vcpu: int) -> dict[str, tuple[int, ...]]:
-        """What the monitor counted of a vCPU, by the fields of `struct vpmu_vcpu`."""
-        table = self._bpf[b"vcpus"]
-        key = table.Key(os.getpid(), vcpu)
-        numbers = layout.VCPU.struct.unpack(bytes(table[key]))
-        return {name: numbers[at] for name, at in layout.VCPU.fields.items()}
+    def pmc(self, pmc: int) -> tuple[int, ...]:
+        """What there is of a pmc of Call, laid out as `pmc_fields`."""
+        if pmc not in self._slots:
+            address = self._pmcs[pmc]
+            self._slots[pmc] = next(
+                slot for slot, of in self._entries["pmcs"].used() if of["pmc"] == (address,)
+            )
+        return self._entries["pmcs"].at(self._slots[pmc])
 
-    def begun_before(self, tgid: int) -> None:
-        """Leaves this thread's number with a process that had it before, in no call."""
-        table = self._bpf[b"inflight"]
-        table[ctypes.c_uint32(os.getpid())] = table.Leaf(tgid=tgid, name=layout.SIZES["VPMU_CALLS"])
+    def pmcs(self) -> list[Numbers]:
+        """What there is of all pmcs, by the fields of `struct vpmu_pmc`."""
+        return [of for _, of in self._entries["pmcs"].used()]
 
-    def whose_thread(self) -> int:
-        """The process that this thread is kept as one of."""
-        return int(self._bpf[b"inflight"][ctypes.c_uint32(os.getpid())].tgid)
+    def write_pmc(self, pmc: int, **fields: tuple[int, ...]) -> None:
+        """Writes to a pmc's entry."""
+        numbers = list(self.pmc(pmc))
+        for name, values in fields.items():
+            numbers[self.pmc_fields[name]] = values
+        self._entries["pmcs"].put(self._slots[pmc], numbers)
+
+    def refused(self) -> int:
+        """How many calls of this process were not followed, because it had taken too much."""
+        share = layout.SHARE.struct.unpack(self._maps["processes"].get(_U32.pack(os.getpid())) or b"")
+        return int(share[layout.SHARE.fields["refused"].start])
+
+    def address(self, event: int) -> int:
+        """Where an event of Call is in this memory, 0 if it was in no call."""
+        return self._known.get(event, 0)
 
     def end(self) -> None:
         """Lets no more calls in."""
-        table = self._bpf[b"control"]
-        table[ctypes.c_int(0)] = table.Leaf(0, self._stream)
+        self._control(0)
 
     def lost(self) -> dict[str, int]:
         """Calls and records that the monitor lost, by reason."""
@@ -207,8 +283,10 @@ class Twins:
 
     def _bump(self) -> None:
         self._epoch += 1
-        table = self._bpf[b"control"]
-        table[ctypes.c_int(0)] = table.Leaf(self._epoch, self._stream)
+        self._control(self._epoch)
+
+    def _control(self, epoch: int) -> None:
+        self._maps["control"].put(bytes(4), layout.CONTROL.struct.pack(epoch, self._stream))
 
     def _pmc(self, call: Call) -> int:
         address = self._pmcs.get(call.pmc)
@@ -237,3 +315,16 @@ class Twins:
 
     def _receive(self, _context: Any, data: int, size: int) -> None:
         self._seen.append(ctypes.string_at(data, size))
+
+
+_MAPS = (
+    "control",
+    "threads",
+    "pmcs",
+    "vcpus",
+    "was_used",
+    "slots",
+    "processes",
+    "left_behind",
+    "errors",
+)

@@ -27,12 +27,16 @@ from tests.bpf.twins import GROUPED, STOCK, task_offsets
 from vpmu_agent.kernel.census import read_census_layout
 from vpmu_agent.kernel.errors import KernelError, ProbeError
 from vpmu_agent.loader.main import attach_census
-from vpmu_agent.loader.program import captured_stderr, compile_census, compile_program, toolchain
-from vpmu_agent.loader.reason import because
-
-PROBES = tuple(
-    f"vpmu_{name}_{end}" for name in ("create", "enable", "pause", "release") for end in ("entry", "return")
+from vpmu_agent.loader.program import (
+    captured_stderr,
+    compile_census,
+    compile_program,
+    seen_at_return,
+    toolchain,
 )
+from vpmu_agent.loader.reason import because
+from vpmu_agent.model.call import CallName
+
 IN_VM_S = 600.0
 
 
@@ -53,6 +57,7 @@ def forms(*, fexit: bool) -> Iterator[Form]:
     kinds: dict[str, dict[str, Any]] = {"kprobe": {}, "raw tracepoint": {"twins": True, "user_memory": True}}
     if fexit:
         kinds = {"fexit": {"fexit": True}}
+    kinds |= {f"{kind}, no durations": {**options, "durations": False} for kind, options in kinds.items()}
     for kernel, known in {"stock": STOCK, "grouped": GROUPED}.items():
         # What is read at each call where the kernel has it: its count of a vCPU's events.
         unread = {name: value for name, value in known.items() if name != "VPMU_VCPU_EVENT_COUNT"}
@@ -85,18 +90,25 @@ def load(form: Form) -> dict[str, Any]:
     return {"kernel": form.kernel, "kind": form.kind, "refused": refused, "took_s": took}
 
 
+def programs(*, durations: bool = True) -> tuple[str, ...]:
+    """Return the names of all programs: one for each call's entry, and those for returns."""
+    entries = tuple(f"vpmu_{name}_entry" for name in CallName)
+    return entries + tuple(f"vpmu_{name}_return" for name in seen_at_return(durations=durations))
+
+
 def _load(form: Form) -> None:
     import bcc
 
+    names = programs(durations=form.options.get("durations", True))
     bpf = compile_program(form.constants | task_offsets(), ring_pages=64, **form.options)
     try:
-        if form.kind == "fexit":  # loaded and attached by now, each program of it
+        if form.options.get("fexit"):  # loaded and attached by now, each program of it
             attached = len(bpf.kfunc_entry_fds) + len(bpf.kfunc_exit_fds)
-            if attached != len(PROBES):
-                raise ProbeError(f"bcc attached {attached} programs and not {len(PROBES)}")
+            if attached != len(names):
+                raise ProbeError(f"bcc attached {attached} programs and not {len(names)}")
             return
-        kind = bcc.BPF.KPROBE if form.kind == "kprobe" else bcc.BPF.RAW_TRACEPOINT
-        for name in PROBES:
+        kind = bcc.BPF.RAW_TRACEPOINT if form.options.get("twins") else bcc.BPF.KPROBE
+        for name in names:
             with captured_stderr() as said:
                 try:
                     bpf.load_func(name.encode(), kind)
@@ -127,7 +139,7 @@ def _table(host: str, where: str, lines: Iterable[str]) -> int:
         tried += 1
         refused += bool(found["refused"])
         came = found["refused"] or "taken"
-        print(f"  {found['kind']:14} {found['kernel']:24} {found['took_s']:6.2f} s  {came}")
+        print(f"  {found['kind']:28} {found['kernel']:24} {found['took_s']:6.2f} s  {came}")
     if not tried:
         print(f"{host}: nothing was tried")
     return refused or not tried

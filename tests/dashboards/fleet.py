@@ -33,7 +33,10 @@ def with_losses(calls: list[Call]) -> list[Call]:
 
 
 def hosts() -> dict[str, Host]:
-    """Return a busy host, one where all goes wrong, one that loses calls, and one without probes."""
+    """Return a busy host, one where all goes wrong, one that loses calls, and one without probes.
+
+    The one that loses calls measures no durations.
+    """
     storm, groups = recorded("guest_a"), recorded("grouped")
     shared, failing = recorded("guest_b"), recorded("partial_groups")
     lossy, made_up = with_losses(shared), Guest("web01", 9000)
@@ -47,11 +50,12 @@ def hosts() -> dict[str, Host]:
             Load(orphans(made_up)),
             vm="web01",
         ),
-        "kvm3": Host(Load(cycle(lossy), 13)),
+        "kvm3": Host(Load(cycle(lossy), 13), durations=False),
         "kvm4": Host(),
     }
     for name, reason in {"kvm2": "ring_full", "kvm3": "missed_return"}.items():
         found[name].losing = reason
+    found["kvm2"].refuses = True
     blind = found["kvm4"]
     blind.maps.functions = ()
     blind.watch.replace(blind.maps)  # as when the kvm module is away

@@ -21,13 +21,16 @@ BEFORE_THE_FIRST_SCRAPE = {"VpmuAgentsAbsent"}
 """Alerts on what is not there; all others are made to have a cause in this fleet."""
 
 
-def value(variable: dict[str, object]) -> str:
+def value(variable: dict[str, object], chosen: dict[str, str]) -> str:
     name = str(variable["name"])
-    return str(variable["allValue"]) if variable.get("includeAll") else CHOSEN[name]
+    return str(variable["allValue"]) if variable.get("includeAll") else chosen[name]
 
 
-def filled_in(query: PanelQuery) -> str:
-    known = BUILT_IN | {each["name"]: value(each) for each in query.variables if each["type"] != "datasource"}
+def filled_in(query: PanelQuery, **chosen: str) -> str:
+    chosen = CHOSEN | chosen
+    known = BUILT_IN | {
+        each["name"]: value(each, chosen) for each in query.variables if each["type"] != "datasource"
+    }
     return re.sub(r"\$(\w+)", lambda found: known[found[1]], query.expr)
 
 
@@ -45,6 +48,21 @@ def test_a_query_of_a_panel_finds_something(query: PanelQuery, live: Live) -> No
         f"{query!s:<70} {found.series:4} series {len(found.numbers):5} samples, most {found.most:12.6g}"
     )
     assert found.most, f"only zeros, which `or vector(0)` and a wrong label give as well: {expr}"
+
+
+def test_without_durations_a_host_has_rows_and_no_tax(live: Live) -> None:
+    """An idle host whose agent measures durations has a tax of 0."""
+    queries = {str(query): query for query in QUERIES}
+
+    def found(panel: str, instance: str) -> tuple[int, list[float]]:
+        result = live.prometheus.query(filled_in(queries[panel], instance=instance), live.now)
+        return result.series, result.numbers  # without those that are NaN
+
+    assert found("vpmu-agent-host / Now / Tax A", "kvm3") == (0, [])
+    assert found("vpmu-agent-host / Now / Tax A", "kvm4") == (1, [0])
+    assert found("vpmu-agent-host / Who pays / VMs A", "kvm3") == (1, [])
+    hosts, taxes = found("vpmu-agent-fleet / Who pays / Hosts A", "")
+    assert (hosts, len(taxes)) == (4, 2)
 
 
 @pytest.mark.parametrize(

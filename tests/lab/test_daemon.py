@@ -90,10 +90,11 @@ def test_kvm_is_unloaded_and_loaded_again() -> None:
         assert running.stop().status == 0
 
 
+@pytest.mark.parametrize("durations", ["--durations", "--no-durations"])
 @pytest.mark.parametrize("mode", ["fexit", "kprobe"])
-def test_only_what_must_be_seen_leaves_the_kernel(mode: str) -> None:
+def test_only_what_must_be_seen_leaves_the_kernel(mode: str, durations: str) -> None:
     """A conforming guest fills no ring: with the daemon stopped, its counts are complete all the same."""
-    with agent.run(LISTEN, "--attach", mode) as running:
+    with agent.run(LISTEN, "--attach", mode, durations) as running:
         daemon = daemon_of(running)
         daemon.suspend()
         with guest_a("unseen", rounds=20, vcpus=2) as guest:
@@ -107,5 +108,7 @@ def test_only_what_must_be_seen_leaves_the_kernel(mode: str) -> None:
         assert total(metrics, "vpmu_calls_total", vm="unseen", call="create") == counts.initialised >= 160
         predicted = total(metrics, "vpmu_predicted_calls_total", vm="unseen")
         assert predicted == total(metrics, "vpmu_calls_total", vm="unseen")
+        measured = total(metrics, "vpmu_call_duration_seconds_count", vm="unseen")
+        assert measured == (predicted if durations == "--durations" else 0)
         assert total(metrics, "vpmu_agent_lost_records_total") == 0
         assert running.stop().status == 0

@@ -8,21 +8,25 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Set
 from itertools import chain
 
+from vpmu_agent.counts.counts import Counts, Pmc
 from vpmu_agent.model.buckets import DURATION_BOUNDS_NS, SIZE_BOUNDS
 from vpmu_agent.model.call import Call, CallName, PmcType
-from vpmu_agent.model.check import Checker
+from vpmu_agent.model.check import Checker, Group
 from vpmu_agent.model.rules import Kind, State
 from vpmu_agent.model.verdict import Observation, Verdict
-from vpmu_agent.probes.layout import DURATION_BUCKETS, VCPU, pmc_layout
+from vpmu_agent.probes.entries import GivenBack, Share
+from vpmu_agent.probes.layout import FIXED_BASE_IDX, VCPU, Layout, pmc_layout, pmc_name
 from vpmu_agent.vms.command_line import Vmm
 from vpmu_agent.vms.names import VmInfo
 
-PMC = pmc_layout(4)
-_SIZE = {layout: max(where.stop for where in layout.fields.values()) for layout in (VCPU, PMC)}
+_Entry = dict[str, list[int]]
+"""The numbers of an entry, by field."""
 
 
 class Maps:
     """Probes as `Watch` knows them."""
+
+    pmc = pmc_layout(8)
 
     def __init__(self, *calls: Iterable[Call]) -> None:
         self.mode: str = "fexit"
@@ -32,8 +36,9 @@ class Maps:
         self.is_closed = False
         self._lock = threading.Lock()
         self._monitor = Checker()
-        self._vcpus: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0] * _SIZE[VCPU])
-        self._pmcs: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0] * _SIZE[PMC])
+        self.refused: dict[int, int] = {}
+        self._vcpus: dict[tuple[int, int], _Entry] = defaultdict(lambda: _blank(VCPU))
+        self._pmcs: dict[tuple[int, int], _Entry] = defaultdict(lambda: _blank(self.pmc))
         self._errors = Counter[tuple[int, int]]()
         self.feed(chain(*calls))
 
@@ -42,23 +47,33 @@ class Maps:
         with self._lock:
             return [(call, self._count(call)) for call in calls]
 
-    def vcpus(self) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+    def pmcs(self) -> Iterator[memoryview]:
+        with self._lock:
+            held = defaultdict[tuple[int, int, str], list[Group]](list)
+            for group in self._monitor.groups():
+                held[group.tgid, group.vcpu, group.pmc].append(group)
+            packed = []
+            for entry in self._pmcs.values():
+                (tgid,), (vcpu,), (pmc_type,), (pmc_idx,) = (
+                    entry[field] for field in ("tgid", "vcpu_id", "pmc_type", "pmc_idx")
+                )
+                groups = held[tgid, vcpu, pmc_name(pmc_type, pmc_idx)]
+                holds = _holds(groups.pop()) if groups else {}
+                packed.append(memoryview(self.pmc.pack({**entry, **holds})))
+        return iter(packed)
+
+    def vcpus(self) -> Iterator[memoryview]:
         assert not self.is_closed
         with self._lock:
-            held = {key: numbers.copy() for key, numbers in self._vcpus.items()}
-            groups = list(self._monitor.groups())
-        for group in groups:
-            numbers = held[group.tgid, group.vcpu]
-            state = list(State).index(group.state)
-            if group.events:
-                numbers[VCPU.fields["groups"].start + state] += 1
-            numbers[VCPU.fields["events"].start] += group.events
-            numbers[VCPU.fields["orphans"].start] += group.orphans
-        return iter([(*key, tuple(numbers)) for key, numbers in held.items()])
+            return iter([memoryview(VCPU.pack(entry)) for entry in self._vcpus.values()])
 
-    def pmcs(self) -> Iterator[tuple[int, tuple[int, ...]]]:
+    def shares(self) -> dict[int, Share]:
         with self._lock:
-            return iter([(tgid, tuple(numbers)) for (tgid, _), numbers in self._pmcs.items()])
+            pmcs, vcpus = (Counter(tgid for tgid, _ in of) for of in (self._pmcs, self._vcpus))
+            return {
+                tgid: Share(pmcs[tgid], vcpus[tgid], self.refused.get(tgid, 0))
+                for tgid in pmcs.keys() | vcpus.keys() | self.refused.keys()
+            }
 
     def errors(self) -> Iterator[tuple[int, int, int]]:
         with self._lock:
@@ -75,6 +90,10 @@ class Maps:
                     del entries[key]
             for tgid in tgids:
                 self._monitor.forget(tgid)
+                self.refused.pop(tgid, None)
+
+    def give_back(self) -> GivenBack:
+        return GivenBack()
 
     def occupancy(self) -> dict[str, tuple[int, int]]:
         entries = {"vcpus": self._vcpus, "pmcs": self._pmcs}
@@ -82,31 +101,52 @@ class Maps:
 
     def _count(self, call: Call) -> Verdict:
         verdict = self._monitor.observe(call)
-        vcpu, pmc = self._vcpus[call.tgid, call.vcpu], self._pmcs[call.tgid, call.pmc]
-        index, kind = list(CallName).index(call.name), list(Kind).index(verdict.kind)
-        for layout, numbers in ((VCPU, vcpu), (PMC, pmc)):
-            numbers[layout.fields["calls"].start + index] += 1
-            numbers[layout.fields["verdicts"].start + kind] += 1
+        # The guest-LBR event has an entry of its own.
+        vcpu, pmc = self._vcpus[call.tgid, call.vcpu], self._pmcs[call.tgid, call.pmc or call.event]
+        names = list(CallName)
+        pmc["calls"][names.index(call.name)] += 1
+        pmc["due"][names.index(call.name)] -= 1
         for name in verdict.predicted:
-            vcpu[VCPU.fields["predicted"].start + list(CallName).index(name)] += 1
-        vcpu[VCPU.fields["duration_ns"].start + index] += call.duration_ns
-        _add(vcpu, DURATION_BUCKETS[index], DURATION_BOUNDS_NS, call.duration_ns)
+            pmc["due"][names.index(name)] += 1
+        if verdict.kind is not Kind.PREDICTED:
+            pmc["verdicts"][list(Kind).index(verdict.kind)] += 1
+        pmc[f"{call.name}_ns"][0] += call.duration_ns
+        _add(pmc[f"{call.name}_buckets"], DURATION_BOUNDS_NS, call.duration_ns)
         if call.name is CallName.CREATE and call.leader:
-            if call.attr.pinned:
-                vcpu[VCPU.fields["pinned_siblings"].start] += 1
-        elif call.name is CallName.CREATE:
-            _add(vcpu, VCPU.fields["sizes"], SIZE_BOUNDS, call.max_nr_events)
-            vcpu[VCPU.fields["sizes_sum"].start] += call.max_nr_events
+            vcpu["siblings"][0] += 1
+            vcpu["pinned_siblings"][0] += call.attr.pinned
+        elif call.name is CallName.CREATE and call.max_nr_events > 1:
+            _add(vcpu["sizes"], SIZE_BOUNDS, call.max_nr_events)
+            vcpu["sizes_sum"][0] += call.max_nr_events
         if call.result:
             self._errors[call.tgid, -call.result] += 1
-        pmc_idx = call.pmc_idx + 32 if call.pmc_type is PmcType.FIXED else call.pmc_idx
-        for field, number in {
-            "vcpu_id": call.vcpu,
-            "pmc_type": list(PmcType).index(call.pmc_type),
-            "pmc_idx": pmc_idx,
-        }.items():
-            pmc[PMC.fields[field].start] = number
+        is_fixed = call.pmc_type is PmcType.FIXED
+        pmc |= {
+            "tgid": [call.tgid],
+            "vcpu_id": [call.vcpu],
+            "pmc_type": [list(PmcType).index(call.pmc_type)],
+            "pmc_idx": [call.pmc_idx + FIXED_BASE_IDX if is_fixed else call.pmc_idx],
+        }
+        vcpu |= {"tgid": [call.tgid], "vcpu_id": [call.vcpu]}
         return verdict
+
+
+def by_pmc(counts: Counts) -> dict[Pmc, tuple[int, ...]]:
+    """The calls of each pmc, by name."""
+    rows = zip(*[iter(counts.calls)] * len(CallName), strict=True)
+    return dict(zip(counts.pmcs, rows, strict=True))
+
+
+def _blank(layout: Layout) -> _Entry:
+    return {field: [0] * (at.stop - at.start) for field, at in layout.fields.items()}
+
+
+def _holds(group: Group) -> _Entry:
+    return {
+        "state": [list(State).index(group.state)],
+        "members": [(1 << group.events) - 1],
+        "left": [group.orphans],
+    }
 
 
 class Processes:
@@ -127,5 +167,5 @@ class Processes:
         self.forgotten.append(tgid)
 
 
-def _add(numbers: list[int], buckets: slice, bounds: tuple[int, ...], value: int) -> None:
-    numbers[buckets.start + bisect_left(bounds, value)] += 1
+def _add(buckets: list[int], bounds: tuple[int, ...], value: int) -> None:
+    buckets[bisect_left(bounds, value)] += 1

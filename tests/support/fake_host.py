@@ -79,8 +79,9 @@ class ScriptedProbes(Maps):
         self.close()
 
 
-def loader_command(mode: Mode) -> list[str]:
-    """In place of `probes.loader_command()`: a loader that says nothing."""
+def loader_command(mode: Mode, *, durations: bool) -> list[str]:
+    """In place of `probes.loader_command()`: a loader that says nothing, so durations are as scripted."""
+    _ = durations
     os.environ["MODE"] = mode
     return ["/bin/true"]
 

@@ -44,11 +44,16 @@ class Load:
 class Host:
     """One host: its agent, and the calls of its VMs."""
 
-    def __init__(self, *loads: Load, vm: str = "") -> None:
-        """With `vm` all calls are of a VM of that name, whatever process makes them."""
+    def __init__(self, *loads: Load, vm: str = "", durations: bool = True) -> None:
+        """With `vm` all calls are of a VM of that name, whatever process makes them.
+
+        Without `durations` its agent runs with --no-durations.
+        """
         self.maps = Maps()
         self.losing = ""
         """Why its agent loses a record in each step."""
+        self.refuses = False
+        """Whether a call of its first VM is refused in each step."""
         self.missing = ""
         """Why no probes are attached."""
         self.recent = Recent()
@@ -56,7 +61,7 @@ class Host:
         self._vm = vm
         self._loads = loads
         self._steps = 0
-        self.watch = Watch(self.maps, self._vms)
+        self.watch = Watch(self.maps, self._vms, durations=durations)
         self.overview = Overview(self.watch, self.recent, lambda: self.missing)
 
     def step(self, time_ns: int | None = None) -> None:
@@ -73,6 +78,9 @@ class Host:
         )
         if self.losing:
             self.maps.losses[self.losing] = self.maps.losses.get(self.losing, 0) + 1
+        if self.refuses and self._vms.names:
+            greedy = min(self._vms.names)
+            self.maps.refused[greedy] = self.maps.refused.get(greedy, 0) + 1
 
     def feed(self, calls: Iterator[Call], time_ns: int | None = None) -> None:
         """Count calls, as the probes would."""

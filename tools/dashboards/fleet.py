@@ -11,6 +11,7 @@ from tools.dashboards.panels import (
     HOST_ROW,
     RATE,
     TO_HOST,
+    UNMEASURED,
     VM_ROW,
     build,
     linked,
@@ -23,7 +24,7 @@ from tools.dashboards.panels import (
 
 _HOST, _VM = {"instance": "Host"}, {"instance": "Host", "vm": "VM"}
 
-_TAX = "CPU time that hosts spend in KVM's calls for guests' counters; 100 % is one CPU."
+_TAX = f"CPU time that hosts spend in KVM's calls for guests' counters; 100 % is one CPU. {UNMEASURED}"
 
 _NOW = [
     stat(
@@ -83,7 +84,12 @@ _WHO_PAYS = [
         description=f"The hosts with the most tax, over the last five minutes. {_TAX}",
         columns=_HOST,
         values={
-            "Tax": ("percentunit", "sum by (instance) (instance:vpmu_host_seconds:rate5m)"),
+            "Tax": (
+                "percentunit",
+                "sum by (instance) (instance:vpmu_host_seconds:rate5m)"
+                # Rows also where there is no tax.
+                " or NaN * sum by (instance) (vpmu_agent_vms)",
+            ),
             "VMs": ("short", "sum by (instance) (vpmu_agent_vms)"),
             "Programs": ("cps", "sum by (instance) (instance:vpmu_programs:rate5m)"),
             "Events": ("short", "sum by (instance) (instance:vpmu_events:sum)"),
@@ -111,7 +117,7 @@ _WHO_PAYS = [
     timeseries(
         title="Slow calls",
         unit="s",
-        description="99th percentile of the duration of calls on all hosts, by name.",
+        description=f"99th percentile of the duration of calls on all hosts, by name. {UNMEASURED}",
         queries=[
             query(
                 "histogram_quantile(0.99,"

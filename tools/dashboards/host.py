@@ -7,6 +7,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from tools.dashboards.panels import (
     RATE,
     TO_VM,
+    UNMEASURED,
     VM_ROW,
     build,
     linked,
@@ -22,14 +23,15 @@ _OF = 'instance="$instance"'
 _HERE = f"{{{_OF}}}"
 _VM = {"instance": "Host", "vm": "VM"}
 
-_TAX = "CPU time that this host spends in KVM's calls for guests' counters; 100 % is one CPU."
+_TAX = f"CPU time that this host spends in KVM's calls for guests' counters; 100 % is one CPU. {UNMEASURED}"
 
 _NOW = [
     stat(
         title="Tax",
         unit="percentunit",
         description=_TAX,
-        expr=f"sum(rate(vpmu_host_seconds_total{_HERE}[{RATE}])) or vector(0)",
+        expr=f"sum(rate(vpmu_host_seconds_total{_HERE}[{RATE}]))"
+        f" or (vector(0) unless on () vpmu_agent_durations_enabled{_HERE} == 0)",
     ),
     stat(
         title="VMs",
@@ -91,7 +93,9 @@ _WHO_PAYS = [
         values={
             "Tax": (
                 "percentunit",
-                f"sum by (instance, vm) (rate(vpmu_host_seconds_total{_HERE}[{RATE}]))",
+                f"sum by (instance, vm) (rate(vpmu_host_seconds_total{_HERE}[{RATE}]))"
+                # Rows also where there is no tax.
+                f" or NaN * sum by (instance, vm) (vpmu_events{_HERE})",
             ),
             "Programs": (
                 "cps",
@@ -124,7 +128,7 @@ _WHO_PAYS = [
     timeseries(
         title="Slow calls",
         unit="s",
-        description="99th percentile of the duration of calls, by name.",
+        description=f"99th percentile of the duration of calls, by name. {UNMEASURED}",
         queries=[
             query(
                 "histogram_quantile(0.99,"

@@ -33,6 +33,9 @@ RATE = "$__rate_interval"
 TOP = 50
 """Rows of a table: a fleet has more hosts than anyone reads."""
 
+UNMEASURED = "Not measured with --no-durations."
+"""What panels say that need the durations of calls."""
+
 _Panel = TypeVar("_Panel", Timeseries, Stat, Table, Heatmap)
 _KEEP = "${datasource:queryparam}&${__url_time_range}"
 

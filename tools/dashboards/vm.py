@@ -7,6 +7,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard, VariableOption
 
 from tools.dashboards.panels import (
     RATE,
+    UNMEASURED,
     build,
     dashed,
     heatmap,
@@ -21,7 +22,7 @@ from vpmu_agent.model.call import CallName
 _OF = 'instance=~"$instance",vm="$vm"'
 _IT = f"{{{_OF}}}"
 
-_TAX = "CPU time that the host spends in KVM's calls for this VM's counters; 100 % is one CPU."
+_TAX = f"CPU time that the host spends in KVM's calls for this VM's counters; 100 % is one CPU. {UNMEASURED}"
 
 _NOW = [
     stat(
@@ -121,13 +122,20 @@ _MODEL = [
         stacked=True,
     ),
     timeseries(
-        title="Unknown calls",
+        title="Unknown and refused calls",
         unit="cps",
         description=(
-            "Calls that the model could not judge: their counters are older than the agent, records were "
-            "lost, or they may be consequences of a divergence."
+            "Unknown: calls that the model could not judge, because their counters are older than the agent, "
+            "records were lost, or they may be consequences of a divergence. Refused: calls that the agent "
+            "did not follow, because the VM has too many counters."
         ),
-        queries=[query(f"sum by (instance) (rate(vpmu_unknown_calls_total{_IT}[{RATE}]))", "{{instance}}")],
+        queries=[
+            query(f"sum by (instance) (rate({metric}{_IT}[{RATE}]))", f"{what}, {{{{instance}}}}")
+            for metric, what in (
+                ("vpmu_unknown_calls_total", "unknown"),
+                ("vpmu_refused_calls_total", "refused"),
+            )
+        ],
     ),
 ]
 
@@ -175,13 +183,13 @@ _TIME = [
     heatmap(
         title="Duration of $call",
         unit="s",
-        description="Duration of these calls, from entry to return. Select calls above.",
+        description=f"Duration of these calls, from entry to return. Select calls above. {UNMEASURED}",
         expr=f'sum by (le) (increase(vpmu_call_duration_seconds_bucket{{{_OF},call=~"$call"}}[{RATE}]))',
     ),
     timeseries(
         title="Median and slow calls",
         unit="s",
-        description="Median and 99th percentile of the duration of calls, by name.",
+        description=f"Median and 99th percentile of the duration of calls, by name. {UNMEASURED}",
         queries=[
             query(
                 f"histogram_quantile({quantile}, sum by (call, le)"

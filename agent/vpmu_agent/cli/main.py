@@ -349,6 +349,12 @@ def replay(
     help="Also export calls and divergences by vCPU and counter.",
 )
 @click.option(
+    "--durations/--no-durations",
+    default=True,
+    show_default=True,
+    help="Measure how long calls take. Off, the probes cost guests less, and their tax is not known.",
+)
+@click.option(
     "--user",
     callback=_known_user,
     metavar="NAME",

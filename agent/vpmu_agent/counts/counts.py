@@ -6,84 +6,129 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import add, itemgetter
+from itertools import accumulate, pairwise
+from operator import add
 
-from vpmu_agent.model.rules import Kind
-from vpmu_agent.probes.layout import PMC_TYPE_LBR, VCPU, pmc_layout, pmc_name
+from vpmu_agent.model.rules import Kind, State
+from vpmu_agent.probes.layout import CALLS, SIZES, pmc_name
 from vpmu_agent.vms.modes import Pmu
 from vpmu_agent.vms.names import VmInfo
 
-_PMC = pmc_layout(1).fields  # these fields are the same for any number of slots, which come last
-_PMC_TYPE = _PMC["pmc_type"].start
-_PMC_CALLS, _PMC_VERDICTS = _PMC["calls"], _PMC["verdicts"]
-_which_pmc = itemgetter(*(_PMC[name].start for name in ("vcpu_id", "pmc_type", "pmc_idx")))
-_CALLS_ROW = 3 + _PMC_CALLS.stop - _PMC_CALLS.start
-_KINDS = [kind for kind in Kind if kind.is_divergence]
-_PMC_DIVERGENCES = slice(_PMC_VERDICTS.stop - len(_KINDS), _PMC_VERDICTS.stop)  # Kind has them last
-_NUMBERS = VCPU.fields["event_count"].stop
-_ENDS_WITH_PROCESS = [VCPU.fields[name] for name in ("groups", "events", "event_count")]
+_BUCKETS = SIZES["VPMU_BUCKETS"]
+_WIDTHS = {
+    "predicted": len(CALLS),
+    "sizes": SIZES["VPMU_SIZES"],
+    "sizes_sum": 1,
+    "calls": len(CALLS),
+    "verdicts": len(Kind),
+    "duration_ns": len(CALLS),
+    "duration_buckets": len(CALLS) * _BUCKETS,
+    "pinned_siblings": 1,
+    "groups": len(State),
+    "events": 1,
+    "orphans": 1,
+    "refused": 1,
+}
+FIELDS = {
+    name: slice(end - width, end)
+    for (name, width), end in zip(_WIDTHS.items(), accumulate(_WIDTHS.values()), strict=True)
+}
+"""The place of each field among the numbers of a VM. All are counters but `groups`, `events` and `orphans`.
 
+`calls`, `predicted` and `duration_ns` have a number for each of CALLS, `duration_buckets` a row of buckets;
+`verdicts` has one for each Kind; `groups` for each State: so many pmcs hold events.
+"""
+DURATION_BUCKETS = [
+    slice(start, start + _BUCKETS)
+    for start in range(FIELDS["duration_buckets"].start, FIELDS["duration_buckets"].stop, _BUCKETS)
+]
+"""The place of each call's buckets among the numbers of a VM."""
 
-def _rows() -> array[int]:
-    return array("q")
+DIVERGENCES = [kind for kind in Kind if kind.is_divergence]
+
+_NUMBERS = sum(_WIDTHS.values())
+_OF_GROUPS, _COUNTERS = slice(FIELDS["sizes_sum"].stop), slice(FIELDS["pinned_siblings"].stop)
+_ENDS_WITH_PROCESS = [FIELDS[name] for name in ("groups", "events")]
+
+Shown = tuple["array[int]", bool]
+
+Pmc = tuple[int, int, int]
+"""Which pmc of a VM it is: its vCPU, and type and index as in `struct vpmu_pmc`."""
 
 
 @dataclass(slots=True)
 class Counts:
-    """The counts of one VM, or of one process.
-
-    In arrays, because lists of numbers take four times the memory: 8 MB instead of 2 for 1,000 VMs.
-    """
+    """The counts of one VM, or of one process."""
 
     numbers: array[int] = field(default_factory=lambda: array("q", bytes(8 * _NUMBERS)))
-    """The sums over all vCPUs, laid out as `layout.VCPU.fields`."""
+    """The sums over all vCPUs, laid out as FIELDS; in an array, which takes a quarter of a list's memory."""
+    has_guest_lbr: bool = False
     errors: Counter[int] = field(default_factory=Counter)
     """Failed creations by errno."""
-    _calls: array[int] = field(default_factory=_rows)  # rows: vCPU, type and index of the pmc, its calls
-    _divergences: array[int] = field(default_factory=_rows)  # rows: vCPU, type and index, of _KINDS, count
+    pmcs: tuple[Pmc, ...] = ()
+    """The pmcs, in order. Guest LBR has none."""
+    calls: array[int] = field(default_factory=lambda: array("Q"))
+    """The calls of each of `pmcs` by name, those of one after those of another."""
+    _divergences: Counter[tuple[int, ...]] = field(default_factory=Counter)  # by Pmc and that of DIVERGENCES
 
     def __add__(self, other: Counts) -> Counts:
         """Return the sum, and change neither."""
+        pmcs, calls = added_calls(self.pmcs + other.pmcs, self.calls + other.calls)
         return Counts(
             array("q", list(map(add, self.numbers, other.numbers))),
+            self.has_guest_lbr or other.has_guest_lbr,
             self.errors + other.errors,
-            self._calls + other._calls,
+            pmcs,
+            calls,
             self._divergences + other._divergences,
         )
 
-    def add_pmc(self, numbers: tuple[int, ...]) -> None:
-        """Add the counts of one pmc. Guest LBR has none, and its entry goes with its event: skip it."""
-        if numbers[_PMC_TYPE] == PMC_TYPE_LBR:
-            return
-        self._calls.extend(_which_pmc(numbers) + numbers[_PMC_CALLS])
-        if any(numbers[_PMC_DIVERGENCES]):
-            for kind, count in enumerate(numbers[_PMC_DIVERGENCES]):
-                if count:
-                    self._divergences.extend((*_which_pmc(numbers), kind, count))
+    def add_divergences(self, pmc: Pmc, divergences: Sequence[int]) -> None:
+        """Add the DIVERGENCES of a pmc."""
+        for kind, count in enumerate(divergences):
+            if count:
+                self._divergences[*pmc, kind] += count
 
-    def pmc_calls(self) -> dict[tuple[int, str], list[int]]:
-        """Return the number of calls of each name, by vCPU and pmc."""
-        calls: dict[tuple[int, str], list[int]] = {}
-        for i in range(0, len(self._calls), _CALLS_ROW):
-            vcpu, pmc_type, pmc_idx, *counts = self._calls[i : i + _CALLS_ROW]
-            key = vcpu, pmc_name(pmc_type, pmc_idx)
-            calls[key] = list(map(add, calls[key], counts)) if key in calls else counts
-        return calls
-
-    def pmc_divergences(self) -> Counter[tuple[int, str, Kind]]:
+    def pmc_divergences(self) -> dict[tuple[int, str, Kind], int]:
         """Return the number of divergences by vCPU, pmc and kind."""
-        divergences = Counter[tuple[int, str, Kind]]()
-        for i in range(0, len(self._divergences), 5):
-            vcpu, pmc_type, pmc_idx, kind, count = self._divergences[i : i + 5]
-            divergences[vcpu, pmc_name(pmc_type, pmc_idx), _KINDS[kind]] += count
-        return divergences
+        return {
+            (vcpu, pmc_name(pmc_type, pmc_idx), DIVERGENCES[kind]): count
+            for (vcpu, pmc_type, pmc_idx, kind), count in self._divergences.items()
+        }
+
+    def raise_to(self, before: Shown) -> None:
+        """Let no counter be lower than it was when `before` was shown.
+
+        What is worked out from several entries can be too low for a moment, as calls go on while these are
+        read: what there is about groups, and with guest LBR everything.
+        """
+        numbers, has_guest_lbr = before
+        self.has_guest_lbr |= has_guest_lbr
+        which = _COUNTERS if self.has_guest_lbr else _OF_GROUPS
+        self.numbers[which] = array("q", list(map(max, self.numbers[which], numbers[which])))
+
+    def shown(self) -> Shown:
+        """Return what raise_to() will have to know."""
+        return self.numbers, self.has_guest_lbr
 
     def ended(self) -> Counts:
         """Return the counts after the process ended: it holds nothing any more, but what it left stays."""
         numbers = self.numbers[:]
         for held in _ENDS_WITH_PROCESS:
             numbers[held] = array("q", bytes(8 * (held.stop - held.start)))
-        return Counts(numbers, self.errors, self._calls, self._divergences)
+        return Counts(numbers, self.has_guest_lbr, self.errors, self.pmcs, self.calls, self._divergences)
+
+
+def added_calls(pmcs: Sequence[Pmc], calls: array[int]) -> tuple[tuple[Pmc, ...], array[int]]:
+    """Return pmcs and their calls as Counts has them: one can have had several entries, in any order."""
+    if all(pmc < after for pmc, after in pairwise(pmcs)):  # as usual
+        return tuple(pmcs), calls
+    sums: dict[Pmc, Sequence[int]] = {}
+    for i, pmc in enumerate(pmcs):
+        more = calls[i * len(CALLS) : (i + 1) * len(CALLS)]
+        sums[pmc] = list(map(add, sums[pmc], more)) if pmc in sums else more
+    pmcs = tuple(sorted(sums))
+    return pmcs, array("Q", [count for pmc in pmcs for count in sums[pmc]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,5 +148,7 @@ class Snapshot:
     """How often probes were loaded, including the first time."""
     per_counter: bool
     """Whether there are counts of each pmc."""
+    durations: bool
+    """Whether the durations of calls are measured; if not, their numbers are all 0."""
     pmus: Mapping[str, Sequence[Pmu]]
     """The PMUs of all VMs on the host, including those that made no call."""

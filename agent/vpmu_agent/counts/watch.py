@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from operator import add
 from typing import Protocol
 
-from vpmu_agent.counts.counts import Counts, Snapshot
+from vpmu_agent.counts.counts import FIELDS, Counts, Shown, Snapshot
+from vpmu_agent.counts.sums import Sums
+from vpmu_agent.probes.entries import GivenBack, Share
+from vpmu_agent.probes.layout import Layout
 from vpmu_agent.vms.modes import Pmu
 from vpmu_agent.vms.names import VmInfo
 
@@ -20,6 +21,9 @@ KEEP_GONE_S = 15 * 60.0
 
 LOOK_EVERY_S = 10.0
 """How often to look into the maps for new VMs if nobody scrapes."""
+
+
+_REFUSED = FIELDS["refused"].start
 
 
 class Maps(Protocol):
@@ -33,11 +37,18 @@ class Maps(Protocol):
     def functions(self) -> Sequence[str]:
         """The kernel functions that they probe."""
 
-    def vcpus(self) -> Iterator[tuple[int, int, tuple[int, ...]]]:
-        """Yield (tgid, vcpu_id, numbers laid out as `layout.VCPU.fields`)."""
+    @property
+    def pmc(self) -> Layout:
+        """The layout of the entries in pmcs()."""
 
-    def pmcs(self) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """Yield (tgid, numbers laid out as `layout.pmc_layout(slots).fields`)."""
+    def pmcs(self) -> Iterable[memoryview]:
+        """Yield all entries of pmcs, some at a time; free ones have the tgid 0."""
+
+    def vcpus(self) -> Iterable[memoryview]:
+        """Yield all entries of vCPUs, laid out as `layout.VCPU`, in the same way."""
+
+    def shares(self) -> Mapping[int, Share]:
+        """Return what each process has of the entries, by tgid."""
 
     def errors(self) -> Iterator[tuple[int, int, int]]:
         """Yield (tgid, errno, how many creations failed with it)."""
@@ -46,7 +57,10 @@ class Maps(Protocol):
         """Return the number of lost records by reason."""
 
     def forget(self, tgids: Set[int]) -> None:
-        """Delete the entries of these processes from the maps."""
+        """Delete what the maps have of these processes, which are gone."""
+
+    def give_back(self) -> GivenBack:
+        """Free entries that nobody uses; return the last counts of those whose process lives."""
 
     def occupancy(self) -> Mapping[str, tuple[int, int]]:
         """Return (entries, room for entries) of each map."""
@@ -91,14 +105,21 @@ class Watch:
     loop that polls the probes, because the name of a short-lived VM comes through their ring.
     """
 
-    def __init__(self, probes: Maps, vms: Processes, *, per_counter: bool = True) -> None:
+    def __init__(
+        self, probes: Maps, vms: Processes, *, per_counter: bool = True, durations: bool = True
+    ) -> None:
+        """Start with these probes, which measure durations or not, as all do that come after them."""
         self._probes = probes
         self._vms = vms
         self._per_counter = per_counter
+        self._durations = durations
         self._lock = threading.Lock()
         self._asking = threading.Lock()  # held for a moment; taken before or inside of the other
         self._next: _Read | None = None
         self._known: dict[int, VmInfo] = {}  # processes that may have entries in the maps
+        self._given_back: dict[int, Counts] = {}  # by processes that live
+        self._shown: dict[int, Shown] = {}  # by process, what must not become less
+        self._refused: set[int] = set()  # processes that newly_refused() has returned
         self._kept: dict[str, _Kept] = {}
         self._lost = Counter[str]()  # by earlier probes
         self._loads = 1
@@ -143,8 +164,30 @@ class Watch:
         """Return the known processes: call it before the probes are polled, and sweep() with it after."""
         with self._lock:
             if time.monotonic() - self._read_at >= LOOK_EVERY_S:
-                self._learn({tgid for tgid, _, _ in self._probes.vcpus()})
+                self._learn(self._probes.shares().keys())
+                self._read_at = time.monotonic()
             return set(self._known)
+
+    def give_back(self) -> None:
+        """Free entries of the maps that nobody uses any more; to be called about once a second."""
+        with self._lock:
+            given_back = self._probes.give_back()
+            sums = Sums(self._probes.pmc)
+            sums.add_ended([given_back.vcpus])
+            sums.add_pmcs([given_back.pmcs])
+            sums.add_vcpus([given_back.vcpus])
+            for tgid, counts in sums.counts().items():
+                before = self._given_back.get(tgid)
+                self._given_back[tgid] = before + counts if before else counts
+
+    def newly_refused(self) -> list[tuple[VmInfo, int]]:
+        """Return the VMs of which calls were refused for the first time, and how many of each."""
+        with self._lock:
+            shares = self._probes.shares()
+            refused = {tgid for tgid, share in shares.items() if share.refused}
+            new, self._refused = refused - self._refused, refused
+            self._learn(new)
+            return [(self._known[tgid], shares[tgid].refused) for tgid in sorted(new)]
 
     def sweep(self, among: Set[int] | None = None) -> None:
         """Find the processes that are gone among these (None: among all); to be called about once a second.
@@ -220,28 +263,33 @@ class Watch:
             since_ns=self._since_ns,
             loads=self._loads,
             per_counter=self._per_counter,
+            durations=self._durations,
             pmus=self._pmus,
         )
 
     def _read(self) -> dict[int, Counts]:
         """Return the counts in the maps by tgid, and learn the names of new processes."""
-        processes: defaultdict[int, Counts] = defaultdict(Counts)
-        for tgid, _, numbers in self._probes.vcpus():
-            if tgid in processes:
-                counts = processes[tgid]
-                counts.numbers = array("q", list(map(add, counts.numbers, numbers)))
-            else:
-                processes[tgid] = Counts(array("q", numbers))
+        sums = Sums(self._probes.pmc)
+        sums.add_ended(self._probes.vcpus())
+        sums.add_pmcs(self._probes.pmcs())
+        sums.add_vcpus(self._probes.vcpus())
+        processes = defaultdict(Counts, sums.counts())
+        for tgid, counts in self._given_back.items():
+            processes[tgid] += counts
+        for tgid, counts in processes.items():
+            if tgid in self._shown:
+                counts.raise_to(self._shown[tgid])
+            self._shown[tgid] = counts.shown()
         for tgid, error, count in self._probes.errors():
             processes[tgid].errors[error] += count
-        if self._per_counter:
-            for tgid, numbers in self._probes.pmcs():
-                processes[tgid].add_pmc(numbers)
+        for tgid, share in self._probes.shares().items():
+            if share.refused:
+                processes[tgid].numbers[_REFUSED] = share.refused
         self._learn(processes.keys())
+        self._read_at = time.monotonic()
         return processes
 
     def _learn(self, tgids: Set[int]) -> None:
-        self._read_at = time.monotonic()
         for tgid in tgids - self._known.keys():
             self._known[tgid] = self._vms.about(tgid)
 
@@ -255,6 +303,9 @@ class Watch:
             kept.tgids.add(tgid)
             if tgid in read:
                 kept.counts += read[tgid].ended()
+            self._given_back.pop(tgid, None)
+            self._shown.pop(tgid, None)
+            self._refused.discard(tgid)
 
     def _drop(self) -> set[int]:
         """Drop what need not be kept any longer; return the processes of which nothing is left."""

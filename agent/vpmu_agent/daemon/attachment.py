@@ -34,12 +34,19 @@ class Adopt(Protocol):
         """Wait for what a loader hands over. Raise KernelError where it failed."""
 
 
+class LoaderCommand(Protocol):
+    """`probes.loader_command()`, as far as the daemon needs it."""
+
+    def __call__(self, mode: Mode, /, *, durations: bool) -> Sequence[str]:
+        """Return the command of a loader without its last argument."""
+
+
 @dataclass(frozen=True, slots=True)
 class ProbeSource:
     """Where the daemon's probes come from: the KVM that is loaded, a loader, and what takes over from it."""
 
     kvm_instance: Callable[[], int | None] = kvm_instance
-    loader_command: Callable[[Mode], Sequence[str]] = probes.loader_command
+    loader_command: LoaderCommand = probes.loader_command
     adopt: Adopt = probes.adopt
 
 

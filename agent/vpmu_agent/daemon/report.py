@@ -14,6 +14,7 @@ from vpmu_agent.system.journal import Level, tell
 from vpmu_agent.system.notify import notify
 from vpmu_agent.text import errno_name
 from vpmu_agent.vms.modes import Pmu, sentence, untraced
+from vpmu_agent.vms.names import VmInfo
 
 BURST, WINDOW_S = 5, 60.0
 """So many divergences of one kind in one VM are told in a window (seconds); of the rest, only how many."""
@@ -22,6 +23,7 @@ BURST, WINDOW_S = 5, 60.0
 DIVERGENCE = "adb5b32554804cc19284e0aac88223f4"
 FAILURE = "37a3b0c689f24af09b688d2d9d501eff"
 UNTRACED = "c240b89ca29a43f8b7559dfb352fa3f3"
+REFUSED = "0c2c2e430cf1418280c13856cc2b0b7b"
 
 
 @dataclass(slots=True)
@@ -99,6 +101,18 @@ def tell_untraced(new: Iterable[tuple[str, Pmu]], tell: Callable[..., None] = te
             VPMU_VM=vms[0] if len(vms) == 1 else None,
             VPMU_MODE=pmu.mode,
             VPMU_REASON=pmu.why,
+        )
+
+
+def tell_refused(new: Iterable[tuple[VmInfo, int]], tell: Callable[..., None] = tell) -> None:
+    """Tell of VMs whose calls are refused, and how many were so far."""
+    for vm, count in new:
+        tell(
+            f"{vm.name}: calls are refused ({count} so far), because process {vm.tgid} has more counters "
+            "than it may have; its counts are incomplete, those of other VMs are not concerned",
+            Level.WARNING,
+            MESSAGE_ID=REFUSED,
+            VPMU_VM=vm.name,
         )
 
 

@@ -14,7 +14,7 @@ from vpmu_agent.counts.census import Modes
 from vpmu_agent.counts.recent import Recent
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.daemon.attachment import Attachment, ProbeSource
-from vpmu_agent.daemon.report import Report, tell_state, tell_untraced
+from vpmu_agent.daemon.report import Report, tell_refused, tell_state, tell_untraced
 from vpmu_agent.daemon.separation import give_up_privileges, require_switch, separate
 from vpmu_agent.daemon.settings import Configuration, Settings
 from vpmu_agent.model.call import Call
@@ -48,7 +48,7 @@ def run(read_settings: Callable[[], Settings], *, duration_s: float | None, sour
         settings = configuration.settings
         require_switch()
         instance = source.kvm_instance()
-        link = separate(source.loader_command(settings.attach))
+        link = separate(source.loader_command(settings.attach, durations=settings.durations))
         faulthandler.enable()  # a service manager's watchdog sends SIGABRT: the log shall say where it hung
         give_up_privileges(link, settings.user)
         # Not before: this user must be able to read it, now and when it changes.
@@ -64,7 +64,9 @@ def run(read_settings: Callable[[], Settings], *, duration_s: float | None, sour
         # Before waiting for the probes: what is wrong with the address shows at once.
         with closing(report), closing(Server(settings.listen, web)) as server, closing(attachment):
             attachment.wait(even_without_kvm=settings.wait)
-            watch = Watch(attachment.probes, vms, per_counter=settings.per_counter)
+            watch = Watch(
+                attachment.probes, vms, per_counter=settings.per_counter, durations=settings.durations
+            )
             with stop_requests() as stopped:
                 overview = Overview(watch, recent, lambda: attachment.missing)
                 server.start(application(Exporter(watch), overview))
@@ -109,6 +111,8 @@ def watch_over(
         if is_due:
             attachment.renew(watch)
             watch.sweep(processes)
+            watch.give_back()
+            tell_refused(watch.newly_refused())
             look_at_modes(attachment.probes.census, modes, watch)
             report.sweep()
             notify("WATCHDOG=1")

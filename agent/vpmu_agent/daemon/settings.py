@@ -28,6 +28,8 @@ class Settings:
     listen: Address
     web_config_file: Path | None
     per_counter: bool
+    durations: bool
+    """Measure how long calls take."""
     user: User
     wait: bool
     """Start also where KVM is not loaded yet."""

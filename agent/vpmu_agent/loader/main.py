@@ -1,4 +1,6 @@
-"""`python -m vpmu_agent.loader.main MODE DESCRIPTOR`: compiles and attaches the probes, and hands them over.
+"""Compiles and attaches the probes, and hands them over.
+
+usage: python -m vpmu_agent.loader.main MODE [--no-durations] DESCRIPTOR
 
 A process of its own because bcc keeps LLVM and its own data in memory, 75 to 150 MB, for as long as the
 process lives (iovisor/bcc issue 1181). The probes stay attached as long as anyone holds their descriptors.
@@ -22,15 +24,35 @@ from vpmu_agent.kernel.facts import PREEMPTING, preemption
 from vpmu_agent.kernel.layout import KernelLayout, read_layout
 from vpmu_agent.kernel.libbpf import libbpf, quiet, strerror
 from vpmu_agent.kernel.trials import Trial, try_fexit, try_kprobe
-from vpmu_agent.loader.program import captured_stderr, compile_census, compile_program, toolchain
+from vpmu_agent.loader.program import (
+    captured_stderr,
+    compile_census,
+    compile_program,
+    seen_at_return,
+    toolchain,
+)
 from vpmu_agent.loader.reason import because
-from vpmu_agent.probes import FUNCTIONS, Mode, Way, handover
+from vpmu_agent.probes import FUNCTIONS, NO_DURATIONS, Mode, Way, handover
 from vpmu_agent.probes.handover import Handover
 
 if TYPE_CHECKING:
     import bcc
 
-MAPS = ("calls", "control", "lost", "vcpus", "pmcs", "errors", "inflight", "left_behind", "processes")
+MAPS = (
+    "calls",
+    "control",
+    "lost",
+    "pmcs",
+    "vcpus",
+    "slots",
+    "free_pmcs",
+    "free_vcpus",
+    "was_used",
+    "processes",
+    "given_back",
+    "left_behind",
+    "errors",
+)
 """The maps of bpf/vpmu.bpf.c that are handed over."""
 
 CENSUS = "bpf_iter__task_file"
@@ -46,17 +68,23 @@ class NoWayError(ProbeError):
 
 def main(arguments: Sequence[str]) -> None:
     """Hand over probes, or the reason why there are none."""
-    mode, number = arguments
+    mode, *options, number = arguments
     # If nobody waits for the probes any more, they are detached when this process ends.
     with socket.socket(fileno=int(number)) as channel, suppress(BrokenPipeError, ConnectionResetError):
         try:
-            handover.send(channel, load_census() if mode == "census" else load(cast(Mode, mode)))
+            if mode == "census":
+                handed = load_census()
+            else:
+                handed = load(cast(Mode, mode), durations=NO_DURATIONS not in options)
+            handover.send(channel, handed)
         except KernelError as error:
             handover.send_error(channel, error)
 
 
-def load(mode: Mode) -> Handover:
+def load(mode: Mode, *, durations: bool = True) -> Handover:
     """Compile the probes for the running kernel and attach them; they ignore calls until they go live.
+
+    Without `durations` they do not measure how long calls take.
 
     Raise KernelError if the kernel lacks something that the probes need, and ProbeError if it refuses them.
     """
@@ -65,7 +93,7 @@ def load(mode: Mode) -> Handover:
     known = constants(read_layout())
     census, no_census = census_constants(read_census_layout)
     order = ways(preemption()) if mode == "auto" else (mode,)
-    handed = first_attached(order, lambda way: attached(way, known | census), tools)
+    handed = first_attached(order, lambda way: attached(way, known | census, durations=durations), tools)
     return replace(handed, no_census=no_census) if no_census else handed
 
 
@@ -111,7 +139,7 @@ def _as_root() -> list[str]:
     return [] if os.geteuid() == 0 else ["run it as root, or with CAP_BPF, CAP_PERFMON and CAP_SYSLOG"]
 
 
-def attached(way: Way, known: Mapping[str, int]) -> Handover:
+def attached(way: Way, known: Mapping[str, int], *, durations: bool = True) -> Handover:
     """Compile the probes for the kernel that `known` describes, and attach them in one way.
 
     The census is attached too if `known` has its constants; if it alone is refused, `no_census` says why.
@@ -124,9 +152,9 @@ def attached(way: Way, known: Mapping[str, int]) -> Handover:
     trial = _TRIALS[way](list(FUNCTIONS.values())[:1])
     if not trial.works:
         raise NoWayError(trial.reason)
-    bpf = compile_program(known, fexit=way == "fexit")
+    bpf = compile_program(known, fexit=way == "fexit", durations=durations)
     if way == "kprobe":
-        _attach_kprobes(bpf)
+        _attach_kprobes(bpf, durations=durations)
     handed = handover_of(bpf, way)
     return with_census(handed, bpf) if "VPMU_VCPU_IOCTL" in known else handed
 
@@ -211,11 +239,13 @@ def constants(layout: KernelLayout) -> dict[str, int]:
     return known | {name: value for name, value in optional.items() if value is not None}
 
 
-def _attach_kprobes(bpf: bcc.BPF) -> None:
+def _attach_kprobes(bpf: bcc.BPF, *, durations: bool) -> None:
+    returning = seen_at_return(durations=durations)
     with captured_stderr() as printed:
         try:
             for name, function in FUNCTIONS.items():
-                bpf.attach_kretprobe(event=function.encode(), fn_name=f"vpmu_{name}_return".encode())
+                if name in returning:
+                    bpf.attach_kretprobe(event=function.encode(), fn_name=f"vpmu_{name}_return".encode())
                 bpf.attach_kprobe(event=function.encode(), fn_name=f"vpmu_{name}_entry".encode())
         except Exception as error:  # bcc raises nothing more specific
             raise because(error, printed()) from error

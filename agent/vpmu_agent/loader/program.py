@@ -14,21 +14,26 @@ from typing import IO, TYPE_CHECKING
 
 from vpmu_agent.kernel.errors import ProbeError
 from vpmu_agent.loader.reason import because
+from vpmu_agent.model.call import CallName
 from vpmu_agent.model.rules import SLOTS, Kind, State
+from vpmu_agent.probes.layout import pmc_room
 from vpmu_agent.probes.sources import bpf_folder
 
 if TYPE_CHECKING:
     import bcc
 
 MAX_ENTRIES = {
-    "inflight": 16384,  # threads in a call; a vCPU is in one at most
     "pmcs": 65536,
     "vcpus": 16384,
+    "threads": 8192,  # a power of two; one that finds no room takes that of a thread that was quiet
     "errors": 4096,  # failed creations, by VM and errno
     "left_behind": 4096,  # events that KVM forgot
-    "processes": 4096,  # whose command line was sent to user space
+    "processes": 16384,
 }
-"""The room of each map, in entries. The metrics show how full each is, and what was lost for lack of room."""
+"""The room of each map, in entries. The metrics show how full each is, and what was lost for lack of room.
+
+`slots` has room for all entries of `pmcs` and `vcpus`.
+"""
 
 RING_PAGES = 1024
 """Pages of the ring buffer, a power of two: 4 MiB hold about 30,000 calls that user space has yet to read."""
@@ -99,6 +104,7 @@ def compile_program(
     constants: Mapping[str, int],
     *,
     fexit: bool = False,
+    durations: bool = True,
     twins: bool = False,
     user_memory: bool = False,
     ring_pages: int = RING_PAGES,
@@ -113,6 +119,7 @@ def compile_program(
             census is compiled in, for the caller to load and attach.
         fexit: whether bcc is to load them as fentry/fexit programs and attach them at once. Otherwise the
             caller attaches vpmu_NAME_entry and vpmu_NAME_return, as kprobes or uprobes.
+        durations: whether to measure how long calls take; see seen_at_return().
         twins: whether to add raw-tracepoint programs with the same bodies, which BPF_PROG_TEST_RUN accepts.
         user_memory: whether to read user memory, as uprobes have to.
         ring_pages: pages of the ring buffer, a power of two.
@@ -121,18 +128,26 @@ def compile_program(
     import bcc
 
     rooms = {**MAX_ENTRIES, **(max_entries or {})}
+    rooms["slots"] = rooms["pmcs"] + rooms["vcpus"]
+    slots = SLOTS if "VPMU_PMC_MAX_NR_EVENTS" in constants else 1
     defines = {
         **constants,
         **{f"VPMU_MAX_{name.upper()}": room for name, room in rooms.items()},
         "VPMU_RING_PAGES": ring_pages,
         "VPMU_KINDS": len(Kind),
         "VPMU_STATES": len(State),
-        "VPMU_SLOTS": SLOTS if "VPMU_PMC_MAX_NR_EVENTS" in constants else 1,
+        "VPMU_SLOTS": slots,
+        "VPMU_ROOM": pmc_room(slots),
     }
     flags = [
         f"-D{name}={value}ULL" if value > 2**31 else f"-D{name}={value}" for name, value in defines.items()
     ]
-    forms = {"VPMU_FEXIT": fexit, "VPMU_TWINS": twins, "VPMU_USER_MEMORY": user_memory}
+    forms = {
+        "VPMU_FEXIT": fexit,
+        "VPMU_NO_DURATIONS": not durations,
+        "VPMU_TWINS": twins,
+        "VPMU_USER_MEMORY": user_memory,
+    }
     flags += [f"-D{name}" for name, is_wanted in forms.items() if is_wanted]
     folder = bpf_folder()
     with kernel_source():
@@ -145,6 +160,15 @@ def compile_program(
                 return bcc.BPF(text=text, cflags=[*flags, f"-I{folder}"])
             except Exception as error:  # bcc raises nothing more specific
                 raise because(error, printed()) from error
+
+
+def seen_at_return(*, durations: bool) -> tuple[CallName, ...]:
+    """Return the calls that have a program at their return, vpmu_NAME_return.
+
+    All are checked at their entry but `create`, whose event does not exist before its return. So without
+    durations no other call has anything to do there.
+    """
+    return tuple(CallName) if durations else (CallName.CREATE,)
 
 
 def compile_census(constants: Mapping[str, int]) -> bcc.BPF:

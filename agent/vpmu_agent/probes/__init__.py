@@ -21,15 +21,17 @@ from vpmu_agent.model.verdict import Observation
 from vpmu_agent.probes import handover
 from vpmu_agent.probes.census import Census
 from vpmu_agent.probes.decoder import Decoder, VmNames
+from vpmu_agent.probes.entries import Entries, GivenBack, Share
 from vpmu_agent.probes.handover import Handover
 from vpmu_agent.probes.layout import (
     CONTROL,
     ERROR_KEY,
-    INFLIGHT,
+    GIVEN_BACK,
     LOST_REASONS,
-    PMC_KEY,
+    SHARE,
+    SLOT_KEY,
     VCPU,
-    VCPU_KEY,
+    Layout,
     pmc_layout,
 )
 from vpmu_agent.probes.maps import Map, Ring
@@ -51,11 +53,7 @@ FUNCTIONS = {
 }
 """The probed kernel functions, by the short names of their probes."""
 
-_SINGLE = ("calls", "control", "lost")  # a ring and arrays, of which occupancy() would say nothing
 _LABELS = {"left_behind": "left"}  # of metrics, where they are not the name of the map
-_TGID_AT = {"pmcs": PMC_KEY.fields["tgid"].start, "vcpus": 0, "errors": 0}  # index among the numbers of a key
-# As forget() deletes: pmcs first, or their events would be subtracted from a vCPU's new entry.
-_KEYS = {"pmcs": PMC_KEY, "vcpus": VCPU_KEY, "errors": ERROR_KEY}
 _U32, _U64 = 4, 8  # bytes
 _MISSES_EVERY_S = 0.1  # how often to ask the kernel for calls that it did not run a probe for
 
@@ -63,9 +61,12 @@ _MISSES_EVERY_S = 0.1  # how often to ask the kernel for calls that it did not r
 class Probes:
     """Attached probes: the counts in their maps, and the calls that they send.
 
-    One thread polls; others may read the maps meanwhile. Methods that use the maps raise KernelError if the
-    kernel refuses.
+    One thread polls; another one at a time may use the maps meanwhile. Methods that use them raise
+    KernelError if the kernel refuses.
     """
+
+    pmc: Layout
+    """The layout of the entries in pmcs()."""
 
     def __init__(self, handed: Handover, *, vms: VmNames, stream: bool = False) -> None:
         """Take ownership of the descriptors and go live. With `stream`, the probes send every call.
@@ -77,9 +78,9 @@ class Probes:
         self.census = Census(handed.census, handed.no_census)
         self._programs, self._links = handed.programs, handed.links
         self._maps = {name: Map(name, descriptor) for name, descriptor in handed.maps.items()}
-        slots = (self._maps["pmcs"].value_size - pmc_layout(0).size) // _U64
-        self._pmc = pmc_layout(slots)
+        self.pmc = pmc_layout((self._maps["pmcs"].value_size - pmc_layout(0).size) // _U64)
         self._check_sizes()
+        self._entries = Entries(self._maps, self.pmc)
         epoch_ns = time.time_ns() - time.monotonic_ns()  # bpf_ktime_get_ns() is CLOCK_MONOTONIC
         self._decoder = Decoder(epoch_ns=epoch_ns, vms=vms)
         self._ring = Ring(self._maps["calls"])
@@ -95,22 +96,20 @@ class Probes:
             self._look_for_misses()
         return [observation for data in records if (observation := self._decoder.call(data))]
 
-    def vcpus(self) -> Iterator[tuple[int, int, tuple[int, ...]]]:
-        """Yield (tgid, vcpu_id, its numbers, laid out as `layout.VCPU.fields`) for each vCPU."""
-        for keys, values in self._maps["vcpus"].chunks():
-            for (tgid, vcpu), numbers in zip(
-                VCPU_KEY.struct.iter_unpack(keys), VCPU.struct.iter_unpack(values), strict=True
-            ):
-                yield tgid, vcpu, numbers
+    def pmcs(self) -> Iterator[memoryview]:
+        """Yield all entries of pmcs, laid out as `pmc`, some hundred at a time; free ones have the tgid 0.
 
-    def pmcs(self) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """Yield (tgid, its numbers, laid out as `layout.pmc_layout(slots).fields`) for each pmc."""
-        at = _TGID_AT["pmcs"]
-        for keys, values in self._maps["pmcs"].chunks():
-            for key, numbers in zip(
-                PMC_KEY.struct.iter_unpack(keys), self._pmc.struct.iter_unpack(values), strict=True
-            ):
-                yield key[at], numbers
+        They are valid only until the next ones are asked for.
+        """
+        return (values for _, values in self._entries.pmcs.chunks())
+
+    def vcpus(self) -> Iterator[memoryview]:
+        """Yield all entries of vCPUs, laid out as `layout.VCPU`, as pmcs() does."""
+        return (values for _, values in self._entries.vcpus.chunks())
+
+    def shares(self) -> dict[int, Share]:
+        """Return what each process has of the entries, by tgid: of all processes that have made calls."""
+        return self._entries.shares()
 
     def errors(self) -> Iterator[tuple[int, int, int]]:
         """Yield (tgid, errno, how many creations failed with it)."""
@@ -134,27 +133,31 @@ class Probes:
         return {**lost, "not_run": self._misses()}
 
     def forget(self, tgids: Set[int]) -> None:
-        """Delete the entries of these processes from the maps."""
-        # Keyed by thread; only the value has the tgid.
-        at = INFLIGHT.fields["tgid"].start
-        for keys, values in self._maps["inflight"].chunks():
-            for i, call in enumerate(INFLIGHT.struct.iter_unpack(values)):
-                if call[at] in tgids:
-                    self._maps["inflight"].delete(bytes(keys[i * _U32 : (i + 1) * _U32]))
-        for name, layout in _KEYS.items():
-            at, size = _TGID_AT[name], layout.size
-            for keys, _ in self._maps[name].chunks():
-                for i, key in enumerate(layout.struct.iter_unpack(keys)):
-                    if key[at] in tgids:
-                        self._maps[name].delete(bytes(keys[i * size : (i + 1) * size]))
+        """Delete what the maps have of these processes, which are gone."""
+        self._entries.forget(tgids)
+        errors = self._maps["errors"]
+        gone = [key for key in self._error_keys() if key[0] in tgids]
+        for key in gone:
+            errors.delete(ERROR_KEY.struct.pack(*key))
+
+    def give_back(self) -> GivenBack:
+        """Free entries of processes that are gone, and idle ones of those that have too many; once a second.
+
+        Return the last counts of the latter, which no other method counts any more.
+        """
+        return self._entries.give_back(self._epoch)
 
     def occupancy(self) -> dict[str, tuple[int, int]]:
-        """Return (entries, room for entries) of each map, by its label in metrics."""
-        return {
-            _LABELS.get(name, name): (of.entries(), of.room)
-            for name, of in self._maps.items()
-            if name not in _SINGLE
+        """Return (entries in use, room for entries) of each map that can be full, by its label in metrics."""
+        shares = self.shares().values()
+        in_use = {
+            "pmcs": sum(share.pmcs for share in shares),
+            "vcpus": sum(share.vcpus for share in shares),
+            "processes": len(shares),
+            "left_behind": self._maps["left_behind"].entries(),
+            "errors": self._maps["errors"].entries(),
         }
+        return {_LABELS.get(name, name): (used, self._maps[name].room) for name, used in in_use.items()}
 
     def stop(self) -> list[Observation]:
         """Stop taking calls, and return those that were still in the ring. The counts stay."""
@@ -183,11 +186,24 @@ class Probes:
 
     def _check_sizes(self) -> None:
         """Raise ProbeError if the maps are of another version: during an upgrade a loader can be newer."""
-        known = {name: layout.size for name, layout in _KEYS.items()}
-        found = {name: self._maps[name].key_size for name in _KEYS}
-        sizes = {"control": CONTROL.size, "vcpus": VCPU.size, "pmcs": self._pmc.size, "errors": _U64}
-        if found != known or any(self._maps[name].value_size != size for name, size in sizes.items()):
+        keys = {"slots": SLOT_KEY.size, "errors": ERROR_KEY.size}
+        values = {
+            "control": CONTROL.size,
+            "pmcs": self.pmc.size,
+            "vcpus": VCPU.size,
+            "processes": SHARE.size,
+            "given_back": GIVEN_BACK.size,
+        }
+        if (
+            not (self._maps.keys() >= keys.keys() | values.keys())
+            or any(self._maps[name].key_size != size for name, size in keys.items())
+            or any(self._maps[name].value_size != size for name, size in values.items())
+        ):
             raise ProbeError("the loader's maps are not those of this version", "restart vpmu-agent")
+
+    def _error_keys(self) -> Iterator[tuple[int, int]]:
+        for keys, _ in self._maps["errors"].chunks():
+            yield from ERROR_KEY.struct.iter_unpack(keys)
 
     def _set_epoch(self, epoch: int) -> None:
         self._epoch = epoch
@@ -211,19 +227,24 @@ class Unattached:
     mode = "none"
     functions: tuple[str, ...] = ()
     census = Census(None)
+    pmc = pmc_layout(0)
 
     def poll(self, timeout_s: float) -> list[Observation]:
         """Sleep for `timeout_s`."""
         time.sleep(timeout_s)
         return []
 
-    def vcpus(self) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+    def pmcs(self) -> Iterator[memoryview]:
+        """Yield no pmcs."""
+        return iter(())
+
+    def vcpus(self) -> Iterator[memoryview]:
         """Yield no vCPUs."""
         return iter(())
 
-    def pmcs(self) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """Yield no pmcs."""
-        return iter(())
+    def shares(self) -> dict[int, Share]:
+        """Return no processes."""
+        return {}
 
     def errors(self) -> Iterator[tuple[int, int, int]]:
         """Yield no errors."""
@@ -235,6 +256,10 @@ class Unattached:
 
     def forget(self, tgids: Set[int]) -> None:
         """Do nothing: there are no entries."""
+
+    def give_back(self) -> GivenBack:
+        """Return no entries."""
+        return GivenBack()
 
     def occupancy(self) -> dict[str, tuple[int, int]]:
         """Return no maps."""
@@ -248,10 +273,18 @@ class Unattached:
         """Do nothing: nothing is attached."""
 
 
-def loader_command(mode: Mode | Literal["census"]) -> list[str]:
-    """Return the command of a loader without its last argument, the descriptor to hand over on."""
+NO_DURATIONS = "--no-durations"
+"""The loader's one option."""
+
+
+def loader_command(mode: Mode | Literal["census"], *, durations: bool = True) -> list[str]:
+    """Return the command of a loader without its last argument, the descriptor to hand over on.
+
+    Without `durations` its probes do not measure how long calls take.
+    """
+    options = [] if durations else [NO_DURATIONS]
     # -P: a module of the same name in the current directory is not ours.
-    return [sys.executable, "-P", "-m", "vpmu_agent.loader.main", mode]
+    return [sys.executable, "-P", "-m", "vpmu_agent.loader.main", mode, *options]
 
 
 def attach(*, mode: Mode = "auto", vms: VmNames, stream: bool = True) -> Probes:

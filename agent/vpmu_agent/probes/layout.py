@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
 
@@ -12,7 +12,7 @@ from vpmu_agent.model.call import CallName, PmcType
 from vpmu_agent.model.rules import SLOTS, Kind, State
 from vpmu_agent.probes.sources import bpf_folder
 
-_FORMATS = {"__u8": "B", "__s8": "b", "__u32": "I", "__s32": "i", "__u64": "Q", "__s64": "q"}
+_FORMATS = {"__u8": "B", "__s8": "b", "__u16": "H", "__u32": "I", "__s32": "i", "__u64": "Q", "__s64": "q"}
 
 FIXED_BASE_IDX = 32  # KVM_FIXED_PMC_BASE_IDX
 
@@ -31,7 +31,9 @@ def struct_fields(text: str, name: str, sizes: Mapping[str, int]) -> list[tuple[
     """
     return [
         (field, _FORMATS[c_type], int(sizes.get(size, size)) if size else 1)
-        for c_type, field, size in re.findall(r"(\w+) (\w+)(?:\[(\w+)\])?;", _body(text, f"struct {name}"))
+        for c_type, field, size in re.findall(
+            r"(\w+)\s+(\w+)\s*(?:\[(\w+)\])?;", _body(text, f"struct {name}")
+        )
     ]
 
 
@@ -39,16 +41,49 @@ class Layout:
     """A struct of bpf/vpmu.h, or of `text`: its size in bytes and its fields, with arrays laid out flat."""
 
     def __init__(self, name: str, sizes: Mapping[str, int] | None = None, *, text: str = "") -> None:
-        fields = struct_fields(text or _TEXT, name, SIZES | dict(sizes or {}))
+        self._declared = struct_fields(text or _TEXT, name, SIZES | dict(sizes or {}))
         # "=": no padding; the header orders its fields so that C adds none either.
-        self.struct = struct.Struct("=" + "".join(f"{count}{fmt}" for _, fmt, count in fields))
+        self.struct = struct.Struct("=" + "".join(f"{count}{fmt}" for _, fmt, count in self._declared))
         self.size: int = self.struct.size
-        starts = [0, *accumulate(count for _, _, count in fields)]
+        starts = [0, *accumulate(count for _, _, count in self._declared)]
         self.fields: dict[str, slice] = {
             field: slice(start, start + count)
-            for (field, _, count), start in zip(fields, starts, strict=False)
+            for (field, _, count), start in zip(self._declared, starts, strict=False)
         }
         """The place of each field among the numbers that `struct` unpacks."""
+
+    def reader(self, *fields: str, raw: Sequence[str] = (), lines: Sequence[str] = ()) -> struct.Struct:
+        """Return what unpacks only some fields, in the order of the struct; those of `raw` as bytes.
+
+        Those of `lines`, which follow each other, are unpacked as the bytes of all of them. To unpack whole
+        entries would take several times as long. Raise ValueError if there is no such field.
+        """
+        if unknown := {*fields, *raw, *lines} - self.fields.keys():
+            raise ValueError(f"the struct has no {', '.join(sorted(unknown))}")
+        sizes = {field: count * struct.calcsize(f"={fmt}") for field, fmt, count in self._declared}
+        formats = ["="]
+        for field, fmt, count in self._declared:
+            if field in fields:
+                formats.append(f"{count}{fmt}")
+            elif field in raw:
+                formats.append(f"{sizes[field]}s")
+            elif field not in lines:
+                formats.append(f"{sizes[field]}x")
+            elif field == lines[0]:
+                formats.append(f"{sum(sizes[line] for line in lines)}s")
+        return struct.Struct("".join(formats))
+
+    def offset(self, field: str) -> int:
+        """Return where a field begins, in bytes."""
+        before = list(self.fields).index(field)
+        return struct.calcsize("=" + "".join(f"{count}{fmt}" for _, fmt, count in self._declared[:before]))
+
+    def pack(self, values: Mapping[str, int | Sequence[int]]) -> bytes:
+        """Return an entry with these values, an array's as a sequence, and 0 in all other fields."""
+        numbers = [0] * sum(count for _, _, count in self._declared)
+        for field, value in values.items():
+            numbers[self.fields[field]] = [value] if isinstance(value, int) else value
+        return self.struct.pack(*numbers)
 
 
 def enum_names(text: str, name: str) -> list[str]:
@@ -63,34 +98,39 @@ def _short(enumerator: str, prefix: str) -> str:
     return enumerator.removeprefix(prefix).lower()
 
 
+def pmc_room(slots: int) -> int:
+    """Return the length of `events` in `struct vpmu_pmc` where a group has at most `slots` members.
+
+    It fills the last of the entry's cache lines: four of these numbers are behind `due` on its line.
+    """
+    return 4 if slots == 1 else slots + 4
+
+
 _TEXT = (bpf_folder() / "vpmu.h").read_text()
 SIZES = {
     **{name: int(value) for name, value in re.findall(r"^#define (VPMU_\w+) +(\d+)\b", _TEXT, re.MULTILINE)},
     "VPMU_KINDS": len(Kind),
     "VPMU_STATES": len(State),
     "VPMU_SLOTS": SLOTS,
+    "VPMU_ROOM": pmc_room(SLOTS),
 }
 """The sizes of arrays by name: those of the header, and those that come from the model."""
 CALL, PROCESS = Layout("vpmu_call"), Layout("vpmu_process")
 CONTROL = Layout("vpmu_control")
-INFLIGHT = Layout("vpmu_inflight")
-VCPU_KEY, VCPU = Layout("vpmu_vcpu_key"), Layout("vpmu_vcpu")
+SLOT_KEY = Layout("vpmu_slot_key")
+VCPU = Layout("vpmu_vcpu")
 ERROR_KEY = Layout("vpmu_error_key")
-PMC_KEY = Layout("vpmu_pmc_key")
+SHARE, GIVEN_BACK = Layout("vpmu_share"), Layout("vpmu_given_back")
+ARRAYS = [_short(name, "VPMU_") for name in enum_names(_TEXT, "vpmu_array")]
+"""The arrays whose entries processes take, in the order of the map `was_used`."""
 CALLS = [CallName(_short(name, "VPMU_")) for name in enum_names(_TEXT, "vpmu_call_name")]
 PMC_TYPES = [PmcType(_short(name, "VPMU_")) for name in enum_names(_TEXT, "vpmu_pmc_type")]
-_BUCKETS = SIZES["VPMU_BUCKETS"]
-_FIRST_BUCKET = VCPU.fields["duration_buckets"].start
-DURATION_BUCKETS = [
-    slice(_FIRST_BUCKET + i * _BUCKETS, _FIRST_BUCKET + (i + 1) * _BUCKETS) for i in range(len(CALLS))
-]
-"""The place of each call's buckets among the numbers of `VCPU`."""
 PMC_TYPE_LBR = PMC_TYPES.index(PmcType.LBR)
 
 
-def pmc_layout(slots: int) -> Layout:
-    """Return the layout of `struct vpmu_pmc` in a program that follows `slots` members of a group."""
-    return Layout("vpmu_pmc", {"VPMU_SLOTS": slots})
+def pmc_layout(room: int) -> Layout:
+    """Return the layout of `struct vpmu_pmc` in a program whose pmc_room() is `room`."""
+    return Layout("vpmu_pmc", {"VPMU_ROOM": room})
 
 
 @lru_cache

@@ -84,15 +84,16 @@ class Source:
                 swept = time.monotonic()
 
     def _sweep(self) -> None:
-        """Forget processes that are gone: a trace may be long, and the maps have a maximum size.
+        """Let go of processes that are gone, and of idle entries: the maps have a maximum size.
 
         Their names are kept until the next sweep: calls of theirs may still be in the ring.
         """
         for tgid in self._gone:
             self._vms.forget(tgid)
-        self._gone = {tgid for tgid in {tgid for tgid, _, _ in self._probes.vcpus()} if self._is_gone(tgid)}
+        self._gone = {tgid for tgid in self._probes.shares() if self._is_gone(tgid)}
         if self._gone:
             self._probes.forget(self._gone)
+        self._probes.give_back()  # a trace has no use for their counts
 
     def _is_gone(self, tgid: int) -> bool:
         if self._vms.is_alive(tgid):

@@ -12,7 +12,7 @@ from vpmu_agent.model.call import Call, CallName
 from vpmu_agent.model.rules import Kind
 from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.system.stdout import Style
-from vpmu_agent.text import attr_text, duration_text, errno_name
+from vpmu_agent.text import attr_text, errno_name, measured_text
 from vpmu_agent.trace.call_json import call_json, lost_json, summary_json, vpmu_json
 from vpmu_agent.trace.tally import Tally
 from vpmu_agent.vms.modes import Pmu, sentence
@@ -97,7 +97,7 @@ class TextPrinter:
             _event_text(call, verdict),
             _leader_text(call, verdict),
             attr_text(call.attr) + (" off" if call.attr.disabled and call.name is CallName.CREATE else ""),
-            duration_text(call.duration_ns),
+            measured_text(call.duration_ns),
             self._verdict(outcome, verdict.kind),
         )
         lines.append(line)
@@ -137,7 +137,7 @@ class TextPrinter:
                 lines.append(
                     f"{name:{width}}"
                     + "".join(f" {number:>9}" for number in numbers)
-                    + f" {duration_text(vm.host_ns):>10}"
+                    + f" {measured_text(vm.host_ns):>10}"
                 )
             lines += self._details(tally)
         else:

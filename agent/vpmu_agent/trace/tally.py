@@ -16,7 +16,7 @@ class VmTally:
 
     calls: dict[CallName, int] = field(default_factory=lambda: dict.fromkeys(CallName, 0))
     host_ns: int = 0
-    """Host time spent in the VM's vPMU calls."""
+    """Host time spent in the VM's vPMU calls; 0 if it was not measured."""
     errors: dict[tuple[CallName, int], int] = field(default_factory=lambda: defaultdict(int))
     """By call and (positive) errno."""
     pinned_siblings: int = 0

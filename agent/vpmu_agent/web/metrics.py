@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from itertools import accumulate
 from operator import itemgetter
@@ -21,12 +22,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.openmetrics import exposition
 from prometheus_client.registry import Collector
 
-from vpmu_agent.counts.counts import Counts, Snapshot
+from vpmu_agent.counts.counts import DURATION_BUCKETS, FIELDS, Counts, Pmc, Snapshot
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.model.buckets import DURATION_BOUNDS_NS, SIZE_BOUNDS
 from vpmu_agent.model.call import CallName
 from vpmu_agent.model.rules import Kind, State
-from vpmu_agent.probes.layout import DURATION_BUCKETS, VCPU
+from vpmu_agent.probes.layout import pmc_name
 from vpmu_agent.text import errno_name
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -127,13 +128,13 @@ DURATION = Family(
     name="vpmu_call_duration_seconds",
     type="histogram",
     labels=("vm", "call"),
-    help="Duration of a call, from its entry to its return.",
+    help="Duration of a call, from its entry to its return. Off with --no-durations.",
 )
 HOST = Family(
     name="vpmu_host_seconds_total",
     type="counter",
     labels=("vm",),
-    help="Host time spent in the VM's vPMU calls.",
+    help="Host time spent in the VM's vPMU calls. Off with --no-durations.",
 )
 DIVERGENCES = Family(
     name="vpmu_divergences_total",
@@ -164,6 +165,15 @@ GROUP_SIZE = Family(
     type="histogram",
     labels=("vm",),
     help="Size of the groups that were programmed, in events.",
+)
+REFUSED = Family(
+    name="vpmu_refused_calls_total",
+    type="counter",
+    labels=("vm",),
+    help=(
+        "Calls that the agent did not follow for lack of room, usually because the VM's process has more "
+        "counters than one process may have; they are missing from all other counts of the VM."
+    ),
 )
 VM_INFO = Family(
     name="vpmu_vm_info",
@@ -204,6 +214,12 @@ PROBES = Family(
     type="gauge",
     labels=("mode",),
     help="Probed kernel functions, by attach mode.",
+)
+DURATIONS = Family(
+    name="vpmu_agent_durations_enabled",
+    type="gauge",
+    labels=(),
+    help="1 if the durations of calls are measured, 0 with --no-durations.",
 )
 LOADS = Family(
     name="vpmu_agent_loads_total",
@@ -253,11 +269,10 @@ class _VmFamily:
 
     family: Family
     text: str  # the lines of one VM: _VM stands for its name, and there is a place for each number
-    numbers: Callable[[Sequence[int]], Iterable[float]]  # from those of `layout.VCPU.fields`
+    numbers: Callable[[Sequence[int]], Iterable[float]]  # from those of a VM, laid out as FIELDS
 
 
 _VM = "\0"
-_FIELDS = VCPU.fields
 
 
 def _plain(
@@ -270,38 +285,39 @@ def _plain(
 
 def _cumulative(counts: Sequence[int], total: float) -> list[float]:
     """Return the numbers of one histogram: its cumulative buckets, count and sum."""
-    buckets = list(accumulate(counts))
-    return [*buckets, buckets[-1], total]
+    numbers: list[float] = list(accumulate(counts))
+    numbers += numbers[-1], total
+    return numbers
 
 
 def _durations(numbers: Sequence[int]) -> list[float]:
     all_calls: list[float] = []
-    for buckets, nanoseconds in zip(DURATION_BUCKETS, numbers[_FIELDS["duration_ns"]], strict=True):
+    for buckets, nanoseconds in zip(DURATION_BUCKETS, numbers[FIELDS["duration_ns"]], strict=True):
         all_calls += _cumulative(numbers[buckets], nanoseconds / 1e9)
     return all_calls
 
 
 def _host_seconds(numbers: Sequence[int]) -> list[float]:
-    return [sum(numbers[_FIELDS["duration_ns"]]) / 1e9]
+    return [sum(numbers[FIELDS["duration_ns"]]) / 1e9]
 
 
 def _sizes(numbers: Sequence[int]) -> list[float]:
-    return _cumulative(numbers[_FIELDS["sizes"]], numbers[_FIELDS["sizes_sum"].start])
+    return _cumulative(numbers[FIELDS["sizes"]], numbers[FIELDS["sizes_sum"].start])
 
 
 def _places(field: str, names: Sequence[str], wanted: Iterable[str]) -> list[int]:
     """Return where the numbers of the `wanted` names are, in a field that has one for each of `names`."""
-    return [_FIELDS[field].start + names.index(name) for name in wanted]
+    return [FIELDS[field].start + names.index(name) for name in wanted]
 
 
 # All kinds from the start: increase() does not see a series begin at 1, and there may never be a 2.
 _DIVERGENCES = [kind for kind in Kind if kind.is_divergence]
 _STATES = [state for state in State if state is not State.EMPTY]  # an empty group holds no events
-_UNKNOWN = _FIELDS["verdicts"].start + list(Kind).index(Kind.UNKNOWN)
+_UNKNOWN = FIELDS["verdicts"].start + list(Kind).index(Kind.UNKNOWN)
 
 _VM_FAMILIES = (
-    _plain(CALLS, _FIELDS["calls"], CallName),
-    _plain(PREDICTED, _FIELDS["predicted"], CallName),
+    _plain(CALLS, FIELDS["calls"], CallName),
+    _plain(PREDICTED, FIELDS["predicted"], CallName),
     _plain(UNKNOWN, slice(_UNKNOWN, _UNKNOWN + 1)),
     _VmFamily(
         DURATION,
@@ -311,15 +327,17 @@ _VM_FAMILIES = (
     _VmFamily(HOST, HOST.lines([(_VM,)], "%r"), _host_seconds),
     _plain(DIVERGENCES, _places("verdicts", list(Kind), _DIVERGENCES), _DIVERGENCES),
     _plain(GROUPS, _places("groups", list(State), _STATES), _STATES),
-    _plain(EVENTS, _FIELDS["events"]),
-    _plain(ORPHANED, _FIELDS["orphans"]),
+    _plain(EVENTS, FIELDS["events"]),
+    _plain(ORPHANED, FIELDS["orphans"]),
     _VmFamily(GROUP_SIZE, GROUP_SIZE.histogram([(_VM,)], [float(size) for size in SIZE_BOUNDS]), _sizes),
-    _plain(PINNED_SIBLINGS, _FIELDS["pinned_siblings"]),
+    _plain(PINNED_SIBLINGS, FIELDS["pinned_siblings"]),
+    _plain(REFUSED, FIELDS["refused"]),
 )
 
 VM_FAMILIES = (*(each.family for each in _VM_FAMILIES), ERRORS, VM_INFO, MODE)
+_TIME_FAMILIES = (DURATION, HOST)  # which need durations
 PMC_FAMILIES = (PMC_CALLS, PMC_DIVERGENCES)
-AGENT_FAMILIES = (BUILD, PROBES, LOADS, LOST, VMS, MAP_ENTRIES, MAP_ROOM, SCRAPE)
+AGENT_FAMILIES = (BUILD, PROBES, DURATIONS, LOADS, LOST, VMS, MAP_ENTRIES, MAP_ROOM, SCRAPE)
 FAMILIES = (*VM_FAMILIES, *PMC_FAMILIES, *AGENT_FAMILIES)
 """All metrics but those of the process, which prometheus-client declares."""
 
@@ -343,6 +361,8 @@ class Exporter:
     def _text(self, snapshot: Snapshot, start: float, *, openmetrics: bool) -> Iterator[str]:
         vms = {_escaped(name): counts for name, counts in snapshot.vms.items()}
         for each in _VM_FAMILIES:
+            if each.family in _TIME_FAMILIES and not snapshot.durations:
+                continue
             yield each.family.head(openmetrics=openmetrics)
             pieces, numbers = each.text.split(_VM), each.numbers
             for name, counts in vms.items():
@@ -354,9 +374,10 @@ class Exporter:
             for number, count in sorted(counts.errors.items()):
                 yield ERRORS.lines([(name, CallName.CREATE, errno_name(number))], str(count))
         yield VM_INFO.head(openmetrics=openmetrics)
+        info = VM_INFO.lines([["%s"] * len(VM_INFO.labels)], "1")
         for name, about in snapshot.about.items():
-            labels = _escaped(name), about.uuid, about.vmm, str(about.tgid), about.pod_uid
-            yield VM_INFO.lines([labels], "1")
+            # In the order of labels in a line.
+            yield info % (about.tgid, about.pod_uid, about.uuid, _escaped(name), about.vmm)
         yield MODE.head(openmetrics=openmetrics)
         for name, pmus in snapshot.pmus.items():
             for mode in sorted({pmu.mode for pmu in pmus}):  # one process may have several VMs
@@ -387,6 +408,7 @@ class _Agent(Collector):
         snapshot = self.snapshot
         yield BUILD.metric({(self.version,): 1})
         yield PROBES.metric({(snapshot.mode,): len(snapshot.functions)})
+        yield DURATIONS.metric({(): int(snapshot.durations)})
         yield LOADS.metric({(): snapshot.loads})
         yield LOST.metric({(reason,): count for reason, count in snapshot.lost.items()})
         yield VMS.metric({(): len(snapshot.vms)})
@@ -398,17 +420,25 @@ class _Agent(Collector):
 
 def _pmc_text(vms: Mapping[str, Counts], *, openmetrics: bool) -> Iterator[str]:
     yield PMC_CALLS.head(openmetrics=openmetrics)
-    # The lines of a counter differ only in the label `call`: the text of the other labels joins them.
-    lines = PMC_CALLS.lines([(_VM, _VM, _VM, call) for call in CallName])
-    pieces = lines.split(f'pmc="{_VM}",vcpu="{_VM}",vm="{_VM}"')
     for name, counts in vms.items():
-        vm = name.replace("%", "%%")
-        for (vcpu, pmc), calls in sorted(counts.pmc_calls().items()):
-            yield f'pmc="{pmc}",vcpu="{vcpu}",vm="{vm}"'.join(pieces) % tuple(calls)
+        yield name.replace("%", "%%").join(_pmc_pieces(counts.pmcs)) % tuple(counts.calls)
     yield PMC_DIVERGENCES.head(openmetrics=openmetrics)
     for name, counts in vms.items():
         for (vcpu, pmc, kind), count in sorted(counts.pmc_divergences().items()):
             yield PMC_DIVERGENCES.lines([(name, str(vcpu), pmc, kind)], str(count))
+
+
+@lru_cache(maxsize=256)  # most VMs of a host use the same counters
+def _pmc_pieces(pmcs: tuple[Pmc, ...]) -> list[str]:
+    """Return the lines of a VM's counters, to be joined by its name, with a place for each number."""
+    return "".join([_pmc_lines(*pmc) for pmc in pmcs]).split(_VM)
+
+
+@lru_cache(maxsize=4096)
+def _pmc_lines(vcpu: int, pmc_type: int, pmc_idx: int) -> str:
+    """Return the lines of a counter: _VM stands for its VM, and there is a place for each number."""
+    name = pmc_name(pmc_type, pmc_idx)
+    return PMC_CALLS.lines([(_VM, str(vcpu), name, call) for call in CallName])
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[bytes]:

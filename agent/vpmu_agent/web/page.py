@@ -102,7 +102,7 @@ def _totals(state: HostState) -> str:
     tiles = (
         ("VMs", _number(state.all_vms), ""),
         ("Host events held", _number(state.all_events), ""),
-        ("Tax", duration_text(state.all_host_ns), _now(state.all_host_share)),
+        ("Tax", _tax(state.all_host_ns), _now(state.all_host_share)),
         ("Divergences", _alarming(state.all_divergences), ""),
         ("Failed creations", _alarming(state.all_failed), ""),
     )
@@ -126,8 +126,10 @@ def _vms(state: HostState) -> str:
         "Tax": "number",
     }
     left_out = state.all_vms - len(state.vms)
-    more = f"{_number(left_out)} more VMs with less tax; the metrics include them all. " if left_out else ""
-    tax = "Tax is the host time spent in a VM's vPMU calls: in total, and per second now."
+    tax, less = "Tax is the host time spent in a VM's vPMU calls: in total, and per second now.", "less tax"
+    if state.all_host_ns is None:
+        tax, less = "Tax is not measured: the agent runs with --no-durations.", "fewer calls"
+    more = f"{_number(left_out)} more VMs with {less}; the metrics include them all. " if left_out else ""
     return f'{_table(heads, rows=map(_vm, state.vms))}<p class="quiet">{more}{tax}</p>'
 
 
@@ -157,7 +159,7 @@ def _vm(vm: VmState) -> str:
         f'<td class="number wide">{_number(vm.calls)}</td>'
         f'<td class="number wide">{_alarming(vm.failed)}</td>'
         f'<td class="number">{_alarming(vm.divergences)}</td>'
-        f'<td class="number">{duration_text(vm.host_ns)}<span class="quiet">{_now(vm.host_share)}</span></td>'
+        f'<td class="number">{_tax(vm.host_ns)}<span class="quiet">{_now(vm.host_share)}</span></td>'
     )
 
 
@@ -193,10 +195,11 @@ def _observation(observation: Observation) -> str:
     kind, meaning = errno_name(-call.result), "the host did not create the event"
     if verdict.kind.is_divergence:
         kind, meaning = verdict.kind, verdict.kind.meaning
+    took = f", took {duration_text(call.duration_ns)}" if call.duration_ns else ""
     parts = {
         "Expected": f"<code>{escape(verdict.expected)}</code>" if verdict.expected else "",
         "Observed": f"<code>{escape(observed(observation))}</code>",
-        "Event": f"<code>{escape(attr_text(call.attr))}</code>, took {duration_text(call.duration_ns)}",
+        "Event": f"<code>{escape(attr_text(call.attr))}</code>{took}",
     }
     details = "".join(f"<div><dt>{name}</dt><dd>{text}</dd></div>" for name, text in parts.items() if text)
     vcpu = f"vCPU {call.vcpu} " if call.vcpu >= 0 else ""
@@ -212,6 +215,10 @@ def _table(heads: Mapping[str, str], rows: Iterable[str]) -> str:
     head = "".join(f'<th scope="col" class="{css}">{name}</th>' for name, css in heads.items())
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _tax(host_ns: int | None) -> str:
+    return "-" if host_ns is None else duration_text(host_ns)
 
 
 def _now(share: float | None) -> str:

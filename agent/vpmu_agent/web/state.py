@@ -10,18 +10,17 @@ from dataclasses import asdict, dataclass, fields
 from heapq import nlargest
 from importlib.metadata import version
 
-from vpmu_agent.counts.counts import Counts, Snapshot
+from vpmu_agent.counts.counts import FIELDS, Counts, Snapshot
 from vpmu_agent.counts.recent import Recent
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.model.rules import Kind, State
 from vpmu_agent.model.verdict import Observation
-from vpmu_agent.probes.layout import VCPU
 from vpmu_agent.trace.call_json import SCHEMA, call_json, dumps
 from vpmu_agent.vms.modes import untraced
 from vpmu_agent.vms.names import VmInfo
 
 ROWS = 50
-"""How many VMs are listed, by tax, and how many diverging counters, by divergences."""
+"""How many VMs are listed, by tax or else by calls, and how many diverging counters, by divergences."""
 
 MAX_AGE_S = 1.0
 """How old a state may be when it is served: however many clients ask, the maps are read no more often."""
@@ -32,7 +31,10 @@ NOW_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class VmState:
-    """One VM. Its *tax* is `host_ns`: the host time spent in its vPMU calls, in nanoseconds."""
+    """One VM. Its *tax* is `host_ns`: the host time spent in its vPMU calls, in nanoseconds.
+
+    It is None with --no-durations.
+    """
 
     vm: str
     uuid: str
@@ -45,7 +47,7 @@ class VmState:
     calls: int
     failed: int
     divergences: int
-    host_ns: int
+    host_ns: int | None
     host_share: float | None
     """Share of one CPU's time since the previous read, 1 being all of it; None if that is not known."""
 
@@ -90,7 +92,7 @@ class HostState:
     all_events: int
     all_failed: int
     all_divergences: int
-    all_host_ns: int
+    all_host_ns: int | None
     all_host_share: float | None
     vms: Sequence[VmState]
     all_untraced: int
@@ -139,14 +141,17 @@ class Overview:
 
     def _make(self, snapshot: Snapshot, passed_s: float) -> HostState:
         before, is_recent = self._host_ns, self._state is not None and passed_s <= NOW_S
-        host_ns = {vm: sum(counts.numbers[_DURATIONS]) for vm, counts in snapshot.vms.items()}
+        host_ns = {}
+        if snapshot.durations:
+            host_ns = {vm: sum(counts.numbers[_DURATIONS]) for vm, counts in snapshot.vms.items()}
         share = {
             vm: max(0, spent - before.get(vm, 0)) / (passed_s * 1e9)
             for vm, spent in host_ns.items()
             if is_recent
         }
         self._host_ns = host_ns
-        most_taxed = nlargest(ROWS, snapshot.vms, key=lambda vm: (host_ns[vm], vm))
+        rank = host_ns or {vm: sum(counts.numbers[_CALLS]) for vm, counts in snapshot.vms.items()}
+        first = nlargest(ROWS, snapshot.vms, key=lambda vm: (rank[vm], vm))
         diverging = [each for vm, counts in snapshot.vms.items() for each in _diverging(vm, counts, snapshot)]
         pmus = [(vm, pmu) for vm, has in snapshot.pmus.items() for pmu in has]
         without = [Untraced(vm, pmu.mode, pmu.why) for pmu, vms in untraced(pmus).items() for vm in vms]
@@ -166,10 +171,10 @@ class Overview:
             all_events=sum(counts.numbers[_EVENTS] for counts in all_counts),
             all_failed=sum(counts.errors.total() for counts in all_counts),
             all_divergences=sum(map(_divergences, all_counts)),
-            all_host_ns=sum(host_ns.values()),
-            all_host_share=sum(share.values()) if is_recent else None,
+            all_host_ns=sum(host_ns.values()) if snapshot.durations else None,
+            all_host_share=sum(share.values()) if is_recent and snapshot.durations else None,
             vms=[
-                _vm(vm, snapshot.about[vm], snapshot.vms[vm], host_ns[vm], share.get(vm)) for vm in most_taxed
+                _vm(vm, snapshot.about[vm], snapshot.vms[vm], host_ns.get(vm), share.get(vm)) for vm in first
             ],
             all_untraced=len(without),
             untraced=without[:ROWS],
@@ -179,15 +184,15 @@ class Overview:
         )
 
 
-_CALLS = VCPU.fields["calls"]
-_DURATIONS = VCPU.fields["duration_ns"]
-_VERDICTS = VCPU.fields["verdicts"]
-_GROUPS = VCPU.fields["groups"]
-_EVENTS = VCPU.fields["events"].start
-_ORPHANS = VCPU.fields["orphans"].start
+_CALLS = FIELDS["calls"]
+_DURATIONS = FIELDS["duration_ns"]
+_VERDICTS = FIELDS["verdicts"]
+_GROUPS = FIELDS["groups"]
+_EVENTS = FIELDS["events"].start
+_ORPHANS = FIELDS["orphans"].start
 
 
-def _vm(vm: str, about: VmInfo, counts: Counts, host_ns: int, share: float | None) -> VmState:
+def _vm(vm: str, about: VmInfo, counts: Counts, host_ns: int | None, share: float | None) -> VmState:
     numbers = counts.numbers
     groups = zip(State, numbers[_GROUPS], strict=True)
     return VmState(

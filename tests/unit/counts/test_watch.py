@@ -7,25 +7,25 @@ from itertools import islice
 
 import pytest
 
-from tests.support.counted import Maps, Processes
+from tests.support.counted import Maps, Processes, by_pmc
 from tests.support.scenes import Guest
 from vpmu_agent.counts import watch as module
-from vpmu_agent.counts.counts import Counts, Snapshot
+from vpmu_agent.counts.counts import DURATION_BUCKETS, FIELDS, Counts, Snapshot
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.model.call import CallName
-from vpmu_agent.probes.layout import DURATION_BUCKETS, VCPU
 from vpmu_agent.vms.names import VmInfo
 
 WEB, DB = 4242, 777
+GP0 = 0, 0  # type and index
 
 
 def creates(counts: Counts) -> int:
-    return int(counts.numbers[VCPU.fields["calls"].start])
+    return int(counts.numbers[FIELDS["calls"].start])
 
 
 def number(counts: Counts, field: str) -> int:
-    return sum(counts.numbers[VCPU.fields[field]])
+    return sum(counts.numbers[FIELDS[field]])
 
 
 def created(watch: Watch) -> dict[str, int]:
@@ -44,7 +44,7 @@ def test_vcpus_add_up_to_vms_in_the_order_of_names(vms: Processes) -> None:
     assert list(created(watch).items()) == [("db01", 1), ("web01", 3)]
     web01 = watch.scrape().vms["web01"]
     assert sum(web01.numbers[DURATION_BUCKETS[0]]) == 3
-    assert web01.pmc_calls() == {(0, "gp0"): [1, 1, 1, 1], (3, "gp0"): [2, 2, 0, 2]}
+    assert by_pmc(web01) == {(0, *GP0): (1, 1, 1, 1), (3, *GP0): (2, 2, 0, 2)}
 
 
 def test_a_vm_that_is_gone_is_shown_once_more_and_then_not(vms: Processes) -> None:
@@ -59,7 +59,7 @@ def test_a_vm_that_is_gone_is_shown_once_more_and_then_not(vms: Processes) -> No
     last = watch.scrape().vms["db01"]
     assert creates(last) == creates(before) == 3
     assert last.errors == {28: 1}
-    assert last.pmc_calls() == before.pmc_calls()
+    assert by_pmc(last) == by_pmc(before)
     assert (number(last, "events"), number(last, "groups")) == (0, 0)
     assert vms.forgotten == []
     watch.sweep()
@@ -85,7 +85,8 @@ def test_the_kernel_forgets_a_process_at_once(vms: Processes) -> None:
     watch.scrape()
     vms.alive = {WEB}
     watch.sweep()
-    assert [*maps.vcpus(), *maps.pmcs(), *maps.errors()] == []
+    assert maps.shares() == {}
+    assert [*maps.errors()] == []
     vms.names[DB] = "web02"
     vms.alive.add(DB)
     maps.feed(islice(Guest("web02", DB).life(size=2), 2))
@@ -118,7 +119,7 @@ def test_a_call_that_comes_after_the_end_is_still_the_vms(vms: Processes) -> Non
     maps.feed(life[-1:])
     for _ in range(2):
         counts = watch.scrape().vms["db01"]
-        assert counts.numbers[VCPU.fields["calls"]].tolist() == [2, 2, 0, 2]
+        assert counts.numbers[FIELDS["calls"]].tolist() == [2, 2, 0, 2]
         watch.sweep()
     assert created(watch) == {}
     assert vms.forgotten == [DB]
@@ -134,7 +135,7 @@ def test_a_vm_that_was_restarted_goes_on_counting(vms: Processes) -> None:
     for _ in range(3):
         web01 = watch.scrape().vms["web01"]
         assert (creates(web01), number(web01, "events")) == (3, 0)
-        assert web01.pmc_calls() == {(0, "gp0"): [3, 3, 1, 1]}
+        assert by_pmc(web01) == {(0, *GP0): (3, 3, 1, 1)}
         watch.sweep()
     assert vms.forgotten == [WEB]
     vms.alive = set()
@@ -153,7 +154,7 @@ def test_without_a_scrape_a_vm_that_is_gone_is_dropped_in_the_end(
     watch = Watch(maps, vms)
     vms.alive = set()
     watch.sweep()
-    assert list(maps.vcpus()) == []
+    assert maps.shares() == {}
     assert vms.forgotten == []
     monkeypatch.setattr(module, "KEEP_GONE_S", 0.0)
     watch.sweep()
@@ -177,7 +178,7 @@ def test_one_sweep_finds_all_that_are_gone() -> None:
     watch.scrape()
     vms.alive = {17}
     watch.sweep()
-    assert [tgid for tgid, _, _ in maps.vcpus()] == [17]
+    assert list(maps.shares()) == [17]
 
 
 def test_it_is_known_who_a_vm_is_until_it_was_shown_for_the_last_time(vms: Processes) -> None:
@@ -295,16 +296,6 @@ def test_other_probes_take_over_with_nothing_lost(vms: Processes) -> None:
     assert created(watch) == {"db01": 1, "web01": 4}
     watch.sweep()
     assert created(watch) == {"web01": 4}
-
-
-def test_counts_of_pmcs_are_read_only_where_they_are_wanted(
-    vms: Processes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    maps = Maps(Guest("web01", WEB).life())
-    monkeypatch.delattr(Maps, "pmcs")
-    found = Watch(maps, vms, per_counter=False).scrape()
-    assert not found.per_counter
-    assert found.vms["web01"].pmc_calls() == {}
 
 
 def test_no_count_goes_backwards_while_vms_come_and_go() -> None:

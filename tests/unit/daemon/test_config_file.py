@@ -36,7 +36,7 @@ from vpmu_agent.web.address import Address
 from vpmu_agent.web.web_file import WebFile
 
 SHIPPED = ROOT / "systemd" / "vpmu-agent.toml"
-KEYS = ["listen", "web_config_file", "per_counter", "user", "wait", "attach"]
+KEYS = ["listen", "web_config_file", "per_counter", "durations", "user", "wait", "attach"]
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="root alone may become somebody else")
 
 
@@ -94,6 +94,10 @@ def used(*arguments: str) -> Settings:
         ("per_counter = false", [], "per_counter", False),
         ("per_counter = false", ["--per-counter"], "per_counter", True),
         ("per_counter = true", ["--no-per-counter"], "per_counter", False),
+        ("", [], "durations", True),
+        ("durations = false", [], "durations", False),
+        ("durations = false", ["--durations"], "durations", True),
+        ("", ["--no-durations"], "durations", False),
         ("", [], "wait", False),
         ("wait = true", [], "wait", True),
         ("wait = true", ["--no-wait"], "wait", False),
@@ -117,6 +121,7 @@ def test_without_a_file_there_are_flags_and_defaults() -> None:
         listen=Address("127.0.0.1", 9775),
         web_config_file=None,
         per_counter=False,
+        durations=True,
         user=find_user("nobody"),
         wait=False,
         attach="auto",
@@ -177,7 +182,7 @@ def test_all_mistakes_are_told_each_with_its_line(file: Path) -> None:
     [
         ("per-counter = false", "per-counter: unknown key; did you mean per_counter?"),
         ("Listen = ':1'", "Listen: unknown key; did you mean listen?"),
-        ("duration = 5", f"duration: unknown key; the keys are {', '.join(KEYS)}"),
+        ("duration = 5", "duration: unknown key; did you mean durations?"),
         ('config = "x"', f"config: unknown key; the keys are {', '.join(KEYS)}"),
         ("wait = 1", "wait: found a number; write true or false"),
         ("wait = 1.0", "wait: found a number; write true or false"),
@@ -320,13 +325,14 @@ def test_check_prints_what_run_would_use_as_toml(file: Path) -> None:
         ["listen", "=", '"127.0.0.1:9775"', "#", "default"],
         ["#", "web_config_file", "=", "#", "default"],
         ["per_counter", "=", "false", "#", f"{file}:4"],
+        ["durations", "=", "true", "#", "default"],
         ["user", "=", '"bin"', "#", f"{file}:2"],
         ["wait", "=", "false", "#", "default"],
         ["attach", "=", '"auto"', "#", "default"],
     ]
     file.write_text(result.stdout)
     assert {key: setting.written for key, setting in config_file.read(file, run).items()} == {
-        **{"listen": "127.0.0.1:9775", "per_counter": False, "user": "bin"},
+        **{"listen": "127.0.0.1:9775", "per_counter": False, "durations": True, "user": "bin"},
         **{"wait": False, "attach": "auto"},
     }
 
@@ -404,6 +410,11 @@ def configuration(file: Path) -> Configuration:
         ('user = "bin"\nattach = "fexit"', "nothing changed", "nothing changed"),  # the flag wins
         ('user = "bin"\nper_counter = false', "per_counter is now false", "nothing changed"),
         ("", "restart to change user", "restart to change user"),
+        (
+            'user = "bin"\ndurations = false',
+            "restart to change durations",
+            "restart to change durations",
+        ),
         (
             "per_counter = false\nwait = true\nlisten = ':1'",
             "per_counter is now false; restart to change listen, user, wait",

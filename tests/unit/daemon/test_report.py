@@ -7,10 +7,22 @@ from typing import Any
 import pytest
 
 from tests.support.scenes import Guest, checked
-from vpmu_agent.daemon.report import BURST, DIVERGENCE, FAILURE, UNTRACED, WINDOW_S, Report, tell_untraced
+from vpmu_agent.daemon.report import (
+    BURST,
+    DIVERGENCE,
+    FAILURE,
+    REFUSED,
+    UNTRACED,
+    WINDOW_S,
+    Report,
+    tell_refused,
+    tell_untraced,
+)
 from vpmu_agent.model.rules import Kind
 from vpmu_agent.system.journal import Level
+from vpmu_agent.vms.command_line import Vmm
 from vpmu_agent.vms.modes import Mode, Pmu, Why
+from vpmu_agent.vms.names import VmInfo
 
 FAILED = "create failed with ENOSPC (No space left on device), and KVM does not tell the guest"
 
@@ -97,6 +109,16 @@ def test_a_storm_is_told_in_few_lines(capsys: pytest.CaptureFixture[str]) -> Non
     for call, verdict in checked([storm.failed_create()]):
         report.add(call, verdict)
     assert capsys.readouterr().err == f"web01: vCPU 0 gp0: {FAILED}\n"
+
+
+def test_a_vm_whose_calls_are_refused(log: Log) -> None:
+    vm = VmInfo("web01", uuid="", vmm=Vmm.QEMU, tgid=4242, pod_uid="")
+    tell_refused([(vm, 17)], log.tell)
+    (entry,) = log.entries
+    assert entry["MESSAGE"].startswith(
+        "web01: calls are refused (17 so far), because process 4242 has more counters"
+    )
+    assert (entry["MESSAGE_ID"], entry["PRIORITY"], entry["VPMU_VM"]) == (REFUSED, Level.WARNING, "web01")
 
 
 def test_nothing_is_kept_of_vms_that_are_quiet_again() -> None:

@@ -123,6 +123,16 @@ def test_run_without_series_by_counter() -> None:
         assert process.wait(10) == 0
 
 
+def test_run_without_durations() -> None:
+    with daemon(["run", "--listen", "127.0.0.1:0", "--no-durations"]) as (process, address):
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+            text = answer.read()
+        assert b"vpmu_agent_durations_enabled 0.0\n" in text
+        assert b"vpmu_call_duration_seconds" not in text
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+
+
 def test_replay_and_help_need_no_bcc(recording: Path) -> None:
     code = (
         "import sys; sys.modules['bcc'] = None\n"
@@ -140,10 +150,10 @@ def test_a_long_trace_lets_go_of_vms_that_are_gone() -> None:
             maps.feed(Guest(vms.name(process.pid), process.pid).life())
         batches = Source(cast("Probes", maps), vms, lambda: False).batches(None)
         wait_until(batches, lambda: maps.polls > 15)
-        assert {tgid for tgid, _, _ in maps.vcpus()} == {gone.pid, stays.pid}
+        assert maps.shares().keys() == {gone.pid, stays.pid}
         gone.kill()
         gone.wait()
-        wait_until(batches, lambda: {tgid for tgid, _, _ in maps.vcpus()} == {stays.pid})
+        wait_until(batches, lambda: maps.shares().keys() == {stays.pid})
         assert gone.pid in vars(vms)["_vms"]  # for calls that are on their way
         maps.polls = 0
         wait_until(batches, lambda: maps.polls > 15)

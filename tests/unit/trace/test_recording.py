@@ -232,6 +232,17 @@ def test_a_line_says_the_same_read_by_its_parts_and_as_a_whole(data: st.DataObje
     assert known.written([line]) in ([expected] if expected else [], [])
 
 
+def test_a_duration_that_was_not_measured_is_read_back(tmp_path: Path) -> None:
+    unmeasured = [replace(call, duration_ns=0) for call in CALLS]
+    record(tmp_path / "file", unmeasured)
+    data = (tmp_path / "file").read_bytes()
+    assert data.count(b'"duration_ns":null,') == len(CALLS)
+    assert read(data)[0] == unmeasured
+    # Missing is not the same.
+    with pytest.raises(RecordingError, match="file: line 2: 'duration_ns' of a call must be an integer"):
+        read(data.replace(b'"duration_ns":null,', b"", 1))
+
+
 def test_numbers_that_json_does_not_have_are_refused(whole: bytes) -> None:
     for number in (b"01", b"+1", b"1_0", b"\xef\xbc\x91", b""):
         for field in (b"time_ns", b"duration_ns", b"sample_period", b"tgid", b"lost"):

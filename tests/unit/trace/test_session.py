@@ -99,6 +99,15 @@ def test_durations_have_three_digits(ns: int, text: str) -> None:
     assert duration_text(ns) == text
 
 
+def test_a_duration_that_was_not_measured_is_a_dash_and_null() -> None:
+    calls = [replace(call, duration_ns=0) for call in Guest("web01", 1).life()]
+    lines, summary = (part.splitlines() for part in shown(calls).split("\n\n"))
+    took = slice(lines[0].index("VERDICT") - 9, lines[0].index("VERDICT") - 1)
+    assert [line[took].strip() for line in lines] == ["TOOK", *("-" for _ in calls)]
+    assert summary[1].split()[-1] == "-"
+    assert {each["duration_ns"] for each in objects(calls) if each["kind"] == "call"} == {None}
+
+
 def test_the_columns_are_aligned_and_fit_a_width_of_100() -> None:
     web, other = Guest("web01", 4242), Guest("db-7", 777)
     calls = [*web.life(vcpu=11), *other.life(size=3, pmc=2, config=0x1C2), web.failed_create(pmc=5)]

@@ -54,12 +54,15 @@ def samples(text: str, *, openmetrics: bool = False) -> Samples:
     return dict(found)
 
 
-def exporter(maps: Maps, vms: Processes | None = None, *, per_counter: bool = True) -> Exporter:
-    return Exporter(Watch(maps, vms or Processes(web01=WEB, db01=DB), per_counter=per_counter))
+def exporter(
+    maps: Maps, vms: Processes | None = None, *, per_counter: bool = True, durations: bool = True
+) -> Exporter:
+    vms = vms or Processes(web01=WEB, db01=DB)
+    return Exporter(Watch(maps, vms, per_counter=per_counter, durations=durations))
 
 
-def scrape(*calls: Iterable[Call], per_counter: bool = True) -> Scraped:
-    return Scraped(exporter(Maps(*calls), per_counter=per_counter))
+def scrape(*calls: Iterable[Call], per_counter: bool = True, durations: bool = True) -> Scraped:
+    return Scraped(exporter(Maps(*calls), per_counter=per_counter, durations=durations))
 
 
 def test_calls_and_predictions_are_counted_by_vm_and_call() -> None:
@@ -169,6 +172,18 @@ def test_durations_are_a_histogram_in_seconds_with_inclusive_bounds() -> None:
     assert found("vpmu_host_seconds_total", vm="web01") == pytest.approx(0.030000251)
     bounds = re.findall(rf'{name}_bucket{{call="enable",le="([^"]+)"', found.text)
     assert [float(bound) for bound in bounds[:-1]] == [ns / 1e9 for ns in DURATION_BOUNDS_NS]
+
+
+def test_without_durations_what_they_are_for_is_absent_and_not_zero() -> None:
+    calls = [replace(call, duration_ns=0) for call in Guest("web01", WEB).life()]
+    found = scrape(calls, durations=False)
+    assert found("vpmu_agent_durations_enabled") == 0
+    assert "vpmu_call_duration_seconds" not in found.text
+    assert "vpmu_host_seconds" not in found.text
+    measured = scrape(calls)
+    assert measured("vpmu_agent_durations_enabled") == 1
+    parts = {f"vpmu_call_duration_seconds_{part}" for part in ("bucket", "count", "sum")}
+    assert measured.names() - found.names() == {"vpmu_host_seconds_total", *parts}
 
 
 def test_groups_and_events_are_what_is_held_now() -> None:

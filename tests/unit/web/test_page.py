@@ -19,15 +19,17 @@ from vpmu_agent.web.state import HostState, Overview, Untraced
 HOSTILE = "<script>alert('1')</script>\"&amp;$css"
 
 
-def state(*guests: Guest, missing: str = "") -> HostState:
+def state(*guests: Guest, missing: str = "", durations: bool = True) -> HostState:
     """One counter of each diverges, and one was not created."""
     maps, recent = Maps(), Recent()
     for guest in guests:
         calls = [*guest.unexpected_pause(), guest.failed_create(pmc=1)]
+        if not durations:
+            calls = [replace(call, duration_ns=0) for call in calls]
         maps.feed(calls)
         for call, verdict in checked(calls):
             recent.add(call, verdict)
-    watch = Watch(maps, Processes(**{guest.vm: guest.tgid for guest in guests}))
+    watch = Watch(maps, Processes(**{guest.vm: guest.tgid for guest in guests}), durations=durations)
     return Overview(watch, recent, lambda: missing).state()
 
 
@@ -83,6 +85,20 @@ def test_what_a_person_sees() -> None:
         "disabled=0) failed with ENOSPC",
     ):
         assert text in read.text
+
+
+def test_without_durations_there_is_no_tax() -> None:
+    unmeasured = replace(state(Guest("web01", 42), durations=False), all_vms=2)
+    text = Reader(html(unmeasured)).text
+    for shown in (
+        "Host events held 1 Tax - Divergences",
+        "1 more VMs with fewer calls; the metrics include them all. Tax is not measured: the agent runs with "
+        "--no-durations.",
+        "Event r076:uGD",
+    ):
+        assert shown in text
+    assert " took " not in text
+    assert " ns" not in text
 
 
 def test_nobody_has_used_its_pmu() -> None:

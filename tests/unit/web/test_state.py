@@ -77,9 +77,23 @@ def test_a_vm_with_what_it_holds_and_its_tax(shown: Overview, maps: Maps) -> Non
     assert web01.host_ns == 2 * (23_400 + 870 + 1_456_000)
     assert (db01.groups, db01.events, db01.failed, db01.divergences) == ({"paused": 1}, 1, 1, 1)
     assert (state.all_vms, state.all_events, state.all_failed, state.all_divergences) == (2, 1, 1, 1)
-    assert state.all_host_ns == web01.host_ns + db01.host_ns
+    assert state.all_host_ns == sum(vm.host_ns for vm in state.vms if vm.host_ns) > web01.host_ns
     assert [vm.vm for vm in state.vms] == ["web01", "db01"]  # by tax
     assert (web01.vmm, web01.pid) == ("qemu", WEB)
+
+
+def test_without_durations_there_is_no_tax_and_vms_are_listed_by_calls(
+    maps: Maps, vms: Processes, clock: Clock
+) -> None:
+    for _ in range(2):
+        maps.feed(Guest("db01", DB).life(size=2))
+    unmeasured = Overview(Watch(maps, vms, durations=False), Recent(), str)
+    for _ in range(2):  # the second time a share could be known
+        clock.now += 2
+        state = json.loads(state_json(unmeasured.state()))
+        assert [(vm["vm"], vm["calls"]) for vm in state["vms"]] == [("db01", 12), ("web01", 6)]
+        assert {(vm["host_ns"], vm["host_share"]) for vm in state["vms"]} == {(None, None)}
+        assert (state["all_host_ns"], state["all_host_share"]) == (None, None)
 
 
 def test_the_share_is_that_of_the_time_between_two_reads(shown: Overview, maps: Maps, clock: Clock) -> None:

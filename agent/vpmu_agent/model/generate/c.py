@@ -15,13 +15,30 @@ from vpmu_agent.model.generate.language import (
     NOTHING,
     STATES,
     C,
+    Known,
+    in_states,
+    is_false,
     is_true,
     parse_effects,
     parse_value,
+    possible_rules,
     printed,
+    simplified,
+    simplified_effects,
     simplified_says,
 )
-from vpmu_agent.model.rules import NEXT, REGISTERS, RULES, Expected, Kind, Rule, Says, State
+from vpmu_agent.model.rules import (
+    INVARIANTS,
+    N_IS_READ,
+    NEXT,
+    REGISTERS,
+    RULES,
+    Expected,
+    Kind,
+    Rule,
+    Says,
+    State,
+)
 
 _HEAD = """\
 /* SPDX-License-Identifier: GPL-2.0-only */
@@ -56,10 +73,16 @@ def source() -> str:
         "",
         *_bucket("duration_bucket", "Of a duration in nanoseconds.", DURATION_BOUNDS_NS),
         *_bucket("size_bucket", "Of the size of a group.", SIZE_BOUNDS),
+        *_n_is_read(),
         *_next_call(),
         *_FAULT,
         *(line for call in CallName for line in _check(call)),
-        *_dispatch(),
+        *_dispatch("VPMU_CHECK", "vpmu_check", tuple(CallName)),
+        "",
+        *_ADD_DUE,
+        *(line for call in _USUAL for line in _usual(call)),
+        *_usual_create(),
+        *_dispatch("VPMU_IS_USUAL", "vpmu_is_usual", _USUAL, "0"),
         "",
         "#endif",
     ]
@@ -78,13 +101,15 @@ def _enum(comment: str, prefix: str, members: Iterable[State | Kind | Expected],
 
 
 def _bucket(name: str, comment: str, bounds: Sequence[int]) -> list[str]:
-    """Which of the buckets with these inclusive upper bounds a value falls into."""
+    """Which of the buckets with these inclusive upper bounds a value below 1 << 63 falls into."""
     return [
-        f"/* {comment} */",
+        f"/* {comment} Without branches: above a bound, the sign bit of the difference is set. */",
         f"static __always_inline u32 {name}(u64 value)",
         "{",
-        *(f"if (value <= {bound})\nreturn {i};" for i, bound in enumerate(bounds)),
-        f"return {len(bounds)};",
+        "u32 bucket = 0;",
+        "",
+        *(f"bucket += ({bound}ULL - value) >> 63;" for bound in bounds),
+        "return bucket;",
         "}",
         "",
     ]
@@ -117,8 +142,12 @@ do { \\
 def _next_call() -> list[str]:
     return [
         _SAY,
-        "/* What may come next, by the registers as they were before the effects. */",
-        "static __always_inline void next_call(const struct vpmu_pmc *pmc, struct vpmu_inflight *call)",
+        "/* What NEXT looks at, as it was before the effects. */",
+        "struct vpmu_before {",
+        f"u64 {', '.join(_BEFORE)};",
+        "};",
+        "",
+        "static __always_inline void next_call(const struct vpmu_before *pmc, struct vpmu_thread *call)",
         "{",
         "call->size = pmc->size;",
         *_ladder(NEXT, with_kind=False),
@@ -129,33 +158,41 @@ def _next_call() -> list[str]:
 
 def _check(name: CallName) -> Iterator[str]:
     yield f"static __always_inline void vpmu_check_{name}("
-    yield "struct vpmu_pmc *pmc, const struct vpmu_pmc_key *key, struct vpmu_inflight *call,"
-    yield "struct vpmu_vcpu *vcpu)"
+    yield "struct vpmu_pmc *pmc, struct vpmu_thread *call, s64 *due)"
     yield "{"
     yield "u64 event = call->event, leader = call->leader;"
     yield "u32 failed = call->failed, disabled = call->disabled, n = call->n;"
     yield "u32 from = BIT(pmc->state);"
-    yield f"u64 {', '.join(f'{register}_before = pmc->{register}' for register in _BEFORE)};"
+    yield "struct vpmu_before before = {"
+    yield from (f".{register} = pmc->{register}," for register in _BEFORE)
+    yield "};"
     yield "s32 index = index_of(pmc, event), leader_index = index_of(pmc, leader);"
     yield ""
     rules = [rule for rule in RULES if rule.call is name]
     for i, rule in enumerate(rules):
         yield from _rule(rule, is_first=i == 0)
     yield "}"
-    yield "if (call->expected == VPMU_EXPECTED_NEXT && call->kind > VPMU_KIND_UNKNOWN) {"
-    yield "struct vpmu_pmc before = {};"
-    yield ""
-    yield from (f"before.{register} = {register}_before;" for register in _BEFORE)
+    yield "if (call->expected == VPMU_EXPECTED_NEXT && call->kind > VPMU_KIND_UNKNOWN)"
     yield "next_call(&before, call);"
-    yield "}"
     yield "report_once(pmc, call);"
     yield "}"
     yield ""
 
 
+_ADD_DUE = [
+    "/* Leaves the cache line alone where there is nothing to add, as for a single event. */",
+    "static __always_inline void add_due(struct vpmu_pmc *pmc, u32 name, s64 more)",
+    "{",
+    "if (more)",
+    "pmc->due[name] += more;",
+    "}",
+    "",
+]
+
+
 _FAULT = [
     "/* A divergence that tells nothing new is unknown. */",
-    "static __always_inline void report_once(struct vpmu_pmc *pmc, struct vpmu_inflight *call)",
+    "static __always_inline void report_once(struct vpmu_pmc *pmc, struct vpmu_thread *call)",
     "{",
     "if (call->kind > VPMU_KIND_UNKNOWN) {",
     "if (((pmc->faults >> call->kind) & 1) || (call->kind == VPMU_KIND_UNEXPECTED_CALL && pmc->faults))",
@@ -170,14 +207,7 @@ _FAULT = [
 
 def _rule(rule: Rule, *, is_first: bool) -> Iterator[str]:
     """One rule: its values, its verdict, its effects."""
-    guards: list[ast.expr] = []
-    if set(rule.states) != set(State):
-        guards.append(ast.BinOp(ast.Name("from"), ast.BitAnd(), ast.Name(_states(rule.states))))
-    if rule.when != "True":
-        guard = parse_value(rule.when)
-        guards += guard.values if _is_and(guard) else [guard]
-    test = guards[0] if len(guards) == 1 else ast.BoolOp(ast.And(), guards)
-    yield f"{'' if is_first else '} else '}if ({value(test)}) {{"
+    yield f"{'' if is_first else '} else '}if ({_guard(rule, parse_value(rule.when))}) {{"
     yield from _comment(rule.note)
     for name, text in rule.let:
         yield f"u64 {name} = {value(parse_value(text))};"
@@ -186,9 +216,19 @@ def _rule(rule: Rule, *, is_first: bool) -> Iterator[str]:
     yield f"call->event_index = {value(parse_value(rule.event))};"
     yield f"call->leader_index = {value(parse_value(rule.leader))};"
     for name, text in rule.predicted:
-        yield f"vcpu->predicted[VPMU_{name.name}] += {value(parse_value(text))};"
+        yield f"due[VPMU_{name.name}] += {value(parse_value(text))};"
     yield from _ladder(rule.says, with_kind=True)
     yield from effects(parse_effects(rule.effects))
+
+
+def _guard(rule: Rule, when: ast.expr) -> str:
+    """Whether the pmc is in one of the rule's states, and `when` holds."""
+    guards: list[ast.expr] = []
+    if set(rule.states) != set(State):
+        guards.append(ast.BinOp(ast.Name("from"), ast.BitAnd(), ast.Name(_states(rule.states))))
+    if not is_true(when):
+        guards += when.values if _is_and(when) else [when]
+    return value(guards[0] if len(guards) == 1 else ast.BoolOp(ast.And(), guards))
 
 
 def _is_and(node: ast.expr) -> TypeGuard[ast.BoolOp]:
@@ -227,13 +267,169 @@ def _ladder(says: Sequence[Says], *, with_kind: bool) -> Iterator[str]:
             yield f"say_expected(call, {say.expected.name}, {at});"
 
 
-def _dispatch() -> list[str]:
-    lines = ["#define VPMU_CHECK(name, ...)", "do {"]
-    for i, call in enumerate(CallName):
+def _dispatch(macro: str, function: str, calls: Sequence[CallName], otherwise: str = "") -> list[str]:
+    """A macro, for `name` is a constant where it is used, and one function is left of all."""
+    if otherwise:
+        chosen = "".join(
+            f"(name) == VPMU_{call.name} ? {function}_{call}(__VA_ARGS__) : \\\n" for call in calls
+        )
+        return [f"#define {macro}(name, ...) \\\n({chosen}{otherwise})"]
+    lines = [f"#define {macro}(name, ...)", "do {"]
+    for i, call in enumerate(calls):
         opening = "else if" if i else "if"
-        lines += [f"{opening} ((name) == VPMU_{call.name})", f"vpmu_check_{call}(__VA_ARGS__);"]
+        lines += [f"{opening} ((name) == VPMU_{call.name})", f"{function}_{call}(__VA_ARGS__);"]
     lines.append("} while (0)")
     return [" \\\n".join(lines)]
+
+
+def _n_is_read() -> Iterator[str]:
+    yield "/* Whether a call is held against max_nr_events as it is now; otherwise N is the size. */"
+    yield "static __always_inline bool vpmu_n_is_read(u32 name, const struct vpmu_pmc *pmc)"
+    yield "{"
+    for name, when in N_IS_READ.items():
+        yield f"if (name == VPMU_{name.name})"
+        yield f"return {value(parse_value(when))};"
+    yield "return 1;"
+    yield "}"
+    yield ""
+
+
+# The usual calls
+
+_USUAL = (CallName.ENABLE, CallName.PAUSE, CallName.RELEASE)
+
+_HELD = NOTHING.assuming(parse_value("index < 0"), False)
+"""What whoever asks has seen already: the pmc holds the event."""
+
+_PLAIN_CREATE = {"failed": False, "left": False, "orphans": False, "orphans & bit(at)": False}
+"""What whoever asks of a create has seen: it succeeded, and nothing was ever left behind."""
+
+
+def _usual_create() -> Iterator[str]:
+    """The same for a create, of a pmc that holds nothing or part of a group."""
+    yield "/*"
+    yield " * Whether a create that succeeded is predicted, of a pmc that has left no event behind."
+    yield " * If so, it does what vpmu_check_create() does; if not, it changes nothing."
+    yield " */"
+    yield "static __always_inline bool vpmu_is_usual_create("
+    yield "struct vpmu_pmc *pmc, u64 event, u64 leader, u32 disabled, u64 n, u64 *index_of_event)"
+    yield "{"
+    yield "if (n > VPMU_SLOTS)"
+    yield "return 0;"
+    for state in (State.EMPTY, State.CREATING):
+        known = in_states([state]).assuming(parse_value("n > SLOTS"), False)
+        for text, truth in (INVARIANTS[state] | _PLAIN_CREATE).items():
+            known = known.assuming(parse_value(text), truth)
+        yield from _in_one_state(state, known)
+    yield "return 0;"
+    yield "}"
+    yield ""
+
+
+def _in_one_state(state: State, known: Known) -> Iterator[str]:
+    is_of_groups = INVARIANTS[state].get("size > 1", False)
+    if is_of_groups:
+        yield "#if VPMU_SLOTS > 1"
+    yield f"if (pmc->state == VPMU_STATE_{state.name}) {{"
+    if state is State.CREATING:
+        yield "s32 index = index_of(pmc, event), leader_index = index_of(pmc, leader);"
+        yield ""
+    for when, rule, there in possible_rules(CallName.CREATE, [state], known):
+        if not _can_be_predicted(rule):
+            yield f"if ({value(when)})"
+            yield "return 0;"
+            continue
+        if not is_true(when):
+            yield f"if (!({value(when)}))"
+            yield "return 0;"
+        yield from _opened(rule)
+        yield from _unless_predicted(rule, there)
+        yield f"*index_of_event = {value(parse_value(rule.event))};"
+        yield from _due(rule, there)
+        yield from effects(simplified_effects(parse_effects(rule.effects), there))
+        yield "return 1;"
+        break
+    yield "}"
+    if is_of_groups:
+        yield "#endif"
+
+
+def _usual(name: CallName) -> Iterator[str]:
+    """The rules for a call, as far as they lead to `predicted`: no other verdict is written down."""
+    yield "/*"
+    yield f" * Whether {_ARTICLES[name]} {name} of the event that the pmc holds at `index` is predicted."
+    yield f" * If so, it does what vpmu_check_{name}() does; if not, it changes nothing."
+    yield " */"
+    yield f"static __always_inline bool vpmu_is_usual_{name}(struct vpmu_pmc *pmc, u64 index, u64 n)"
+    yield "{"
+    yield "u32 from = BIT(pmc->state);"
+    yield ""
+    rules = [rule for rule in RULES if rule.call is name]
+    for i, rule in enumerate(rules):
+        when = simplified(parse_value(rule.when), _HELD)
+        if is_false(when):
+            continue
+        if _can_be_predicted(rule):
+            yield from _usual_rule(rule, when)
+        elif any(_can_be_predicted(later) and set(rule.states) & set(later.states) for later in rules[i:]):
+            yield f"if ({_guard(rule, when)})"
+            yield "return 0;"
+    yield "return 0;"
+    yield "}"
+    yield ""
+
+
+def _usual_rule(rule: Rule, when: ast.expr) -> Iterator[str]:
+    is_of_groups = all(INVARIANTS[state].get("size > 1") for state in rule.states)
+    if is_of_groups:
+        yield "#if VPMU_SLOTS > 1"
+    known = _HELD.assuming(when, True)
+    yield f"if ({_guard(rule, when)}) {{"
+    yield from _opened(rule)
+    yield from _unless_predicted(rule, known)
+    yield from _due(rule, known)
+    yield from effects(parse_effects(rule.effects))
+    yield "return 1;"
+    yield "}"
+    if is_of_groups:
+        yield "#endif"
+
+
+def _opened(rule: Rule) -> Iterator[str]:
+    yield from _comment(rule.note)
+    for name, text in rule.let:
+        yield f"u64 {name} = {value(parse_value(text))};"
+    if rule.let:
+        yield ""
+
+
+def _unless_predicted(rule: Rule, known: Known) -> Iterator[str]:
+    for when, say, _ in simplified_says(rule.says, known):
+        if say.kind is Kind.PREDICTED:
+            return
+        yield f"if ({value(when)})"
+        yield "return 0;"
+
+
+_ARTICLES = {CallName.ENABLE: "an", CallName.PAUSE: "a", CallName.RELEASE: "a"}
+
+
+def _can_be_predicted(rule: Rule) -> bool:
+    return any(say.kind is Kind.PREDICTED for say in rule.says)
+
+
+def _due(rule: Rule, known: Known) -> Iterator[str]:
+    """What the call adds to what is due; it was due itself."""
+    counts = {name: value(simplified(parse_value(text), known)) for name, text in rule.predicted}
+    for name in CallName:
+        count = counts.get(name)
+        if name is rule.call:
+            if count is None:
+                yield f"pmc->due[VPMU_{name.name}]--;"
+            elif count != "1":
+                yield f"add_due(pmc, VPMU_{name.name}, (s64)({count}) - 1);"
+        elif count is not None:
+            yield f"add_due(pmc, VPMU_{name.name}, {count});"
 
 
 # The language
@@ -287,8 +483,8 @@ _FUNCTIONS = {
 }
 _ABOUT_THE_EVENT = {
     "released": ("pmc", "event"),
-    "left_behind": ("pmc", "key", "event"),
-    "found": ("pmc", "key", "event"),
+    "left_behind": ("pmc", "event"),
+    "found": ("pmc", "event"),
 }
 
 
@@ -316,7 +512,7 @@ class _Names(ast.NodeTransformer):
         if name == "put":
             arguments = [ast.Name("pmc"), *arguments, ast.Name("event")]
         elif name in ("leave", "leave_all"):
-            arguments = [ast.Name("pmc"), ast.Name("key"), *arguments]
+            arguments = [ast.Name("pmc"), *arguments]
         elif name in _ABOUT_THE_EVENT:
             arguments = [ast.Name(each) for each in _ABOUT_THE_EVENT[name]]
         return _call(_FUNCTIONS[name], arguments)

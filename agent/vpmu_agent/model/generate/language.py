@@ -257,10 +257,22 @@ def _simplified_effects(body: Iterable[ast.stmt], known: Known) -> tuple[list[as
             case ast.Assign(targets=[target], value=value):
                 left.append(ast.Assign([target], simplified(value, known), lineno=0))
                 known = known.after(written([node]))
+            case ast.Expr(value=call) if _does_nothing(call, known):
+                continue
             case _:
                 left.append(node)
                 known = known.after(written([node]))
     return left, known
+
+
+def _does_nothing(call: ast.expr, known: Known) -> bool:
+    """Whether an effect has nothing to leave behind, or nothing was left behind that it could find."""
+    match call:
+        case ast.Call(func=ast.Name(id="leave_all"), args=[mask]):
+            return known.of(mask) is False
+        case ast.Call(func=ast.Name(id="found")):
+            return known.of(ast.Name("left")) is False
+    return False
 
 
 def simplified_says(says: Iterable[Says], known: Known) -> list[tuple[ast.expr, Says, Known]]:
