@@ -8,7 +8,20 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.bench import daemon_cpu, loss, memory, plots, profile, replay_speed, run_time, scrape_growth, start
+from tests.bench import (
+    attach,
+    daemon_cpu,
+    history,
+    loss,
+    memory,
+    plots,
+    profile,
+    replay_speed,
+    run_time,
+    scrape_growth,
+    size,
+    start,
+)
 from tests.bench.errors import BenchError
 from tests.bench.progress import say
 from tests.bench.report import Figure, json_line, table
@@ -16,6 +29,8 @@ from tests.lab.places import lab_dir
 
 PARTS = {
     "run_time": run_time.measure,
+    "size": size.measure,
+    "attach": attach.measure,
     "profile": profile.measure,
     "daemon_cpu": daemon_cpu.measure,
     "loss": loss.measure,
@@ -35,10 +50,17 @@ def main() -> int:
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"only these of: {', '.join(PARTS)}")
     parser.add_argument("--strict", action="store_true", help="a missed goal is a failure")
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help=f"append a line to {history.HISTORY.name}, if all could be measured",
+    )
     parser.add_argument("--plots", type=Path, default=lab_dir().with_name("bench"), help="where the PNGs go")
     arguments = parser.parse_args()
     if wrong := set(arguments.parts) - PARTS.keys():
         parser.error(f"no such part: {', '.join(sorted(wrong))}")
+    if arguments.record and arguments.parts:
+        parser.error("a line of the history has all parts: give --record without any")
 
     figures: list[Figure] = []
     missing: dict[str, str] = {}
@@ -54,6 +76,12 @@ def main() -> int:
 
     for line in (*table(figures), "", *run_time.table(figures), ""):
         print(line)
+    if then := history.last():
+        for line in (*history.comparison(figures, then), ""):
+            print(line)
+    if arguments.record and not missing:
+        history.record(figures)
+        print(f"recorded in {history.HISTORY}")
     for name, why in missing.items():
         print(f"not measured: {name}: {why}")
     print(f"plots in {arguments.plots}: {', '.join(path.name for path in drawn) or 'none'}")

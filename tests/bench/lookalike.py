@@ -70,6 +70,15 @@ def started(path: Path, name: str, **plan: int) -> Iterator[subprocess.Popen[str
         process.communicate()
 
 
+def steps(process: subprocess.Popen[str]) -> Iterator[str]:
+    """The calls of one that is started with `step=1`, by name; each is made when the next is asked for."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    while (call := process.stdout.readline().strip()) in CALLS:
+        yield call
+        print(file=process.stdin, flush=True)
+
+
 def finished(process: subprocess.Popen[str], began: float) -> Vm:
     """Waits until it has made its calls; `began` is when, in terms of time.monotonic()."""
     assert process.stdout is not None

@@ -58,7 +58,11 @@ class Daemon:
         """What its processes hold now (/proc/PID/smaps_rollup)."""
         fields = Counter[str]()
         for pid in self.pids():
-            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+            try:
+                text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # a loader that has handed over, gone between the two looks
+            for line in text.splitlines()[1:]:
                 name, kilobytes, _ = line.split()
                 fields[name] += int(kilobytes) * 1024
         return Memory(pss=fields["Pss:"], rss=fields["Rss:"])

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Picture
 from tests.bench import daemon_cpu, run_time, scrape_growth
 from tests.bench.lookalike import CALLS, Kernel
 
-_COLOURS = "#d1495b", "#bbbbbb", "#66a182", "#2e4057"
+_COLOURS = "#d1495b", "#edae49", "#bbbbbb", "#66a182", "#2e4057"
 
 
 def draw(values: Mapping[str, float], folder: Path) -> Iterator[Path]:
@@ -33,9 +33,7 @@ def _run_time(values: Mapping[str, float]) -> Picture:
     for row, kernel in zip(grid, run_time.COUNTERS, strict=True):
         for axes, pace in zip(row, run_time.PACES, strict=True):
             _bars(axes, values, kernel, pace)
-    picture.legend(
-        *grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(run_time.NAMES)
-    )
+    picture.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     picture.suptitle("Run time of the BPF programs of one call, entry and return added up")
     return picture
 
@@ -45,7 +43,7 @@ def _bars(axes: Axes, values: Mapping[str, float], kernel: Kernel, pace: str) ->
     calls = [call for call in CALLS if f"{prefix}.{call}.monitor" in values]
     width = 0.8 / len(run_time.NAMES)
     for i, (name, what) in enumerate(run_time.NAMES.items()):
-        at = [x + (i - 1.5) * width for x in range(len(calls))]
+        at = [x + (i - (len(run_time.NAMES) - 1) / 2) * width for x in range(len(calls))]
         heights = [values[f"{prefix}.{call}.{name}"] for call in calls]
         bars = axes.bar(at, heights, width, label=what, color=_COLOURS[i])
         axes.bar_label(bars, fmt="%.0f", fontsize=7)
@@ -63,7 +61,7 @@ def _scrape(values: Mapping[str, float]) -> Picture:
         size = values[f"scrape.{vms}.kb"]
         text = f"{time:.3g} ms, {size:,.0f} kB"
         axes.annotate(text, (vms, time), textcoords="offset points", xytext=(6, -12), fontsize=8)
-    axes.axhline(200, color=_COLOURS[3], linestyle=":", label="goal at 1,000 VMs")
+    axes.axhline(200, color=_COLOURS[-1], linestyle=":", label="goal at 1,000 VMs")
     axes.set(xlabel="VMs of 4 vCPUs", ylabel="ms", title="Time of a scrape")
     axes.margins(x=0.2)
     axes.legend(frameon=False)
@@ -75,7 +73,7 @@ def _daemon_cpu(values: Mapping[str, float]) -> Picture:
     axes = picture.subplots()
     made = [values.get(f"daemon_cpu.{rate}.rate", 0) for rate in daemon_cpu.RATES]
     axes.plot(made, [values[f"daemon_cpu.{rate}"] for rate in daemon_cpu.RATES], "o-", color=_COLOURS[0])
-    axes.axhline(1, color=_COLOURS[3], linestyle=":", label="goal")
+    axes.axhline(1, color=_COLOURS[-1], linestyle=":", label="goal")
     axes.set(xlabel="calls/s, all as predicted", ylabel="percent of a core", title="CPU of the daemon")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)

@@ -11,16 +11,15 @@ from typing import Any, Literal
 
 SCHEMA = 1
 WIDTH = 100
-_WHAT, _MEASURED, _GOAL = 55, 16, 19
+_WHAT, _MEASURED, _GOAL = 57, 16, 17
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a figure should be; `source` says where the limit comes from, if it was measured too."""
+    """What a figure should be."""
 
     relation: Literal["<=", "<", ">=", "=="]
     limit: float
-    source: str = ""
 
     def is_met(self, value: float) -> bool:
         """Whether a measured value is as it should be."""
@@ -62,8 +61,6 @@ def table(figures: Iterable[Figure]) -> Iterator[str]:
         if not figure.row:
             continue
         goal = f"{figure.goal.relation} {amount(figure.goal.limit, figure.unit)}" if figure.goal else ""
-        if figure.goal and figure.goal.source:
-            goal += f" {figure.goal.source}"
         result = {True: "met", False: "MISSED", None: ""}[figure.met]
         measured = amount(figure.value, figure.unit)
         yield f"{figure.what:<{_WHAT}} {measured:>{_MEASURED}}  {goal:<{_GOAL}} {result}".rstrip()

@@ -27,6 +27,9 @@ def measure(_folder: Path) -> list[Figure]:
         goal = Goal("<", 200) if vms == _MOST else None
         figures += [
             Figure(f"scrape.{vms}.ms", f"a scrape of {which}", 1000 * told["seconds"], "ms", goal),
+            Figure(
+                f"scrape.{vms}.cpu", f"a scrape of {which}, CPU time", 1000 * told["server_seconds"], "ms"
+            ),
             Figure(f"scrape.{vms}.kb", f"size of a scrape of {which}", told["bytes"] / 1000, "kB"),
         ]
     growth = seconds[_MOST] / _MOST / (seconds[100] / 100)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.bench.errors import BenchError
 from tests.bench.lookalike import CALLS
@@ -43,13 +44,24 @@ def enabled() -> Iterator[None]:
 
 def read(pids: Iterable[int]) -> dict[int, Ran]:
     """The programs that these processes hold, by program id."""
-    held = {program for pid in pids for program in _held(pid)}
-    listing = subprocess.run(["bpftool", "-j", "prog", "show"], check=True, capture_output=True)
     return {
         program["id"]: Ran(call, program.get("run_time_ns", 0), program.get("run_cnt", 0))
-        for program in json.loads(listing.stdout)
-        if program["id"] in held and (call := _call(program.get("name", "")))
+        for program in programs(pids)
+        if (call := call_of(program.get("name", "")))
     }
+
+
+def programs(pids: Iterable[int]) -> list[dict[str, Any]]:
+    """What bpftool says of the programs that these processes hold (bpftool-prog(8))."""
+    held = {program for pid in pids for program in _held(pid)}
+    return [program for program in bpftool("prog", "show") if program["id"] in held]
+
+
+def bpftool(*arguments: str) -> list[dict[str, Any]]:
+    """The answer of `bpftool -j`."""
+    answer = subprocess.run(["bpftool", "-j", *arguments], check=True, capture_output=True).stdout
+    found: list[dict[str, Any]] = json.loads(answer)
+    return found
 
 
 def of(descriptor: int) -> tuple[int, int]:
@@ -64,15 +76,18 @@ def of(descriptor: int) -> tuple[int, int]:
 
 
 def _held(pid: int) -> Iterator[int]:
-    for file in Path(f"/proc/{pid}/fdinfo").iterdir():
-        try:
-            text = file.read_text()
-        except FileNotFoundError:
-            continue  # closed meanwhile
-        if match := re.search(r"^prog_id:\t(\d+)$", text, re.MULTILINE):
-            yield int(match[1])
+    try:
+        for file in Path(f"/proc/{pid}/fdinfo").iterdir():
+            try:
+                text = file.read_text()
+            except FileNotFoundError:
+                continue  # closed meanwhile
+            if match := re.search(r"^prog_id:\t(\d+)$", text, re.MULTILINE):
+                yield int(match[1])
+    except FileNotFoundError:
+        return  # a process that has ended holds nothing: the loader, after the daemon's start
 
 
-def _call(name: str) -> str | None:
+def call_of(name: str) -> str | None:
     """The call that a program of this name is for. The kernel keeps 15 characters: perf_event_crea."""
     return next((call for call in CALLS if call[:4] in name), None)

@@ -128,18 +128,22 @@ def run(
     env: Mapping[str, str],
     output: Callable[[bytes], None] | None = None,
     systemd: bool = False,
+    counted: bool = False,
 ) -> int:
     """Runs `command` as root in a VM that boots `target`'s kernel; returns its exit status.
 
     Its root file system is made of `layers`, the topmost first, and can be written, to memory; what is to
     stay goes to `results`. `shares` are more folders of this machine, to be read only, by where they are
-    there. With `systemd` that is PID 1 there. The command's stdout and stderr go line by line to this
-    process's own as they come (stdout to `output` where given). Raises LabError with the end of the VM's
+    there. With `systemd` that is PID 1 there. With `counted` the VM is emulated, and its clocks count the
+    instructions that it executes, each as a nanosecond. The command's stdout and stderr go line by line to
+    this process's own as they come (stdout to `output` where given). Raises LabError with the end of the VM's
     console if the VM dies, or is not done after `timeout_s`.
     """
     status_file = results / "status"
-    fast = accelerated(target.kernel)
+    fast = not counted and accelerated(target.kernel)
     arguments = _virtme_run(target.kernel, accelerated=fast)
+    if counted:
+        arguments += _qemu(["-icount", "shift=0"])
     script = _write_script(command, env, results)
     # Not on the kernel's command line, where virtme-run puts it: that ends after 2048 characters.
     boot = results / "boot.sh"

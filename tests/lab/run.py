@@ -19,7 +19,7 @@ def main() -> int:
         prog="python -m tests.lab.run",
         description="Runs the lab tests in one VM; other arguments go to pytest.",
     )
-    vm.add_options(parser, timeout_s=2400.0)
+    vm.add_options(parser, timeout_s=4200.0)
     parser.add_argument(
         "--systemd", action="store_true", help=f"with systemd as PID 1, and only {SERVICE_TESTS}"
     )

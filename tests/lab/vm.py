@@ -33,6 +33,7 @@ def run(
     systemd: bool = False,
     warm: Sequence[str] = (),
     shares: Mapping[str, Path] | None = None,
+    counted: bool = False,
 ) -> int:
     """Runs `command` in the repository's folder in a VM that boots `target`; see boot.run().
 
@@ -52,6 +53,7 @@ def run(
             env=prepared.env,
             output=output,
             systemd=systemd,
+            counted=counted,
         )
 
 
