@@ -120,6 +120,12 @@ IDLE = {
     "release: pmc->state = VPMU_STATE_RELEASING;": "it is already",
     "release: pmc->orphans |= pmc->members;": "no member is left: otherwise the call is not predicted",
     "release: pmc->members = 0;": "no member is left",
+    "create: *index_of_event = 0;": "it is 0 before",
+    "create: pmc->members = 0;": "a pmc that is empty has none",
+    "create: pmc->orphans &= ~BIT_ULL(at);": "there are none: the caller has looked",
+    "create: pmc->gone &= ~BIT_ULL(at);": "the program has released nothing yet",
+    "create: pmc->state = VPMU_STATE_CREATING;": "of the next member: it is already",
+    "create: unless if (index >= 0)": "KVM's count of events, which the twins have, tells of the same call",
 }
 
 
