@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import select
 import subprocess
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ from vpmu_agent.counts.counts import FIELDS
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.model.call import CallName
 from vpmu_agent.model.rules import Kind
+from vpmu_agent.system.readable import is_readable
 from vpmu_agent.vms.names import Vms
 
 THREADS = 16
@@ -67,7 +67,7 @@ def _change_epochs(
     """Until it has made its calls. No counter is ever seen to go down. Returns how many epochs there were."""
     assert process.stdout
     epochs, last, looked = 0, [0] * len(CallName), 0.0
-    while not select.select([process.stdout], [], [], 0)[0]:
+    while not is_readable(process.stdout):
         live.poll(0)
         epochs += 1
         if time.monotonic() - looked > 0.05:

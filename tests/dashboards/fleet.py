@@ -7,7 +7,6 @@ over, so that load moves; and what no recording has is made up, so that no serie
 from __future__ import annotations
 
 import json
-import select
 import socket
 import sys
 import time
@@ -19,6 +18,7 @@ from tests.support.hosts import Host, Load, orphans, recorded
 from tests.support.scenes import Guest
 from tests.support.web import LOOPBACK
 from vpmu_agent.model.call import Call
+from vpmu_agent.system.readable import is_readable
 from vpmu_agent.web.app import application
 from vpmu_agent.web.metrics import Exporter
 from vpmu_agent.web.server import Server
@@ -80,7 +80,7 @@ def serve() -> None:
         addresses["kvm5"] = f"{ip}:{port}"
         print(json.dumps(addresses), flush=True)
         begun, steps = time.monotonic(), 0
-        while not select.select([sys.stdin], [], [], _STEP_S)[0]:
+        while not is_readable(sys.stdin, _STEP_S):
             # By the clock, for the rules want to see rates, and a busy machine comes late.
             due = int((time.monotonic() - begun) / _STEP_S) - steps
             for host in found.values():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import time
 from types import TracebackType
 from typing import Any, Self
+
+from vpmu_agent.system.readable import is_readable
 
 from .errors import LabError
 
@@ -104,9 +105,9 @@ class Guest:
         line = b""
         while not line.endswith(b"\n"):
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([stream], [], [], left)[0]:
+            if left <= 0 or not is_readable(stream, left):
                 return None
-            # Unbuffered and by one: what select() has not seen must stay in the pipe.
+            # Unbuffered and by one: what poll() has not seen must stay in the pipe.
             byte = os.read(stream, 1)
             if not byte:
                 return None

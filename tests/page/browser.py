@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import select
 import shutil
 import subprocess
 import time
@@ -13,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from vpmu_agent.system.readable import is_readable
 
 _ANSWER_S = 30.0
 
@@ -87,7 +88,7 @@ class Browser:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._received:
-            assert select.select([self._answers], [], [], _ANSWER_S)[0], "chromium does not answer"
+            assert is_readable(self._answers, _ANSWER_S), "chromium does not answer"
             received = os.read(self._answers, 1 << 20)
             assert received, "chromium has ended"
             self._received += received

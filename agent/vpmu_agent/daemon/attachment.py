@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import select
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from vpmu_agent.model.call import Call
 from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.probes import Mode, Unattached
 from vpmu_agent.system.journal import Level
+from vpmu_agent.system.readable import is_readable
 from vpmu_agent.trace.live import LiveProbes, attached_line
 from vpmu_agent.vms.names import Vms
 
@@ -87,7 +87,7 @@ class Attachment:
 
     def renew(self, watch: Watch) -> None:
         """Check whether KVM was unloaded or loaded since, and have `watch` go on with probes that fit."""
-        if self._loading and select.select([self._loading], [], [], 0)[0]:
+        if self._loading and is_readable(self._loading):
             try:
                 self._replace(self._loaded(), watch)
                 tell_state(self.line)
