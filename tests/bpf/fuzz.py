@@ -21,6 +21,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from operator import itemgetter
 
 from tests.bpf.twins import Twins
@@ -150,17 +151,21 @@ class Run:
 
 def run(sequences: Iterable[tuple[str, bool, bool, list[Call]]]) -> Run:
     """Tries sequences: (what it is, whether it has groups, whether it is traced, its calls)."""
-    monitors = {groups: Twins(grouped=groups, vcpus=2, pmcs=3, events=8192) for groups in (True, False)}
     came = Run()
-    for what, groups, traced, calls in sequences:
-        came.sequences += 1
-        came.calls += len(calls)
-        found = differences(calls, monitors[groups], traced=traced)
-        came.different += [f"{what}: {difference}" for difference in found]
-        check = Checker()
-        came.kinds.update(check.observe(call).kind for call in calls)
-    if lost := sum(sum(monitor.lost().values()) for monitor in monitors.values()):
-        came.different.append(f"{lost} calls were lost")
+    with ExitStack() as stack:
+        monitors = {
+            groups: stack.enter_context(Twins(grouped=groups, vcpus=2, pmcs=3, events=8192))
+            for groups in (True, False)
+        }
+        for what, groups, traced, calls in sequences:
+            came.sequences += 1
+            came.calls += len(calls)
+            found = differences(calls, monitors[groups], traced=traced)
+            came.different += [f"{what}: {difference}" for difference in found]
+            check = Checker()
+            came.kinds.update(check.observe(call).kind for call in calls)
+        if lost := sum(sum(monitor.lost().values()) for monitor in monitors.values()):
+            came.different.append(f"{lost} calls were lost")
     return came
 
 
@@ -184,7 +189,7 @@ def exhaustively(part: tuple[int, int, int]) -> Run:
     )
 
 
-_BATCH = 2000
+_BATCH = 5000
 
 
 def main() -> int:

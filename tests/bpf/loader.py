@@ -11,14 +11,10 @@ import os
 import socket
 import sys
 
-from tests.support.arrays import Taker
 from vpmu_agent.kernel.census import read_census_layout
 from vpmu_agent.loader.main import handover_of, with_census
 from vpmu_agent.loader.program import compile_program, seen_at_return
 from vpmu_agent.probes import FUNCTIONS, handover
-
-VCPUS, PMCS = 4, 4
-"""Of each VM, and of each vCPU, that is there already."""
 
 
 def main(text: str, number: str) -> None:
@@ -34,19 +30,8 @@ def main(text: str, number: str) -> None:
     handed = handover_of(bpf, "uprobe")
     if plan.get("census"):
         handed = with_census(handed, bpf)
-    fill(handed.maps, plan.get("tgids", []))
     with socket.socket(fileno=int(number)) as channel:
         handover.send(channel, handed)
-
-
-def fill(maps: dict[str, int], tgids: list[int]) -> None:
-    taker = Taker(maps)
-    for tgid in tgids:
-        taker.fail(tgid, 28, 2)
-        for vcpu in range(VCPUS):
-            slot = taker.take_vcpu(tgid, vcpu)
-            for pmc in range(PMCS):
-                taker.take_pmc(tgid, tgid << 16 | vcpu << 8 | pmc, slot, vcpu_id=vcpu, pmc_idx=pmc)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import os
 import random
 import re
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -25,6 +27,14 @@ from vpmu_agent.model.rules import Kind
 from vpmu_agent.probes.layout import SIZES
 from vpmu_agent.probes.sources import bpf_folder
 
+Load = Callable[..., Twins]
+
+
+@pytest.fixture
+def load() -> Iterator[Load]:
+    with ExitStack() as stack:
+        yield lambda **options: stack.enter_context(Twins(**options))
+
 
 def test_some_thousands_of_random_sequences() -> None:
     came = fuzz.randomly(range(3000))
@@ -40,8 +50,8 @@ def test_everything_that_guests_can_do_in_two_steps() -> None:
 
 
 @pytest.mark.parametrize("grouped", [False, True], ids=["stock", "grouped"])
-def test_without_durations_it_says_the_same(grouped: bool) -> None:
-    twins = Twins(grouped=grouped, vcpus=2, pmcs=3, events=8192, durations=False)
+def test_without_durations_it_says_the_same(load: Load, grouped: bool) -> None:
+    twins = load(grouped=grouped, vcpus=2, pmcs=3, events=8192, durations=False)
     for seed in range(1000):
         calls = sequence(seed, grouped=grouped)
         calls = possible(calls if grouped else without_groups(calls))
@@ -49,8 +59,8 @@ def test_without_durations_it_says_the_same(grouped: bool) -> None:
     assert sum(twins.lost().values()) == 0
 
 
-def test_without_durations_a_record_has_none() -> None:
-    measuring, counting = (Twins(grouped=True, durations=durations) for durations in (True, False))
+def test_without_durations_a_record_has_none(load: Load) -> None:
+    measuring, counting = (load(grouped=True, durations=durations) for durations in (True, False))
     calls = list(Guest("web01", os.getpid()).life(size=2))
     for call in calls:
         measured, unmeasured = (twins.observe(call)[0] for twins in (measuring, counting))
@@ -81,9 +91,9 @@ def is_found(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, sequen
     shutil.copytree(bpf_folder(), folder)
     (folder / "monitor.h").write_text(text)
     monkeypatch.setattr(program, "bpf_folder", lambda: folder)
-    twins = Twins(grouped=True, vcpus=2, pmcs=3, events=8192)
     tried = (possible(sequence(seed, grouped=True)) for seed in range(sequences))
-    return any(list(fuzz.differences(calls, twins)) for calls in tried)
+    with Twins(grouped=True, vcpus=2, pmcs=3, events=8192) as twins:
+        return any(list(fuzz.differences(calls, twins)) for calls in tried)
 
 
 @pytest.mark.parametrize("name", MUTANTS)
@@ -148,10 +158,10 @@ def test_some_lines_of_usual_calls_cannot_be_left_out(
     test_no_line_of_a_usual_call_can_be_left_out(name, at, tmp_path, monkeypatch)
 
 
-def test_what_is_conforming_sends_nothing_and_is_counted() -> None:
+def test_what_is_conforming_sends_nothing_and_is_counted(load: Load) -> None:
     world = World(random.Random(1), sizes=(1, 2, 4), vcpus=1)
     world.run(200, hazards=False)
-    twins = Twins(grouped=True)
+    twins = load(grouped=True)
     twins.stream(on=False)
     for call in world.calls:
         twins.make(call)
@@ -165,8 +175,8 @@ def test_what_is_conforming_sends_nothing_and_is_counted() -> None:
     assert not any(any(pmc["verdicts"]) for pmc in twins.pmcs())
 
 
-def test_a_count_above_32_bits_goes_on() -> None:
-    twins = Twins(grouped=False)
+def test_a_count_above_32_bits_goes_on(load: Load) -> None:
+    twins = load(grouped=False)
     twins.stream(on=False)
     create, pause, enable = _first_calls()[:3]
     twins.make(create)
@@ -184,9 +194,9 @@ def test_a_count_above_32_bits_goes_on() -> None:
     assert sum(buckets) == SIZES["VPMU_BUCKETS"] * (2**32 - 1) + 2
 
 
-def test_a_full_ring_loses_no_count() -> None:
+def test_a_full_ring_loses_no_count(load: Load) -> None:
     calls = [call for seed in range(40) for call in possible(sequence(seed, grouped=True))]
-    twins = Twins(grouped=True, vcpus=2, pmcs=3, events=8192, ring_pages=1)
+    twins = load(grouped=True, vcpus=2, pmcs=3, events=8192, ring_pages=1)
     check = Checker()
     said = [check.observe(call).kind for call in calls]
     for call in calls:
@@ -204,8 +214,8 @@ def _first_calls() -> list[Call]:
     return world.calls
 
 
-def test_a_create_that_returns_after_the_end_is_judged_as_ever() -> None:
-    twins = Twins(grouped=False)
+def test_a_create_that_returns_after_the_end_is_judged_as_ever(load: Load) -> None:
+    twins = load(grouped=False)
     create, pause = _first_calls()[:2]
     twins.enter(create)
     twins.end()
@@ -216,8 +226,8 @@ def test_a_create_that_returns_after_the_end_is_judged_as_ever() -> None:
     assert sum(pmc["calls"]) == 1
 
 
-def test_after_a_create_whose_return_was_missed_nothing_is_known() -> None:
-    twins = Twins(grouped=False)
+def test_after_a_create_whose_return_was_missed_nothing_is_known(load: Load) -> None:
+    twins = load(grouped=False)
     create, pause, *_, release = _first_calls()
     program = _first_calls()[-2:]
     twins.enter(create)
@@ -230,8 +240,8 @@ def test_after_a_create_whose_return_was_missed_nothing_is_known() -> None:
     assert twins.lost()["missed_return"] == 1
 
 
-def test_a_usual_call_whose_return_was_missed_lacks_its_duration_only() -> None:
-    twins = Twins(grouped=False)
+def test_a_usual_call_whose_return_was_missed_lacks_its_duration_only(load: Load) -> None:
+    twins = load(grouped=False)
     twins.stream(on=False)
     create, pause, enable = _first_calls()[:3]
     twins.make(create)
@@ -244,8 +254,8 @@ def test_a_usual_call_whose_return_was_missed_lacks_its_duration_only() -> None:
     assert twins.lost()["missed_return"] == 1
 
 
-def test_threads_come_and_go_and_need_no_room() -> None:
-    twins = Twins(grouped=False)
+def test_threads_come_and_go_and_need_no_room(load: Load) -> None:
+    twins = load(grouped=False)
     twins.stream(on=False)
     calls = _first_calls()
     for call in calls * 20:
@@ -258,9 +268,9 @@ def test_threads_come_and_go_and_need_no_room() -> None:
     assert sum(twins.lost().values()) == 0
 
 
-def test_a_process_takes_no_more_than_its_share() -> None:
+def test_a_process_takes_no_more_than_its_share(load: Load) -> None:
     world = World(random.Random(1), sizes=(1,), vcpus=1, pmcs=3)
-    twins = Twins(grouped=False, max_entries={"pmcs": 2 * SIZES["VPMU_SHARES"]})
+    twins = load(grouped=False, max_entries={"pmcs": 2 * SIZES["VPMU_SHARES"]})
     for counter in world.counters:
         world.take(counter, "program", size=1)
         world.take(counter, "stop", size=1)
@@ -271,11 +281,20 @@ def test_a_process_takes_no_more_than_its_share() -> None:
     assert twins.refused() == 2
 
 
-def test_an_errno_too_many_is_counted() -> None:
-    twins = Twins(grouped=False, max_entries={"errors": 1})
+def test_an_errno_too_many_is_counted(load: Load) -> None:
+    twins = load(grouped=False, max_entries={"errors": 1})
     create = _first_calls()[0]
     for error in (12, 28, 28):
         twins.make(replace(create, result=-error, event=0))
     assert twins.lost()["errors_full"] == 2
     (pmc,) = twins.pmcs()
     assert pmc["calls"][0] == 3
+
+
+def test_nothing_of_it_is_left_once_it_is_closed() -> None:
+    with Twins(grouped=False):
+        pass
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with Twins(grouped=False):
+        assert len(list(Path("/proc/self/fd").iterdir())) > before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -6,12 +6,13 @@ events in a layout of its own.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import mmap
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 from vpmu_agent.kernel import btf
 from vpmu_agent.loader.program import compile_program, seen_at_return
@@ -133,13 +134,17 @@ class Entries:
         """Writes the numbers of the entry at a place."""
         self._shape.struct.pack_into(self._memory, slot * self._value_size, *numbers)
 
+    def close(self) -> None:
+        """Unmaps it."""
+        self._memory.close()
+
     def clear(self) -> None:
         """Makes all entries free."""
         self._memory[:] = bytes(self._size)
 
 
 class Twins:
-    """A loaded monitor, and the memory that it takes for the kernel's."""
+    """A loaded monitor, and the memory that it takes for the kernel's. To be closed."""
 
     def __init__(
         self, *, grouped: bool, vcpus: int = 4, pmcs: int = 4, events: int = 4096, **options: Any
@@ -182,6 +187,16 @@ class Twins:
         self._threads = Entries(self._maps["threads"], layout.Layout("vpmu_thread"))
         self._epoch, self._stream = 0, True
         self.begin()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Unloads it."""
+        for entries in (*self._entries.values(), self._threads):
+            entries.close()
+        atexit.unregister(self._bpf.cleanup)  # which would keep it until the end
+        self._bpf.cleanup()
 
     def begin(self) -> None:
         """Forgets all calls so far."""
