@@ -14,10 +14,11 @@ import pytest
 
 from tests.bpf.conftest import ROOT, Lookalike, Start
 from tests.support.commands import read_until
-from vpmu_agent.counts.census import KvmPmu, Modes, kvm_pmu, pmus, pmus_now
+from vpmu_agent.counts.guests import Guests, guests_now
+from vpmu_agent.counts.pmus import KvmPmu, kvm_pmu, pmus
 from vpmu_agent.kernel.kvm import vpmu_enabled
 from vpmu_agent.probes import Probes
-from vpmu_agent.probes.census import Vcpu
+from vpmu_agent.probes.census import Look, Vcpu
 from vpmu_agent.vms.modes import Mode, Pmu, Why
 from vpmu_agent.vms.names import Vms
 
@@ -54,16 +55,16 @@ def running(*vms: str, name: str = "") -> Iterator[int]:
 PRELUDE = "import sys; sys.path.insert(0, '.'); from tests.bpf.kvm import main; "
 
 
-def of(tgid: int, found: list[Vcpu]) -> list[Vcpu]:
-    return [vcpu for vcpu in found if vcpu.tgid == tgid]
+def of(tgid: int, look: Look) -> list[Vcpu]:
+    return [vcpu for vcpu in look.vcpus if vcpu.tgid == tgid]
 
 
 def test_every_vcpu_is_found_with_its_vms_irqchip(probes: Probes) -> None:
     with running("3", "2i") as tgid:
         found = of(tgid, probes.census.pull())
         by_vm = {vcpu.vm: [each for each in found if each.vm == vcpu.vm] for vcpu in found}
-        # One more each: the last vCPU of a VM has two files.
-        assert [len(vcpus) for vcpus in by_vm.values()] == [4, 3]
+        # The last vCPU of a VM has two files.
+        assert [[vcpu.vcpu_id for vcpu in vcpus] for vcpus in by_vm.values()] == [[0, 1, 2], [0, 1]]
         assert [{vcpu.has_irqchip for vcpu in vcpus} for vcpus in by_vm.values()] == [{False}, {True}]
         assert not any(vcpu.has_cpuid or vcpu.mediated for vcpu in found)
         # This machine's KVM has no PMU to give; where it has one, so has the VM.
@@ -85,8 +86,8 @@ def test_many_vcpus_come_whole(probes: Probes) -> None:
     with running(*["8"] * 100, *["8i"] * 150) as tgid:
         found = of(tgid, probes.census.pull())
     assert len({vcpu.vm for vcpu in found}) == 250
-    assert len(found) == 250 * 9
-    assert sum(vcpu.has_irqchip for vcpu in found) == 150 * 9
+    assert len(found) == 250 * 8
+    assert sum(vcpu.has_irqchip for vcpu in found) == 150 * 8
 
 
 def test_their_words(probes: Probes) -> None:
@@ -102,20 +103,20 @@ def test_their_words(probes: Probes) -> None:
 
 def test_the_census_alone_finds_the_same() -> None:
     with running("2i", name="web01"):
-        assert pmus_now(Vms())["web01"] == ([] if kvm_pmu().enabled else [Pmu(Mode.OFF, Why.HOST)])
+        assert guests_now(Vms()).pmus["web01"] == ([] if kvm_pmu().enabled else [Pmu(Mode.OFF, Why.HOST)])
 
 
 def test_a_sweep_tells_of_a_vm_once(probes: Probes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vpmu_agent.counts.census.PULL_S", 0)
-    monkeypatch.setattr("vpmu_agent.counts.census.CPU_SHARE", 1e9)
-    modes = Modes(Vms(), lambda: KvmPmu(enabled=False, mediated=False))
-    modes.sweep(probes.census)
+    monkeypatch.setattr("vpmu_agent.counts.guests.PULL_S", 0)
+    monkeypatch.setattr("vpmu_agent.counts.guests.CPU_SHARE", 1e9)
+    guests = Guests(Vms(), lambda: KvmPmu(enabled=False, mediated=False))
+    guests.sweep(probes.census)
     with running("1", name="db01"):
-        assert ("db01", Pmu(Mode.OFF, Why.HOST)) in modes.sweep(probes.census)
-        assert modes.sweep(probes.census) == []
-        assert modes.by_vm["db01"] == [Pmu(Mode.OFF, Why.HOST)]
-    modes.sweep(probes.census)
-    assert "db01" not in modes.by_vm
+        assert ("db01", Pmu(Mode.OFF, Why.HOST)) in guests.sweep(probes.census)
+        assert guests.sweep(probes.census) == []
+        assert guests.found.pmus["db01"] == [Pmu(Mode.OFF, Why.HOST)]
+    guests.sweep(probes.census)
+    assert "db01" not in guests.found.pmus
 
 
 def test_a_pull_of_many_files_is_cheap(probes: Probes) -> None:

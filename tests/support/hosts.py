@@ -9,6 +9,7 @@ from itertools import islice
 from tests.support.counted import Maps, Processes
 from tests.support.places import DATA
 from tests.support.scenes import Guest
+from vpmu_agent.counts.guests import Found
 from vpmu_agent.counts.recent import Recent
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.model.call import Call, CallName
@@ -92,4 +93,5 @@ class Host:
         self._vms.alive = set(self._vms.names)
         for call, verdict in self.maps.feed(made):
             self.recent.add(call, verdict)
-        self.watch.show_pmus(dict.fromkeys(self._vms.names.values(), (Pmu(Mode.EMULATED),)))
+        pmus = dict.fromkeys(self._vms.names.values(), (Pmu(Mode.EMULATED),))
+        self.watch.show_guests(Found(pmus=pmus))

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from operator import add
 
+from vpmu_agent.counts.guests import Found
 from vpmu_agent.model.rules import Kind, State
 from vpmu_agent.probes.layout import CALLS, SIZES, pmc_name
-from vpmu_agent.vms.modes import Pmu
 from vpmu_agent.vms.names import VmInfo
 
 _BUCKETS = SIZES["VPMU_BUCKETS"]
@@ -150,5 +150,5 @@ class Snapshot:
     """Whether there are counts of each pmc."""
     durations: bool
     """Whether the durations of calls are measured; if not, their numbers are all 0."""
-    pmus: Mapping[str, Sequence[Pmu]]
-    """The PMUs of all VMs on the host, including those that made no call."""
+    guests: Found
+    """What the census says of all VMs on the host, including those that made no call."""

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from vpmu_agent.counts.counts import FIELDS, Counts, Shown, Snapshot
+from vpmu_agent.counts.guests import Found
 from vpmu_agent.counts.sums import Sums
 from vpmu_agent.probes.entries import GivenBack, Share
 from vpmu_agent.probes.layout import Layout
-from vpmu_agent.vms.modes import Pmu
 from vpmu_agent.vms.names import VmInfo
 
 KEEP_GONE_S = 15 * 60.0
@@ -123,7 +123,7 @@ class Watch:
         self._kept: dict[str, _Kept] = {}
         self._lost = Counter[str]()  # by earlier probes
         self._loads = 1
-        self._pmus: Mapping[str, Sequence[Pmu]] = {}
+        self._guests = Found()
         self._since_ns = time.time_ns()
         self._read_at = time.monotonic()
 
@@ -233,10 +233,10 @@ class Watch:
             if probes.functions:  # Unattached, while KVM is not loaded, has none
                 self._loads += 1
 
-    def show_pmus(self, pmus: Mapping[str, Sequence[Pmu]]) -> None:
-        """Set the `pmus` of snapshots from now on."""
+    def show_guests(self, found: Found) -> None:
+        """Set the `guests` of snapshots from now on."""
         with self._lock:
-            self._pmus = pmus
+            self._guests = found
 
     def count_per_counter(self, wanted: bool) -> None:
         """Set whether snapshots have the counts of each pmc from now on."""
@@ -264,7 +264,7 @@ class Watch:
             loads=self._loads,
             per_counter=self._per_counter,
             durations=self._durations,
-            pmus=self._pmus,
+            guests=self._guests,
         )
 
     def _read(self) -> dict[int, Counts]:

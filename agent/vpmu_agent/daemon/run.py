@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpmu_agent.counts.census import Modes
+from vpmu_agent.counts.guests import Guests
 from vpmu_agent.counts.recent import Recent
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.daemon.attachment import Attachment, ProbeSource
@@ -78,7 +78,7 @@ def run(read_settings: Callable[[], Settings], *, duration_s: float | None, sour
                     watch_over(
                         attachment,
                         watch,
-                        Modes(vms),
+                        Guests(vms),
                         report,
                         reload=lambda: configuration.reload_if(reload_requested(), watch, web),
                         duration_s=duration_s,
@@ -92,7 +92,7 @@ def run(read_settings: Callable[[], Settings], *, duration_s: float | None, sour
 def watch_over(
     attachment: Attachment,
     watch: Watch,
-    modes: Modes,
+    guests: Guests,
     report: Report,
     *,
     reload: Callable[[], None],
@@ -113,18 +113,18 @@ def watch_over(
             watch.sweep(processes)
             watch.give_back()
             tell_refused(watch.newly_refused())
-            look_at_modes(attachment.probes.census, modes, watch)
+            look_at_guests(attachment.probes.census, guests, watch)
             report.sweep()
             notify("WATCHDOG=1")
             swept = time.monotonic()
 
 
-def look_at_modes(census: Census, modes: Modes, watch: Watch) -> None:
-    """Show which vPMU each VM has, and tell of those that have none to trace."""
-    tell_untraced(modes.sweep(census))
-    watch.show_pmus(modes.by_vm)
-    if missing := modes.newly_missing(census):
-        tell(f"which vPMU each VM has cannot be determined, all else works: {missing}", Level.WARNING)
+def look_at_guests(census: Census, guests: Guests, watch: Watch) -> None:
+    """Show what the census finds, and tell of VMs that have no vPMU to trace."""
+    tell_untraced(guests.sweep(census))
+    watch.show_guests(guests.found)
+    if missing := guests.newly_missing(census):
+        tell(f"there is no census, all else works: {missing}", Level.WARNING)
 
 
 def open_web_config(path: Path) -> WebFile:

@@ -1,4 +1,7 @@
-"""The census: every vCPU of the host, read ("pulled") from a BPF iterator that a loader attached.
+"""The census, read ("pulled") from a BPF iterator that a loader attached.
+
+It finds every vCPU of the host, the counters that its guest has enabled or KVM has events for, and the events
+of other users of the host's PMU.
 
 Attaching takes privileges; a pull takes none from Linux 5.19 on, which lets unprivileged processes use BPF
 descriptors.
@@ -8,31 +11,58 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
+import time
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.kernel.libbpf import libbpf, quiet, strerror
-from vpmu_agent.probes.layout import Layout
+from vpmu_agent.probes.layout import Layout, enum_names
 from vpmu_agent.probes.sources import bpf_folder
 
 _READ_SIZE = 64 * 1024  # bytes; more than bpf_seq_read() returns at a time (8 pages, kernel/bpf/bpf_iter.c)
 
-_VCPU = Layout("vpmu_census_vcpu", text=(bpf_folder() / "census.h").read_text())
+_TEXT = (bpf_folder() / "census.h").read_text()
+_KINDS = enum_names(_TEXT, "vpmu_census_kind")
+_VCPU = Layout("vpmu_census_vcpu", text=_TEXT)
+_PMC = Layout("vpmu_census_pmc", text=_TEXT)
+_HOST_EVENT = Layout("vpmu_census_host_event", text=_TEXT)
+_SIZE = _VCPU.size
+_vcpus = _VCPU.reader(*(name for name in _VCPU.fields if name != "kind" and not name.startswith("unused")))
+_pmcs = _PMC.reader(*(name for name in _PMC.fields if name != "kind" and name != "unused"))
+_host_events = _HOST_EVENT.reader(
+    *(name for name in _HOST_EVENT.fields if name not in ("kind", "unused", "comm")), raw=("comm",)
+)
+
+PINNED = 1 << 2
+"""The bit `pinned` of `attr_flags` (struct perf_event_attr)."""
+
+# The records are NamedTuples, because a host may have 64,000 of them and a frozen dataclass takes three times
+# as long to create. Their fields are those of the C structs, in order.
 
 
 class Vcpu(NamedTuple):
     """A vCPU, found through one of the open files that refer to it: its PMU, and its VM's, according to KVM.
 
-    `vm` is the same for all vCPUs of a VM. It is a kernel address, and must not be shown to users. A tuple,
-    because a host may have 16,000 of these and a frozen dataclass takes three times as long to create.
+    `vm` is the same for all vCPUs of a VM, `address` is the vCPU's. They are kernel addresses, and must not
+    be shown to users.
     """
 
-    vm: int
     tgid: int
+    address: int
+    vm: int
+    global_ctrl: int
+    has_filter: bool
+    """Whether the VMM has set an event filter (KVM_SET_PMU_EVENT_FILTER)."""
     has_irqchip: bool
     """Whether its VM's interrupt controller is in the kernel, or at least the local APICs ("split")."""
     has_cpuid: bool
     """Whether the vCPU has its CPUID, which brings its PMU (KVM_SET_CPUID2)."""
+    vcpu_id: int
+    gp: int
+    """How many general-purpose counters its PMU has."""
+    fixed: int
     vm_pmu: bool
     """`kvm->arch.enable_pmu`: whether KVM gives this VM a PMU at all."""
     mediated: bool
@@ -41,14 +71,154 @@ class Vcpu(NamedTuple):
     """0 if the vCPU has no PMU."""
 
 
-def decode(data: bytes) -> list[Vcpu]:
-    """Return the vCPUs in the data of a pull. Raise struct.error if it is not a whole number of records."""
-    return [
-        Vcpu(vm, tgid, irqchip_mode != 0, cpuid_nent > 0, enable_pmu != 0, mediated != 0, version)
-        for vm, tgid, irqchip_mode, cpuid_nent, enable_pmu, mediated, version, _ in _VCPU.struct.iter_unpack(
-            data
-        )
-    ]
+class Pmc(NamedTuple):
+    """One event of a counter, or a counter that the guest has enabled and that has none (`event` is 0).
+
+    `vcpu` is the address of its Vcpu, `event` the kernel's address of the event: neither must be shown.
+    """
+
+    tgid: int
+    vcpu: int
+    control: int
+    """A gp counter's event select; a fixed counter's four bits of IA32_FIXED_CTR_CTRL."""
+    event: int
+    enabled_ns: int
+    running_ns: int
+    counted: int
+    """`perf_event.count`: what KVM has not yet added to the counter's value."""
+    config: int
+    attr_flags: int
+    vcpu_id: int
+    state: int
+    """`enum perf_event_state`."""
+    oncpu: int
+    """The CPU that the event is on; -1 if it is on none."""
+    thread_runs: bool
+    """Whether the vCPU's thread has a CPU."""
+    pmc_type: int
+    pmc_idx: int
+    event_index: int
+    size: int
+    """`max_nr_events`; 1 if the kernel has no such field."""
+
+
+class HostEvent(NamedTuple):
+    """An event of the CPU's own PMU that a process has open, through one of its files.
+
+    `event` is the kernel's address, and must not be shown.
+    """
+
+    tgid: int
+    event: int
+    enabled_ns: int
+    running_ns: int
+    config: int
+    attr_flags: int
+    comm: str
+    """The name of the process."""
+    type: int
+    cpu: int
+    """The CPU that it is bound to; -1 if it follows a thread."""
+    state: int
+    oncpu: int
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether it must be on the PMU or fails."""
+        return bool(self.attr_flags & PINNED)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one pull found, each thing once."""
+
+    time: float = 0.0
+    """time.monotonic() when it began."""
+    vcpus: list[Vcpu] = field(default_factory=list)
+    pmcs: list[Pmc] = field(default_factory=list)
+    host_events: list[HostEvent] = field(default_factory=list)
+    size: int = 0
+    """How much was read, in bytes."""
+
+
+def decode(data: bytes, at: float = 0.0) -> Look:
+    """Return what the data of a pull have. Raise struct.error if it is not a whole number of records.
+
+    Several files can lead to one vCPU or event (dup(), fork()). An event is its opener's then, if that lives:
+    the iterator goes by process number.
+    """
+    if len(data) % _SIZE:
+        raise struct.error(f"{len(data)} bytes are not a whole number of records of {_SIZE}")
+    vcpus: dict[int, Vcpu] = {}
+    pmcs: dict[tuple[int, int, int], Pmc] = {}
+    host_events: dict[int, HostEvent] = {}
+    kinds = data[0::_SIZE]  # the first field of each record is a small number
+    for start, kind in zip(range(0, len(data), _SIZE), kinds, strict=True):
+        if kind == _PMC_KIND:
+            pmc = _new_pmc(_pmcs.unpack_from(data, start))
+            pmcs[pmc.vcpu, pmc.pmc_idx, pmc.event_index] = pmc
+        elif kind == _VCPU_KIND:
+            vcpu = _vcpu(*_vcpus.unpack_from(data, start))
+            vcpus[vcpu.address] = vcpu
+        else:
+            event = _host_event(*_host_events.unpack_from(data, start))
+            host_events.setdefault(event.event, event)
+    return Look(at, list(vcpus.values()), list(pmcs.values()), list(host_events.values()), len(data))
+
+
+_VCPU_KIND, _PMC_KIND = (_KINDS.index(f"VPMU_CENSUS_{name}") for name in ("VCPU", "PMC"))
+_new_pmc = Pmc._make
+
+
+def _vcpu(
+    tgid: int,
+    address: int,
+    vm: int,
+    global_ctrl: int,
+    event_filter: int,
+    irqchip_mode: int,
+    cpuid_nent: int,
+    vcpu_id: int,
+    gp: int,
+    fixed: int,
+    enable_pmu: int,
+    mediated: int,
+    version: int,
+) -> Vcpu:
+    return Vcpu(
+        tgid=tgid,
+        address=address,
+        vm=vm,
+        global_ctrl=global_ctrl,
+        has_filter=event_filter != 0,
+        has_irqchip=irqchip_mode != 0,
+        has_cpuid=cpuid_nent > 0,
+        vcpu_id=vcpu_id,
+        gp=gp,
+        fixed=fixed,
+        vm_pmu=enable_pmu != 0,
+        mediated=mediated != 0,
+        pmu_version=version,
+    )
+
+
+def _host_event(
+    tgid: int,
+    event: int,
+    enabled_ns: int,
+    running_ns: int,
+    config: int,
+    attr_flags: int,
+    comm: bytes,
+    event_type: int,
+    cpu: int,
+    state: int,
+    oncpu: int,
+) -> HostEvent:
+    name = comm.split(b"\0")[0].decode(errors="replace")
+    return HostEvent(
+        tgid, event, enabled_ns, running_ns, config, attr_flags, name, event_type, cpu, state, oncpu
+    )
 
 
 class Census:
@@ -59,16 +229,16 @@ class Census:
         self.missing = missing
         self._link = link
 
-    def pull(self) -> list[Vcpu]:
-        """Return every vCPU of the host, once for each file that its own process has open for it."""
+    def pull(self) -> Look:
+        """Return what there is on the host now."""
         if self._link is None:
-            return []
+            return Look()
         try:
-            return decode(_read_all(self._link))
+            return decode(_read_all(self._link), time.monotonic())
         except KernelError as error:
             self.missing = str(error)
             self.close()
-            return []
+            return Look()
 
     def close(self) -> None:
         """Detach the iterator."""

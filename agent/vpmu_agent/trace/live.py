@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from vpmu_agent.counts.census import Modes
+from vpmu_agent.counts.guests import Guests
 from vpmu_agent.counts.watch import Maps
 from vpmu_agent.system.signals import stop_requests
 
@@ -57,7 +57,7 @@ class Source:
         self._probes = probes
         self._vms = vms
         self._stopped = stopped
-        self._modes = Modes(vms)
+        self._guests = Guests(vms)
         self._gone: set[int] = set()  # ended processes whose names are still kept
 
     @property
@@ -66,12 +66,12 @@ class Source:
         return attached_line(self._probes.mode, self._probes.functions)
 
     def new_pmus(self) -> list[tuple[str, Pmu]]:
-        """Return the VMs that are new or have another PMU than before; see Modes.sweep()."""
-        return self._modes.sweep(self._probes.census)
+        """Return the VMs that are new or have another PMU than before; see Guests.sweep()."""
+        return self._guests.sweep(self._probes.census)
 
     def missing_census(self) -> str:
         """Return why the PMUs of VMs are not known; "" if they are, or if it was returned before."""
-        return self._modes.newly_missing(self._probes.census)
+        return self._guests.newly_missing(self._probes.census)
 
     def batches(self, duration_s: float | None) -> Iterator[list[Observation]]:
         """Yield the calls as they come, empty batches too, until it is time to end."""

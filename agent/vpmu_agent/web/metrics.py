@@ -379,7 +379,7 @@ class Exporter:
             # In the order of labels in a line.
             yield info % (about.tgid, about.pod_uid, about.uuid, _escaped(name), about.vmm)
         yield MODE.head(openmetrics=openmetrics)
-        for name, pmus in snapshot.pmus.items():
+        for name, pmus in snapshot.guests.pmus.items():
             for mode in sorted({pmu.mode for pmu in pmus}):  # one process may have several VMs
                 yield MODE.lines([(_escaped(name), mode)], "1")
         if snapshot.per_counter:

@@ -153,7 +153,7 @@ class Overview:
         rank = host_ns or {vm: sum(counts.numbers[_CALLS]) for vm, counts in snapshot.vms.items()}
         first = nlargest(ROWS, snapshot.vms, key=lambda vm: (rank[vm], vm))
         diverging = [each for vm, counts in snapshot.vms.items() for each in _diverging(vm, counts, snapshot)]
-        pmus = [(vm, pmu) for vm, has in snapshot.pmus.items() for pmu in has]
+        pmus = [(vm, pmu) for vm, has in snapshot.guests.pmus.items() for pmu in has]
         without = [Untraced(vm, pmu.mode, pmu.why) for pmu, vms in untraced(pmus).items() for vm in vms]
         all_counts = snapshot.vms.values()
         return HostState(

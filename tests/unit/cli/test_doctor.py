@@ -29,6 +29,7 @@ from vpmu_agent.cli.doctor.examination import CHECKS, examine, run
 from vpmu_agent.cli.doctor.finding import Finding, Status, exit_status
 from vpmu_agent.cli.doctor.host import Host
 from vpmu_agent.cli.doctor.report import WIDTH, finding_json, finding_text, summary_json, summary_text
+from vpmu_agent.counts.guests import Found
 from vpmu_agent.kernel.errors import BtfError
 from vpmu_agent.kernel.trials import Trial
 from vpmu_agent.loader.program import BCC_TODO
@@ -103,7 +104,7 @@ def well(tmp_path: Path, types: Path) -> Host:
         try_kprobe=works,
         try_map_access=works,
         rehearse=rehearsed(BCC, FEXIT, KPROBE),
-        pmus=lambda: {"web01": [Pmu(Mode.EMULATED)]},
+        guests=lambda: Found(pmus={"web01": [Pmu(Mode.EMULATED)]}),
     )
 
 
@@ -263,7 +264,11 @@ def test_vms_of_which_there_is_nothing_to_trace(well: Host) -> None:
         "old": [Pmu(Mode.OFF, Why.NO_IRQCHIP)],
         "web01": [Pmu(Mode.EMULATED)],
     }
-    findings = [finding for finding in examine(replace(well, pmus=lambda: has)) if finding.check == "vms"]
+    findings = [
+        finding
+        for finding in examine(replace(well, guests=lambda: Found(pmus=has)))
+        if finding.check == "vms"
+    ]
     assert [(finding.status, finding.found.split(":")[0]) for finding in findings] == [
         ("ok", "web01 has an emulated vPMU"),
         ("warn", "db01 and db02 have a mediated vPMU"),
@@ -271,21 +276,21 @@ def test_vms_of_which_there_is_nothing_to_trace(well: Host) -> None:
     ]
     assert findings[1].todo == "see mediated_vpmu"
     assert "kernel_irqchip=on" in findings[2].todo
-    assert by_check(replace(well, pmus=dict))["vms"].found == "no VM is running"
+    assert by_check(replace(well, guests=Found))["vms"].found == "no VM is running"
 
 
 @pytest.mark.parametrize("why", Why)
 def test_a_vm_without_a_pmu_is_told_why(well: Host, why: Why) -> None:
-    finding = by_check(replace(well, pmus=lambda: {"web01": [Pmu(Mode.OFF, why)]}))["vms"]
+    finding = by_check(replace(well, guests=lambda: Found(pmus={"web01": [Pmu(Mode.OFF, why)]})))["vms"]
     assert finding.status is Status.WARN
     assert finding.todo
 
 
 def test_a_census_that_is_refused_keeps_nobody_from_tracing(well: Host) -> None:
-    def refused() -> dict[str, list[Pmu]]:
+    def refused() -> Found:
         raise BtfError("no field enable_pmu in struct kvm_arch", "report it")
 
-    findings = by_check(replace(well, pmus=refused))
+    findings = by_check(replace(well, guests=refused))
     assert findings["vms"].status is Status.WARN
     assert findings["vms"].found.endswith(": no field enable_pmu in struct kvm_arch")
     assert findings["vms"].todo == "report it"

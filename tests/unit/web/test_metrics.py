@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from tests.support.counted import Maps, Processes
 from tests.support.scenes import Guest
+from vpmu_agent.counts.guests import Found
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.model.buckets import DURATION_BOUNDS_NS
 from vpmu_agent.model.call import Call, CallName, PmcType
@@ -88,7 +89,7 @@ def test_a_vm_that_made_no_call_has_its_mode_too(openmetrics: bool) -> None:
     watch = Watch(Maps(Guest("web01", WEB).life()), Processes(web01=WEB))
     off = Pmu(Mode.OFF, Why.NO_IRQCHIP)
     # One process may have several VMs.
-    watch.show_pmus({"web01": [Pmu(Mode.EMULATED)], 'd"b': [Pmu(Mode.MEDIATED), off]})
+    watch.show_guests(Found(pmus={"web01": [Pmu(Mode.EMULATED)], 'd"b': [Pmu(Mode.MEDIATED), off]}))
     found = Scraped(Exporter(watch), openmetrics=openmetrics)
     modes = {key: value for key, value in found.samples.items() if key[0] == "vpmu_mode"}
     assert {(dict(labels)["vm"], dict(labels)["mode"]): value for (_, labels), value in modes.items()} == {

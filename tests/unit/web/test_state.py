@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.counted import Maps, Processes
 from tests.support.scenes import Guest, checked
+from vpmu_agent.counts.guests import Found
 from vpmu_agent.counts.recent import Recent
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.model.call import Call, CallName
@@ -55,7 +56,8 @@ def shown(watch: Watch) -> Overview:
 
 def test_vms_of_which_there_is_nothing_to_trace(shown: Overview, watch: Watch) -> None:
     mediated = {f"vm{i:03}": [Pmu(Mode.MEDIATED)] for i in range(60)}
-    watch.show_pmus({"old": [Pmu(Mode.OFF, Why.NO_IRQCHIP)], "web01": [Pmu(Mode.EMULATED)], **mediated})
+    has = {"old": [Pmu(Mode.OFF, Why.NO_IRQCHIP)], "web01": [Pmu(Mode.EMULATED)], **mediated}
+    watch.show_guests(Found(pmus=has))
     state = json.loads(state_json(shown.state()))
     assert state["all_untraced"] == 61
     assert len(state["untraced"]) == ROWS

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vpmu_agent.cli.doctor.finding import Finding, Status
-from vpmu_agent.counts.census import pmus_now
+from vpmu_agent.counts.guests import Found, guests_now
 from vpmu_agent.kernel import container, facts, trials
 from vpmu_agent.kernel.trials import Trial
 from vpmu_agent.loader import rehearsal
 from vpmu_agent.loader.rehearsal import Step
 from vpmu_agent.system import privileges
-from vpmu_agent.vms.modes import Pmu
 from vpmu_agent.vms.names import Vms
 
 AS_ROOT = "run vpmu-agent as root"
@@ -30,7 +29,7 @@ class Host:
     try_kprobe: Callable[[Sequence[str]], Trial] = trials.try_kprobe
     try_map_access: Callable[[], Trial] = privileges.try_map_access
     rehearse: Callable[[], Sequence[Step]] = rehearsal.rehearse
-    pmus: Callable[[], Mapping[str, Sequence[Pmu]]] = lambda: pmus_now(Vms())
+    guests: Callable[[], Found] = lambda: guests_now(Vms())
 
 
 def missing_capabilities(host: Host) -> list[str]:

@@ -132,7 +132,7 @@ def check_vms(host: Host) -> Iterator[Finding]:
         yield not_tried("vms")
         return
     try:
-        by_vm = host.pmus()
+        by_vm = host.guests().pmus
     except KernelError as error:
         found = f"which vPMU each VM has cannot be determined: {error.found}"
         todo = "see bcc" if isinstance(error, ProbeError) else error.todo

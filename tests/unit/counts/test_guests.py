@@ -4,67 +4,72 @@ from __future__ import annotations
 
 import itertools
 import os
+import struct
+from typing import Any
 
 import pytest
 
-from vpmu_agent.counts.census import CPU_SHARE, FORGET_S, PULL_S, KvmPmu, Modes, pmus
-from vpmu_agent.probes.census import _VCPU, Census, Vcpu, decode
+from tests.support.looks import HOST_EVENT, PMC, VCPU, WEB, vcpu
+from vpmu_agent.counts.guests import CPU_SHARE, FORGET_S, PULL_S, Guests
+from vpmu_agent.counts.pmus import KvmPmu, pmus
+from vpmu_agent.probes.census import Census, Look, Vcpu, decode
 from vpmu_agent.vms.modes import Mode, Pmu, Why, sentence, untraced
 
-WEB, DB = 4242, 777
+DB = 777
 EMULATING = KvmPmu(enabled=True, mediated=False)
 MEDIATING = KvmPmu(enabled=True, mediated=True)
 
 
-def vcpu(
-    tgid: int = WEB,
-    *,
-    vm: int = 1,
-    irqchip: bool = True,
-    cpuid: bool = True,
-    pmu: bool = True,
-    mediated: bool = False,
-    version: int = 2,
-) -> Vcpu:
-    return Vcpu(
-        vm=vm,
-        tgid=tgid,
-        has_irqchip=irqchip,
-        has_cpuid=cpuid,
-        vm_pmu=pmu,
-        mediated=mediated,
-        pmu_version=version,
-    )
-
-
 def test_a_record_says_what_the_kernel_has() -> None:
-    data = _VCPU.struct.pack(0xFFFF888012345678, WEB, 0, 0, 1, 0, 0, 0)
-    data += _VCPU.struct.pack(0xFFFF888012345678, WEB, 2, 30, 1, 1, 2, 0)
     address = 0xFFFF888012345678
-    assert decode(data) == [
-        vcpu(vm=address, irqchip=False, cpuid=False, version=0),
-        vcpu(vm=address, mediated=True),
+    made = {"tgid": WEB, "kvm": address, "vcpu_id": 3, "nr_gp": 6, "enable_pmu": 1, "irqchip_mode": 2}
+    data = VCPU.pack({**made, "kvm_vcpu": 1, "irqchip_mode": 0})
+    data += VCPU.pack({**made, "kvm_vcpu": 2, "created_mediated_pmu": 1, "pmu_version": 2, "cpuid_nent": 30})
+    assert decode(data).vcpus == [
+        vcpu(address=1, vm=address, vcpu_id=3, has_irqchip=False, has_cpuid=False, pmu_version=0),
+        vcpu(address=2, vm=address, vcpu_id=3, mediated=True),
     ]
-    assert decode(b"") == []
+    assert decode(b"") == Look()
+    with pytest.raises(struct.error):
+        decode(data[:-1])
+
+
+def test_what_several_files_lead_to_is_there_once() -> None:
+    data = [VCPU.pack({"kvm_vcpu": 7, "tgid": WEB}), PMC.pack({"kind": 1, "kvm_vcpu": 7, "event": 5})]
+    opener: dict[str, Any] = {
+        "kind": 2,
+        "event": 9,
+        "comm": [int.from_bytes(b"otel", "little"), 0],
+        "cpu": -1,
+    }
+    data += [HOST_EVENT.pack({**opener, "tgid": 10}), HOST_EVENT.pack({**opener, "tgid": 11})]
+    look = decode(b"".join(data * 2))
+    assert [len(found) for found in (look.vcpus, look.pmcs, look.host_events)] == [1, 1, 1]
+    (event,) = look.host_events
+    assert (event.tgid, event.comm, event.cpu) == (10, "otel", -1)
 
 
 @pytest.mark.parametrize(
     ("found", "kvm", "expected"),
     [
         (vcpu(), EMULATING, Pmu(Mode.EMULATED)),
-        (vcpu(irqchip=False), EMULATING, Pmu(Mode.EMULATED)),
+        (vcpu(has_irqchip=False), EMULATING, Pmu(Mode.EMULATED)),
         (vcpu(), KvmPmu(enabled=None, mediated=None), Pmu(Mode.EMULATED)),
         (vcpu(mediated=True), MEDIATING, Pmu(Mode.MEDIATED)),
-        (vcpu(mediated=True, version=0), MEDIATING, Pmu(Mode.OFF, Why.NO_CPUID)),
-        (vcpu(version=0), EMULATING, Pmu(Mode.OFF, Why.NO_CPUID)),
-        (vcpu(pmu=False, version=0), KvmPmu(enabled=False, mediated=False), Pmu(Mode.OFF, Why.HOST)),
-        (vcpu(pmu=False, version=0), EMULATING, Pmu(Mode.OFF, Why.TURNED_OFF)),
-        (vcpu(pmu=False, version=0), MEDIATING, Pmu(Mode.OFF, Why.TURNED_OFF)),
-        (vcpu(pmu=False, irqchip=False, version=0), EMULATING, Pmu(Mode.OFF, Why.TURNED_OFF)),
-        (vcpu(pmu=False, irqchip=False, version=0), MEDIATING, Pmu(Mode.OFF, Why.NO_IRQCHIP)),
+        (vcpu(mediated=True, pmu_version=0), MEDIATING, Pmu(Mode.OFF, Why.NO_CPUID)),
+        (vcpu(pmu_version=0), EMULATING, Pmu(Mode.OFF, Why.NO_CPUID)),
+        (vcpu(vm_pmu=False, pmu_version=0), KvmPmu(enabled=False, mediated=False), Pmu(Mode.OFF, Why.HOST)),
+        (vcpu(vm_pmu=False, pmu_version=0), EMULATING, Pmu(Mode.OFF, Why.TURNED_OFF)),
+        (vcpu(vm_pmu=False, pmu_version=0), MEDIATING, Pmu(Mode.OFF, Why.TURNED_OFF)),
+        (vcpu(vm_pmu=False, has_irqchip=False, pmu_version=0), EMULATING, Pmu(Mode.OFF, Why.TURNED_OFF)),
+        (vcpu(vm_pmu=False, has_irqchip=False, pmu_version=0), MEDIATING, Pmu(Mode.OFF, Why.NO_IRQCHIP)),
         # What decides cannot be read.
-        (vcpu(pmu=False, version=0), KvmPmu(enabled=None, mediated=False), Pmu(Mode.OFF, Why.UNKNOWN)),
-        (vcpu(pmu=False, irqchip=False), KvmPmu(enabled=True, mediated=None), Pmu(Mode.OFF, Why.UNKNOWN)),
+        (vcpu(vm_pmu=False, pmu_version=0), KvmPmu(enabled=None, mediated=False), Pmu(Mode.OFF, Why.UNKNOWN)),
+        (
+            vcpu(vm_pmu=False, has_irqchip=False),
+            KvmPmu(enabled=True, mediated=None),
+            Pmu(Mode.OFF, Why.UNKNOWN),
+        ),
     ],
 )
 def test_what_a_vm_has(found: Vcpu, kvm: KvmPmu, expected: Pmu) -> None:
@@ -72,14 +77,14 @@ def test_what_a_vm_has(found: Vcpu, kvm: KvmPmu, expected: Pmu) -> None:
 
 
 def test_a_vm_that_is_being_set_up_is_not_known_yet() -> None:
-    new = vcpu(cpuid=False, version=0)
+    new = vcpu(has_cpuid=False, pmu_version=0)
     assert pmus([new], EMULATING) == {}
-    assert pmus([vcpu(version=0), new], EMULATING) == {}
+    assert pmus([vcpu(pmu_version=0), new], EMULATING) == {}
     assert pmus([vcpu(), new], EMULATING) == {WEB: [Pmu(Mode.EMULATED)]}
 
 
 def test_a_process_may_have_several_vms() -> None:
-    found = [vcpu(vm=1), vcpu(vm=2, pmu=False, version=0), vcpu(vm=3), vcpu(DB, vm=4)]
+    found = [vcpu(vm=1), vcpu(vm=2, vm_pmu=False, pmu_version=0), vcpu(vm=3), vcpu(tgid=DB, vm=4)]
     assert pmus(found, EMULATING) == {
         WEB: [Pmu(Mode.EMULATED), Pmu(Mode.OFF, Why.TURNED_OFF)],
         DB: [Pmu(Mode.EMULATED)],
@@ -119,9 +124,9 @@ class Pulls(Census):
         self.found = list(found)
         self.pulled = 0
 
-    def pull(self) -> list[Vcpu]:
+    def pull(self) -> Look:
         self.pulled += 1
-        return self.found
+        return Look(vcpus=self.found)
 
 
 class Names:
@@ -146,69 +151,69 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_a_vm_is_told_of_once_until_it_changes(now: list[float]) -> None:
-    modes, census = Modes(Names(), lambda: MEDIATING), Pulls(vcpu(mediated=True), vcpu(DB, vm=2))
-    assert modes.sweep(census) == [("web01", Pmu(Mode.MEDIATED)), ("db01", Pmu(Mode.EMULATED))]
-    assert modes.by_vm == {"db01": [Pmu(Mode.EMULATED)], "web01": [Pmu(Mode.MEDIATED)]}
+    guests, census = Guests(Names(), lambda: MEDIATING), Pulls(vcpu(mediated=True), vcpu(tgid=DB, vm=2))
+    assert guests.sweep(census) == [("web01", Pmu(Mode.MEDIATED)), ("db01", Pmu(Mode.EMULATED))]
+    assert guests.found.pmus == {"db01": [Pmu(Mode.EMULATED)], "web01": [Pmu(Mode.MEDIATED)]}
     now[0] += PULL_S
-    assert modes.sweep(census) == []
-    census.found = [vcpu(mediated=True, version=0)]
+    assert guests.sweep(census) == []
+    census.found = [vcpu(mediated=True, pmu_version=0)]
     now[0] += PULL_S
-    assert modes.sweep(census) == [("web01", Pmu(Mode.OFF, Why.NO_CPUID))]
-    assert modes.by_vm == {"web01": [Pmu(Mode.OFF, Why.NO_CPUID)]}
+    assert guests.sweep(census) == [("web01", Pmu(Mode.OFF, Why.NO_CPUID))]
+    assert guests.found.pmus == {"web01": [Pmu(Mode.OFF, Why.NO_CPUID)]}
 
 
 def test_pulls_take_no_more_than_their_share(now: list[float]) -> None:
-    modes, census = Modes(Names(), lambda: EMULATING), Pulls()
-    modes.sweep(census)
-    modes.sweep(census)
+    guests, census = Guests(Names(), lambda: EMULATING), Pulls()
+    guests.sweep(census)
+    guests.sweep(census)
     now[0] += PULL_S
     now[1] = 0.062  # 300,000 files
-    modes.sweep(census)
+    guests.sweep(census)
     assert census.pulled == 2
     now[0] += 0.99 * 0.062 / CPU_SHARE
-    modes.sweep(census)
+    guests.sweep(census)
     assert census.pulled == 2
     now[0] += 0.02 * 0.062 / CPU_SHARE
-    modes.sweep(census)
+    guests.sweep(census)
     assert census.pulled == 3
 
 
 def test_the_name_of_a_vm_that_is_gone_is_kept_for_the_ring(now: list[float]) -> None:
     vms = Names()
-    modes, census = Modes(vms, lambda: EMULATING), Pulls(vcpu())
-    modes.sweep(census)
+    guests, census = Guests(vms, lambda: EMULATING), Pulls(vcpu())
+    guests.sweep(census)
     census.found = []
     now[0] += PULL_S
-    modes.sweep(census)
-    assert modes.by_vm == {}
+    guests.sweep(census)
+    assert guests.found.pmus == {}
     now[0] += FORGET_S - PULL_S
-    modes.sweep(census)
+    guests.sweep(census)
     census.found = [vcpu()]  # it was only about to get other vCPUs
     now[0] += PULL_S
-    modes.sweep(census)
+    guests.sweep(census)
     now[0] += FORGET_S
-    modes.sweep(census)
+    guests.sweep(census)
     assert vms.forgotten == []
     census.found = []
     for _ in range(3):
         now[0] += FORGET_S
-        modes.sweep(census)
+        guests.sweep(census)
     assert vms.forgotten == [WEB]
 
 
 def test_a_census_that_is_not_there_is_said_once() -> None:
-    modes = Modes(Names(), lambda: EMULATING)
+    guests = Guests(Names(), lambda: EMULATING)
     without = Census(None, "cannot load the census: refused")
-    assert modes.sweep(without) == []
-    assert modes.newly_missing(without) == "cannot load the census: refused"
-    assert modes.newly_missing(without) == ""
-    assert modes.newly_missing(Census(None)) == ""
-    assert modes.newly_missing(without) == "cannot load the census: refused"
+    assert guests.sweep(without) == []
+    assert guests.newly_missing(without) == "cannot load the census: refused"
+    assert guests.newly_missing(without) == ""
+    assert guests.newly_missing(Census(None)) == ""
+    assert guests.newly_missing(without) == "cannot load the census: refused"
 
 
 def test_a_census_that_fails_is_missing_from_then_on() -> None:
     census = Census(os.open(os.devnull, os.O_RDONLY))  # no link of an iterator
-    assert census.pull() == []
+    assert census.pull() == Look()
     assert census.missing.startswith("cannot start to read the census: ")
-    assert census.pull() == []
+    assert census.pull() == Look()
     census.close()

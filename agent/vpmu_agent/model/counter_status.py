@@ -1,0 +1,167 @@
+"""The status of one counter, from what KVM and perf hold of it at a moment: one word for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+
+MIN_RUNNING = 0.99
+"""An event that has run for a smaller part of the time it was enabled is starved."""
+
+MIN_LACKING_NS = 1_000_000
+"""How much of that time an event must lack, in nanoseconds: perf writes the two times one after the other."""
+
+
+class CounterStatus(StrEnum):
+    """What a counter of a guest does."""
+
+    COUNTING = "counting"
+    """Its event is on the host's PMU."""
+    IDLE = "idle"
+    """The guest does not want it to count."""
+    DESCHEDULED = "descheduled"
+    """Its event waits for the vCPU to run."""
+    STARVED = "starved"
+    """The guest wants it to count, and its event does not run, or not all the time."""
+    DENIED = "denied"
+    """The guest wants it to count, and there is no event: its creation failed."""
+    FILTERED = "filtered"
+    """The guest wants it to count, and there is no event: the VMM's event filter does not allow it."""
+    PARTIAL = "partial"
+    """Its group lacks members."""
+    ORPHANED = "orphaned"
+    """KVM has forgotten events of it, which still exist."""
+    MEDIATED = "mediated"
+    """The guest uses the host's counter itself."""
+    UNKNOWN = "unknown"
+    """KVM is about to change it, or what it holds fits no other word."""
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the guest is told wrong numbers because of it."""
+        return self in _FAILING
+
+
+_FAILING = {CounterStatus.STARVED, CounterStatus.DENIED, CounterStatus.PARTIAL, CounterStatus.ORPHANED}
+
+
+class EventState(IntEnum):
+    """`enum perf_event_state` (include/linux/perf_event.h), as far as a live event can have one of these."""
+
+    ERROR = -2
+    OFF = -1
+    INACTIVE = 0
+    ACTIVE = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of a counter. The times are perf's, in nanoseconds, and never go down.
+
+    `address` is the kernel's, to know it again; it must not be shown to users.
+    """
+
+    address: int
+    state: int
+    enabled_ns: int
+    running_ns: int
+    thread_runs: bool = False
+    """Whether the thread that it counts for has a CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a counter's guest asked for, and what KVM holds for it."""
+
+    control: int
+    """As in Counter.control: another one since the last look means that KVM was at work in between."""
+    wanted: bool
+    size: int = 1
+    """How many events there should be: `max_nr_events`."""
+    events: Sequence[Event] = ()
+
+
+def is_wanted(*, fixed: bool, index: int, control: int, global_ctrl: int, pmu_version: int) -> bool:
+    """Return whether the guest wants a counter to count: enabled in its own control, and globally.
+
+    `control` is a gp counter's event select, or a fixed counter's four bits of IA32_FIXED_CTR_CTRL. A PMU of
+    version 1 has no global control (pmc_is_globally_enabled() in arch/x86/kvm/pmu.h; AMD's before PerfMonV2
+    has this version in KVM).
+    """
+    is_enabled = control & _FIXED_ENABLE if fixed else control & _EVENTSEL_ENABLE
+    return bool(is_enabled) and (pmu_version < 2 or bool(global_ctrl >> (index + 32 * fixed) & 1))
+
+
+_EVENTSEL_ENABLE = 1 << 22  # ARCH_PERFMON_EVENTSEL_ENABLE
+_FIXED_ENABLE = 0b11  # in the kernel, in user space
+
+
+def running_ratio(events: Sequence[Event], before: Sequence[Event] = ()) -> float | None:
+    """Return which part of the time that the events were enabled they ran, since `before` if they are in it.
+
+    None if they were not enabled for any time.
+    """
+    past = {event.address: event for event in before}
+    enabled = running = 0
+    for event in events:
+        then = past.get(event.address)
+        enabled += event.enabled_ns - (then.enabled_ns if then else 0)
+        running += event.running_ns - (then.running_ns if then else 0)
+    return min(1.0, running / enabled) if enabled > 0 else None
+
+
+def counter_status(
+    held: Held, before: Held | None = None, *, filtered: bool = False, mediated: bool = False, errno: int = 0
+) -> CounterStatus:
+    """Return a counter's status.
+
+    KVM changes a counter in several steps, and a look can come between two of them: what only such a moment
+    would explain is said if it was the same `before`, in the look before this one, and is UNKNOWN until then.
+
+    Args:
+        held: what is there now.
+        before: what was there then; None if there was no such look.
+        filtered: whether the VM has an event filter.
+        mediated: whether its vPMU is mediated.
+        errno: what its last creation failed with, if that is known and nothing was created since; else 0.
+    """
+    if not held.wanted:
+        return CounterStatus.IDLE
+    if mediated:
+        return CounterStatus.MEDIATED
+    stays = before is not None and _same(held, before)
+    if not held.events:
+        if errno:
+            return CounterStatus.DENIED
+        if not stays:
+            return CounterStatus.UNKNOWN
+        return CounterStatus.FILTERED if filtered else CounterStatus.DENIED
+    if any(event.state == EventState.ERROR for event in held.events):
+        return CounterStatus.STARVED
+    if len(held.events) < held.size:
+        return CounterStatus.PARTIAL if stays else CounterStatus.UNKNOWN
+    if all(event.state == EventState.OFF for event in held.events):
+        return CounterStatus.FILTERED if filtered and stays else CounterStatus.UNKNOWN
+    if any(_lacks(event, before) for event in held.events):
+        return CounterStatus.STARVED
+    if all(event.state == EventState.ACTIVE for event in held.events):
+        return CounterStatus.COUNTING
+    if not any(event.thread_runs for event in held.events):
+        return CounterStatus.DESCHEDULED
+    # perf puts a thread's events on the PMU right after the thread has come to its CPU.
+    waited = before is not None and stays and any(event.thread_runs for event in before.events)
+    return CounterStatus.STARVED if waited else CounterStatus.UNKNOWN
+
+
+def _same(held: Held, before: Held) -> bool:
+    return (held.control, held.wanted, held.size) == (before.control, before.wanted, before.size) and [
+        event.address for event in held.events
+    ] == [event.address for event in before.events]
+
+
+def _lacks(event: Event, before: Held | None) -> bool:
+    then = next((each for each in before.events if each.address == event.address), None) if before else None
+    enabled = event.enabled_ns - (then.enabled_ns if then else 0)
+    running = event.running_ns - (then.running_ns if then else 0)
+    return enabled - running >= MIN_LACKING_NS and running < MIN_RUNNING * enabled
