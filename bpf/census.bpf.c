@@ -141,6 +141,7 @@ static __always_inline void census_vcpu(void *seq, u64 task, u64 vcpu)
 
 	failed = census_read(&found.tgid, sizeof(found.tgid), task + VPMU_TASK_TGID);
 	failed |= census_read(&found.vcpu_id, sizeof(found.vcpu_id), vcpu + VPMU_VCPU_ID);
+	failed |= census_read(&found.cpu, sizeof(found.cpu), vcpu + VPMU_VCPU_CPU);
 	failed |= census_read(&found.irqchip_mode, sizeof(found.irqchip_mode),
 			      found.kvm + VPMU_KVM_IRQCHIP_MODE);
 	failed |= census_read(&found.enable_pmu, sizeof(found.enable_pmu), found.kvm + VPMU_KVM_ENABLE_PMU);

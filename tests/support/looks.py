@@ -27,6 +27,7 @@ def vcpu(**other: Any) -> Vcpu:
         "vm": 1,
         "global_ctrl": 0,
         "has_filter": False,
+        "cpu": 3,
         "has_irqchip": True,
         "has_cpuid": True,
         "vcpu_id": 0,

@@ -41,7 +41,7 @@ class Counter:
     """How many events there should be."""
     events: Sequence[Event]
     cpu: int | None
-    """The CPU that its first event is on; None if it is on none."""
+    """The CPU that its vCPU ran on last; None if it never ran."""
     running: float | None
     """Which part of the time that its events were enabled they ran, since the look before; None if none."""
     counted: int
@@ -207,7 +207,7 @@ def _counter(vcpu: Vcpu, pmcs: Sequence[Pmc], held: Held, before: Held | None, e
         first.config if first.event else None,
         first.size,
         held.events,
-        first.oncpu if first.oncpu >= 0 else None,
+        vcpu.cpu if vcpu.cpu >= 0 else None,
         running_ratio(held.events, before.events if before else ()),
         first.counted,
         errno,

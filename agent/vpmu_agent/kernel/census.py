@@ -35,6 +35,7 @@ _FIELDS = {
     "VPMU_KVM_ENABLE_PMU": ("kvm", "arch.enable_pmu", 1),  # since Linux 5.18
     "VPMU_KVM_PMU_EVENT_FILTER": ("kvm", "arch.pmu_event_filter", 8),
     "VPMU_VCPU_KVM": ("kvm_vcpu", "kvm", 8),
+    "VPMU_VCPU_CPU": ("kvm_vcpu", "cpu", 4),
     "VPMU_VCPU_ID": ("kvm_vcpu", "vcpu_id", 4),
     "VPMU_VCPU_CPUID_NENT": ("kvm_vcpu", "arch.cpuid_nent", 4),
     "VPMU_VCPU_PMU_VERSION": ("kvm_vcpu", "arch.pmu.version", 1),

@@ -55,6 +55,8 @@ class Vcpu(NamedTuple):
     global_ctrl: int
     has_filter: bool
     """Whether the VMM has set an event filter (KVM_SET_PMU_EVENT_FILTER)."""
+    cpu: int
+    """The CPU that it ran on last; -1 if it never ran."""
     has_irqchip: bool
     """Whether its VM's interrupt controller is in the kernel, or at least the local APICs ("split")."""
     has_cpuid: bool
@@ -176,6 +178,7 @@ def _vcpu(
     vm: int,
     global_ctrl: int,
     event_filter: int,
+    cpu: int,
     irqchip_mode: int,
     cpuid_nent: int,
     vcpu_id: int,
@@ -191,6 +194,7 @@ def _vcpu(
         vm=vm,
         global_ctrl=global_ctrl,
         has_filter=event_filter != 0,
+        cpu=cpu,
         has_irqchip=irqchip_mode != 0,
         has_cpuid=cpuid_nent > 0,
         vcpu_id=vcpu_id,

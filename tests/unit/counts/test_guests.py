@@ -22,7 +22,15 @@ MEDIATING = KvmPmu(enabled=True, mediated=True)
 
 def test_a_record_says_what_the_kernel_has() -> None:
     address = 0xFFFF888012345678
-    made = {"tgid": WEB, "kvm": address, "vcpu_id": 3, "nr_gp": 6, "enable_pmu": 1, "irqchip_mode": 2}
+    made = {
+        "tgid": WEB,
+        "kvm": address,
+        "vcpu_id": 3,
+        "nr_gp": 6,
+        "enable_pmu": 1,
+        "irqchip_mode": 2,
+        "cpu": 3,
+    }
     data = VCPU.pack({**made, "kvm_vcpu": 1, "irqchip_mode": 0})
     data += VCPU.pack({**made, "kvm_vcpu": 2, "created_mediated_pmu": 1, "pmu_version": 2, "cpuid_nent": 30})
     assert decode(data).vcpus == [

@@ -1,0 +1,94 @@
+"""Which counters of a VM are starved, and who has what they lack: in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vpmu_agent.counts.counters import Counter, VmCounters
+from vpmu_agent.counts.guests import Found
+from vpmu_agent.model.counter_status import CounterStatus, EventState
+
+MAX_NAMED = 4
+"""How many holders a sentence names; of the rest it gives the number."""
+
+WATCHDOG = "the NMI watchdog"
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What somebody has of a CPU's PMU: a process of the host, the NMI watchdog, or another VM."""
+
+    name: str
+    events: int
+    pinned: int
+
+
+def starved(counters: VmCounters) -> list[Counter]:
+    """Return the starved counters."""
+    return [counter for counter in counters.counters if counter.status is CounterStatus.STARVED]
+
+
+def shares(vm: str, found: Found, cpus: Sequence[int], *, nmi_watchdog: bool | None) -> list[Share]:
+    """Return who else has events on any of these CPUs' PMUs, those with the most first.
+
+    An event that follows a thread counts wherever it is now. `nmi_watchdog`: whether it runs, None if that is
+    not known; it has one event on each CPU, which no process has open.
+    """
+    wanted = set(cpus)
+    has: list[Share] = []
+    for holder in found.holders:
+        if holder.active and (not wanted or wanted & set(holder.cpus)):
+            on_each = -(-holder.events // max(1, len(holder.cpus)))
+            pinned = -(-holder.pinned // max(1, len(holder.cpus)))
+            has.append(Share(f"{holder.comm} (pid {holder.tgid})", on_each, pinned))
+    for other, events in _of_vms(found, wanted).items():
+        if other != vm:
+            has.append(Share(f"VM {other}", events, events))
+    if nmi_watchdog:
+        has.append(Share(WATCHDOG, 1, 1))
+    return sorted(has, key=lambda share: (-share.events, share.name))
+
+
+def _of_vms(found: Found, cpus: set[int]) -> Mapping[str, int]:
+    """Return how many events on these CPUs each VM has."""
+    has = {}
+    for vm, counters in found.counters.items():
+        events = sum(
+            event.state == EventState.ACTIVE
+            for counter in counters.counters
+            if not cpus or counter.cpu in cpus
+            for event in counter.events
+        )
+        if events:
+            has[vm] = events
+    return has
+
+
+def sentence(vm: str, found: Found, *, nmi_watchdog: bool | None) -> str:
+    """Return a sentence, without full stop: how many counters of a VM are starved, and who has events there.
+
+    Empty if none is starved.
+    """
+    counters = found.counters[vm]
+    lacking = starved(counters)
+    if not lacking:
+        return ""
+    wanted = sum(counters.statuses.values()) - counters.statuses[CounterStatus.IDLE]
+    cpus = sorted({counter.cpu for counter in lacking if counter.cpu is not None})
+    said = f"{vm}: {len(lacking)} of {wanted} counters starved"
+    where = f"CPU {', '.join(map(str, cpus))}" if cpus else "the host"
+    has = shares(vm, found, cpus, nmi_watchdog=nmi_watchdog)
+    if not has:
+        return f"{said}; nobody else is known to have events on {where}: the PMU has fewer counters than it wants"
+    named = [f"{share.name} has {_events(share)}" for share in has[:MAX_NAMED]]
+    if rest := len(has) - MAX_NAMED:
+        named += [f"{rest} more have some"] if rest > 0 else []
+    return f"{said}; on {where} {', '.join(named)}"
+
+
+def _events(share: Share) -> str:
+    count = f"{share.events} event" if share.events == 1 else f"{share.events} events"
+    if not share.pinned:
+        return count
+    return f"{count}, pinned" if share.pinned == share.events else f"{count}, {share.pinned} of them pinned"
