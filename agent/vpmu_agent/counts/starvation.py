@@ -80,10 +80,10 @@ def sentence(vm: str, found: Found, *, nmi_watchdog: bool | None) -> str:
     where = f"CPU {', '.join(map(str, cpus))}" if cpus else "the host"
     has = shares(vm, found, cpus, nmi_watchdog=nmi_watchdog)
     if not has:
-        return f"{said}; nobody else is known to have events on {where}: the PMU has fewer counters than it wants"
+        return f"{said}; nobody else is known to have events on {where}, so it wants more than the PMU has"
     named = [f"{share.name} has {_events(share)}" for share in has[:MAX_NAMED]]
-    if rest := len(has) - MAX_NAMED:
-        named += [f"{rest} more have some"] if rest > 0 else []
+    if len(has) > MAX_NAMED:
+        named.append(f"{len(has) - MAX_NAMED} more have some")
     return f"{said}; on {where} {', '.join(named)}"
 
 
