@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from array import array
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter as Tally
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from operator import add
 
+from vpmu_agent.counts.counters import Counter
 from vpmu_agent.counts.guests import Found
+from vpmu_agent.model.counter_status import EventState
 from vpmu_agent.model.rules import Kind, State
 from vpmu_agent.probes.layout import CALLS, SIZES, pmc_name
 from vpmu_agent.vms.names import VmInfo
@@ -63,13 +65,13 @@ class Counts:
     numbers: array[int] = field(default_factory=lambda: array("q", bytes(8 * _NUMBERS)))
     """The sums over all vCPUs, laid out as FIELDS; in an array, which takes a quarter of a list's memory."""
     has_guest_lbr: bool = False
-    errors: Counter[int] = field(default_factory=Counter)
+    errors: Tally[int] = field(default_factory=Tally)
     """Failed creations by errno."""
     pmcs: tuple[Pmc, ...] = ()
     """The pmcs, in order. Guest LBR has none."""
     calls: array[int] = field(default_factory=lambda: array("Q"))
     """The calls of each of `pmcs` by name, those of one after those of another."""
-    _divergences: Counter[tuple[int, ...]] = field(default_factory=Counter)  # by Pmc and that of DIVERGENCES
+    _divergences: Tally[tuple[int, ...]] = field(default_factory=Tally)  # by Pmc and that of DIVERGENCES
 
     def __add__(self, other: Counts) -> Counts:
         """Return the sum, and change neither."""
@@ -96,6 +98,14 @@ class Counts:
             for (vcpu, pmc_type, pmc_idx, kind), count in self._divergences.items()
         }
 
+    def add_held(self, counters: Iterable[Counter]) -> None:
+        """Add what these hold, but for those of which there are counts: calls tell more, and sooner."""
+        known = {(vcpu, pmc_name(pmc_type, pmc_idx)) for vcpu, pmc_type, pmc_idx in self.pmcs}
+        for counter in counters:
+            if counter.events and (counter.vcpu, counter.pmc) not in known:
+                self.numbers[_GROUPS_START + _STATES.index(_state(counter))] += 1
+                self.numbers[FIELDS["events"].start] += len(counter.events)
+
     def raise_to(self, before: Shown) -> None:
         """Let no counter be lower than it was when `before` was shown.
 
@@ -117,6 +127,18 @@ class Counts:
         for held in _ENDS_WITH_PROCESS:
             numbers[held] = array("q", bytes(8 * (held.stop - held.start)))
         return Counts(numbers, self.has_guest_lbr, self.errors, self.pmcs, self.calls, self._divergences)
+
+
+_STATES = list(State)
+_GROUPS_START = FIELDS["groups"].start
+
+
+def _state(counter: Counter) -> State:
+    """Return the state that the model would have for what a counter holds."""
+    if len(counter.events) < counter.size:
+        return State.PARTIAL
+    is_off = all(event.state == EventState.OFF for event in counter.events)
+    return State.PAUSED if is_off else State.RUNNING
 
 
 def added_calls(pmcs: Sequence[Pmc], calls: array[int]) -> tuple[tuple[Pmc, ...], array[int]]:

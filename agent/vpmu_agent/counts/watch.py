@@ -9,11 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from vpmu_agent.counts.counters import VmCounters
 from vpmu_agent.counts.counts import FIELDS, Counts, Shown, Snapshot
 from vpmu_agent.counts.guests import Found
 from vpmu_agent.counts.sums import Sums
 from vpmu_agent.probes.entries import GivenBack, Share
 from vpmu_agent.probes.layout import Layout
+from vpmu_agent.vms.modes import Mode
 from vpmu_agent.vms.names import VmInfo
 
 KEEP_GONE_S = 15 * 60.0
@@ -124,6 +126,7 @@ class Watch:
         self._lost = Counter[str]()  # by earlier probes
         self._loads = 1
         self._guests = Found()
+        self._found: dict[int, VmCounters] = {}  # by process
         self._since_ns = time.time_ns()
         self._read_at = time.monotonic()
 
@@ -215,6 +218,7 @@ class Watch:
                 self._probes.forget(gone.keys())
                 for tgid in gone:
                     del self._known[tgid]
+                    self._found.pop(tgid, None)
             forgotten = self._drop()
         for tgid in forgotten:
             self._vms.forget(tgid)
@@ -234,9 +238,17 @@ class Watch:
                 self._loads += 1
 
     def show_guests(self, found: Found) -> None:
-        """Set the `guests` of snapshots from now on."""
+        """Set the `guests` of snapshots from now on, those VMs included that have made no call yet.
+
+        What their counters hold is known from the census until there are calls.
+        """
         with self._lock:
             self._guests = found
+            self._found = {
+                tgid: found.counters[vm]
+                for vm, tgid in found.tgids.items()
+                if any(pmu.mode is Mode.EMULATED for pmu in found.pmus[vm]) and self._vms.is_alive(tgid)
+            }
 
     def count_per_counter(self, wanted: bool) -> None:
         """Set whether snapshots have the counts of each pmc from now on."""
@@ -280,6 +292,8 @@ class Watch:
             if tgid in self._shown:
                 counts.raise_to(self._shown[tgid])
             self._shown[tgid] = counts.shown()
+        for tgid, counters in self._found.items():
+            processes[tgid].add_held(counters.counters)
         for tgid, error, count in self._probes.errors():
             processes[tgid].errors[error] += count
         for tgid, share in self._probes.shares().items():

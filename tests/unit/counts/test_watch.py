@@ -3,17 +3,24 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 
 import pytest
 
 from tests.support.counted import Maps, Processes, by_pmc
+from tests.support.looks import look, pmc, vcpu
 from tests.support.scenes import Guest
 from vpmu_agent.counts import watch as module
+from vpmu_agent.counts.counters import Counters
 from vpmu_agent.counts.counts import DURATION_BUCKETS, FIELDS, Counts, Snapshot
+from vpmu_agent.counts.guests import Found
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.model.call import CallName
+from vpmu_agent.model.rules import State
+from vpmu_agent.probes.census import Pmc
+from vpmu_agent.vms.modes import Mode, Pmu
 from vpmu_agent.vms.names import VmInfo
 
 WEB, DB = 4242, 777
@@ -411,4 +418,42 @@ def test_a_read_that_fails_fails_nobody_elses_scrape(vms: Processes) -> None:
     watch = Watch(Failing(), vms)
     with pytest.raises(KernelError):
         watch.scrape()
+    assert watch.scrape().vms == {}
+
+
+def found(*pmcs: Pmc) -> Found:
+    """What the census finds of web01."""
+    counters = Counters().take(look(vcpu(), *pmcs))
+    return Found({"web01": [Pmu(Mode.EMULATED)]}, {"web01": counters[WEB]}, {"web01": WEB}, pulls=1)
+
+
+def test_what_was_there_before_is_known_by_the_census_until_there_are_calls(vms: Processes) -> None:
+    maps = Maps()
+    watch = Watch(maps, vms)
+    assert watch.scrape().vms == {}
+    watch.show_guests(found(pmc(0), pmc(1), pmc(2, state=-1)))
+    web01 = watch.scrape().vms["web01"]
+    assert number(web01, "events") == 3
+    groups = dict(zip(State, web01.numbers[FIELDS["groups"]], strict=True))
+    assert {state: count for state, count in groups.items() if count} == {State.RUNNING: 2, State.PAUSED: 1}
+    assert creates(web01) == 0
+    maps.feed(Guest("web01", WEB).life())  # of gp0, which holds nothing at its end
+    assert number(watch.scrape().vms["web01"], "events") == 2
+
+
+def test_a_vm_without_calls_ends_too(vms: Processes) -> None:
+    watch = Watch(Maps(), vms)
+    watch.show_guests(found(pmc(0)))
+    assert number(watch.scrape().vms["web01"], "events") == 1
+    vms.alive = {DB}
+    watch.sweep()
+    watch.show_guests(found(pmc(0)))  # the census was pulled before
+    assert number(watch.scrape().vms["web01"], "events") == 0
+    watch.sweep()
+    assert watch.scrape().vms == {}
+
+
+def test_a_vm_that_cannot_be_traced_has_no_counts(vms: Processes) -> None:
+    watch = Watch(Maps(), vms)
+    watch.show_guests(replace(found(), pmus={"web01": [Pmu(Mode.MEDIATED)]}))
     assert watch.scrape().vms == {}
