@@ -6,6 +6,9 @@ from collections import Counter as Tally
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
+from typing import NamedTuple
 
 from vpmu_agent.model.call import PmcType
 from vpmu_agent.model.counter_status import (
@@ -16,6 +19,7 @@ from vpmu_agent.model.counter_status import (
     counter_status,
     is_wanted,
     running_ratio,
+    times,
 )
 from vpmu_agent.probes.census import HostEvent, Look, Pmc, Vcpu
 from vpmu_agent.probes.layout import FIXED_BASE_IDX, PMC_TYPES, pmc_name
@@ -26,8 +30,7 @@ Key = tuple[int, int, int]
 """Which counter of a process it is: (vcpu_id, pmc_type, pmc_idx), as in `struct vpmu_pmc`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Counter:
+class Counter(NamedTuple):
     """A counter that its guest has enabled or that has events."""
 
     vcpu: int
@@ -91,7 +94,7 @@ class Counters:
     """Keeps the last look, which tells what stays from what is changing."""
 
     def __init__(self) -> None:
-        self._before: dict[tuple[int, int, int], Held] = {}  # by vCPU's address, type and index
+        self._before: dict[tuple[int, int], Held] = {}  # by vCPU's address and pmc_idx
 
     def take(self, look: Look, errnos: Mapping[tuple[int, Key], int] | None = None) -> dict[int, VmCounters]:
         """Return the counters of each process that has VMs, by tgid.
@@ -115,27 +118,30 @@ class Counters:
         self,
         vcpus: Sequence[Vcpu],
         by_vcpu: Mapping[int, Sequence[Pmc]],
-        before: Mapping[tuple[int, int, int], Held],
+        before: Mapping[tuple[int, int], Held],
         errnos: Mapping[tuple[int, Key], int],
     ) -> VmCounters:
         found: list[Counter] = []
-        now: list[Event] = []
-        then: list[Event] = []
-        idle = 0
+        enabled_ns = running_ns = 0
         for vcpu in vcpus:
-            of_vcpu = _by_counter(by_vcpu.get(vcpu.address, ()))
-            for (pmc_type, pmc_idx), pmcs in of_vcpu.items():
-                key = vcpu.address, pmc_type, pmc_idx
+            pmcs_of_vcpu = sorted(by_vcpu.get(vcpu.address, ()), key=_place)
+            for pmc_idx, group in groupby(pmcs_of_vcpu, _pmc_idx):
+                pmcs = list(group)
+                key = vcpu.address, pmc_idx
                 held = self._before[key] = _held(vcpu, pmcs)
                 past = before.get(key)
-                errno = errnos.get((vcpu.tgid, (vcpu.vcpu_id, pmc_type, pmc_idx)), 0)
-                found.append(_counter(vcpu, pmcs, held, past, errno))
+                enabled, running = times(held.events, past.events if past else ())
                 if held.wanted:
-                    now += held.events
-                    then += past.events if past else ()
-            idle += vcpu.gp + vcpu.fixed - len(of_vcpu)
+                    enabled_ns += enabled
+                    running_ns += running
+                errno = errnos.get((vcpu.tgid, (vcpu.vcpu_id, pmcs[0].pmc_type, pmc_idx)), 0) if errnos else 0
+                status = counter_status(
+                    held, past, filtered=vcpu.has_filter, mediated=vcpu.mediated, errno=errno
+                )
+                found.append(_counter(vcpu, pmcs[0], held, status, running_ratio(enabled, running), errno))
+        counters = sum(vcpu.gp + vcpu.fixed for vcpu in vcpus)
         statuses = Tally(counter.status for counter in found)
-        statuses[CounterStatus.IDLE] += idle
+        statuses[CounterStatus.IDLE] += counters - len(found)
         return VmCounters(
             found,
             statuses,
@@ -144,7 +150,7 @@ class Counters:
             max(vcpu.gp for vcpu in vcpus),
             max(vcpu.fixed for vcpu in vcpus),
             any(vcpu.has_filter for vcpu in vcpus),
-            running_ratio(now, then),
+            running_ratio(enabled_ns, running_ns),
         )
 
 
@@ -168,15 +174,10 @@ def holders(events: Iterable[HostEvent]) -> list[Holder]:
     return sorted(found, key=lambda holder: (-holder.events, holder.tgid))
 
 
-def _vcpu_id(vcpu: Vcpu) -> int:
-    return vcpu.vcpu_id
-
-
-def _by_counter(pmcs: Iterable[Pmc]) -> dict[tuple[int, int], list[Pmc]]:
-    found: defaultdict[tuple[int, int], list[Pmc]] = defaultdict(list)
-    for pmc in sorted(pmcs, key=lambda pmc: (pmc.pmc_type, pmc.pmc_idx, pmc.event_index)):
-        found[pmc.pmc_type, pmc.pmc_idx].append(pmc)
-    return found
+_vcpu_id = attrgetter("vcpu_id")
+_pmc_idx = attrgetter("pmc_idx")  # those of fixed counters come after all others
+_event = attrgetter("event", "state", "enabled_ns", "running_ns", "thread_runs")  # the fields of Event
+_place = attrgetter("pmc_idx", "event_index")
 
 
 def _held(vcpu: Vcpu, pmcs: Sequence[Pmc]) -> Held:
@@ -189,26 +190,24 @@ def _held(vcpu: Vcpu, pmcs: Sequence[Pmc]) -> Held:
         global_ctrl=vcpu.global_ctrl,
         pmu_version=vcpu.pmu_version,
     )
-    events = [
-        Event(pmc.event, pmc.state, pmc.enabled_ns, pmc.running_ns, bool(pmc.thread_runs))
-        for pmc in pmcs
-        if pmc.event
-    ]
+    events = [Event(*_event(pmc)) for pmc in pmcs] if first.event else []
     return Held(first.control, wanted, first.size, events)
 
 
-def _counter(vcpu: Vcpu, pmcs: Sequence[Pmc], held: Held, before: Held | None, errno: int) -> Counter:
-    first = pmcs[0]
+def _counter(
+    vcpu: Vcpu, first: Pmc, held: Held, status: CounterStatus, running: float | None, errno: int
+) -> Counter:
+    """Return a counter whose first event, or lack of events, is `first`."""
     return Counter(
         vcpu.vcpu_id,
         pmc_name(first.pmc_type, first.pmc_idx),
-        counter_status(held, before, filtered=vcpu.has_filter, mediated=vcpu.mediated, errno=errno),
+        status,
         first.control,
         first.config if first.event else None,
         first.size,
         held.events,
         vcpu.cpu if vcpu.cpu >= 0 else None,
-        running_ratio(held.events, before.events if before else ()),
+        running,
         first.counted,
         errno,
     )

@@ -96,7 +96,7 @@ class Pmc(NamedTuple):
     oncpu: int
     """The CPU that the event is on; -1 if it is on none."""
     thread_runs: bool
-    """Whether the vCPU's thread has a CPU."""
+    """Whether the vCPU's thread has a CPU; 0 or 1."""
     pmc_type: int
     pmc_idx: int
     event_index: int
