@@ -83,6 +83,8 @@ class Holder:
     """The CPUs that its events are bound to, or on now; in order."""
     failed: int
     """Pinned events that got no room."""
+    include_guests: int
+    """Events without exclude_guest: they count while guests run, too."""
 
     @property
     def active(self) -> bool:
@@ -168,6 +170,7 @@ def holders(events: Iterable[HostEvent]) -> list[Holder]:
             sum(event.is_pinned for event in of_process),
             sorted({max(event.cpu, event.oncpu) for event in of_process} - {-1}),
             sum(event.state == EventState.ERROR for event in of_process),
+            sum(not event.excludes_guests for event in of_process),
         )
         for (tgid, comm), of_process in by_process.items()
     ]

@@ -35,8 +35,8 @@ _host_events = _HOST_EVENT.reader(
     *(name for name in _HOST_EVENT.fields if name not in ("kind", "unused", "comm")), raw=("comm",)
 )
 
-PINNED = 1 << 2
-"""The bit `pinned` of `attr_flags` (struct perf_event_attr)."""
+PINNED, EXCLUDE_GUEST = 1 << 2, 1 << 20
+"""Bits of `attr_flags` (struct perf_event_attr)."""
 
 # The records are NamedTuples, because a host may have 64,000 of them and a frozen dataclass takes three times
 # as long to create. Their fields are those of the C structs, in order.
@@ -128,6 +128,11 @@ class HostEvent(NamedTuple):
     def is_pinned(self) -> bool:
         """Whether it must be on the PMU or fails."""
         return bool(self.attr_flags & PINNED)
+
+    @property
+    def excludes_guests(self) -> bool:
+        """Whether it does not count while guests run."""
+        return bool(self.attr_flags & EXCLUDE_GUEST)
 
 
 @dataclass(frozen=True, slots=True)

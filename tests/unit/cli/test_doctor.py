@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -24,16 +24,19 @@ from tests.support.kernel_types import (
     SIZED_ARRAY,
     source,
 )
+from tests.support.looks import WEB, host_event, look, pmc, starved, vcpu
 from tests.support.tree import plant
 from vpmu_agent.cli.doctor.examination import CHECKS, examine, run
 from vpmu_agent.cli.doctor.finding import Finding, Status, exit_status
 from vpmu_agent.cli.doctor.host import Host
 from vpmu_agent.cli.doctor.report import WIDTH, finding_json, finding_text, summary_json, summary_text
+from vpmu_agent.counts.counters import Counters, holders
 from vpmu_agent.counts.guests import Found
 from vpmu_agent.kernel.errors import BtfError
 from vpmu_agent.kernel.trials import Trial
 from vpmu_agent.loader.program import BCC_TODO
 from vpmu_agent.loader.rehearsal import Outcome, Step
+from vpmu_agent.probes.census import EXCLUDE_GUEST, HostEvent, Pmc, Vcpu
 from vpmu_agent.system.stdout import Style
 from vpmu_agent.vms.modes import Mode, Pmu, Why
 
@@ -44,7 +47,9 @@ PARAMETERS = "sys/module/kvm/parameters"
 KPTR = "proc/sys/kernel/kptr_restrict"
 MOUNTS = "proc/self/mountinfo"
 LOCKDOWN = "sys/kernel/security/lockdown"
-KALLSYMS = "ffffffffc08b1d50 t kvm_perf_overflow\t[kvm]\n"
+HANDLER = "ffffffffc08b1d50 t kvm_perf_overflow\t[kvm]\n"
+PERF_READ = "ffffffff812a0010 t perf_read\n"
+KALLSYMS = HANDLER + PERF_READ
 
 WELL: dict[str, str | None] = {
     "proc/sys/kernel/osrelease": "6.1.0-9-amd64\n",
@@ -171,7 +176,7 @@ def test_colours_are_for_terminals_that_want_them(
         ),
         ({KPTR: "2\n"}, "kptr_restrict", "fail", 1, "2: the kernel hides"),
         ({KPTR: None}, "kptr_restrict", "warn", 0, "cannot be read"),
-        ({"proc/kallsyms": KALLSYMS.replace("ffffffffc08b1d50", "0" * 16)}, "handlers", "fail", 3, "hidden"),
+        ({"proc/kallsyms": HANDLER.replace("ffffffffc08b1d50", "0" * 16)}, "handlers", "fail", 3, "hidden"),
         (
             {"proc/kallsyms": "ffffffff81000000 T _text\n"},
             "handlers",
@@ -294,12 +299,161 @@ def test_a_census_that_is_refused_keeps_nobody_from_tracing(well: Host) -> None:
     assert findings["vms"].status is Status.WARN
     assert findings["vms"].found.endswith(": no field enable_pmu in struct kvm_arch")
     assert findings["vms"].todo == "report it"
+    assert (findings["host_pmu"].status, findings["host_pmu"].todo) == (Status.WARN, "see vms")
     assert exit_status(findings.values()) == 0
 
 
 def test_vms_cannot_be_seen_without_privileges(well: Host) -> None:
     plant(well.root, {"proc/self/status": NO_CAPABILITIES})
-    assert by_check(well)["vms"].found == "cannot be tried without privileges"
+    for check in ("vms", "host_pmu"):
+        assert by_check(well)[check].found == "cannot be tried without privileges"
+
+
+def found_of(*records: Vcpu | Pmc | HostEvent, vms: Mapping[str, Pmu] | None = None) -> Found:
+    """What a census finds that sees these records twice; the VM's process is named web01."""
+    counters = Counters()
+    for _ in range(2):
+        taken = counters.take(look(*records))
+    named = {"web01": taken[WEB]} if WEB in taken else {}
+    emulated = {"web01": Pmu(Mode.EMULATED)} if vms is None else vms
+    return Found(
+        pmus={vm: [pmu] for vm, pmu in emulated.items()},
+        counters=named,
+        holders=holders([each for each in records if isinstance(each, HostEvent)]),
+    )
+
+
+def findings_of(host: Host, check: str, found: Found) -> list[Finding]:
+    return [finding for finding in examine(replace(host, guests=lambda: found)) if finding.check == check]
+
+
+def test_one_census_is_enough_for_all_that_it_says(well: Host) -> None:
+    pulled: list[Found] = []
+
+    def guests() -> Found:
+        pulled.append(found_of(vcpu(), host_event()))
+        return pulled[-1]
+
+    findings = by_check(replace(well, guests=guests))
+    assert {"vms", "host_pmu"} <= findings.keys()
+    assert len(pulled) == 1
+
+
+def test_nobody_uses_the_hosts_pmu(well: Host) -> None:
+    (finding,) = findings_of(well, "host_pmu", Found())
+    assert (finding.status, finding.found, finding.todo) == (
+        Status.OK,
+        "no process of the host has events on it",
+        "",
+    )
+
+
+def test_who_uses_the_hosts_pmu(well: Host) -> None:
+    plant(well.root, {"proc/sys/kernel/nmi_watchdog": "1\n"})
+    found = found_of(
+        vcpu(pmu_version=1),
+        pmc(0),
+        pmc(1),
+        host_event(1, cpu=0, oncpu=0),
+        host_event(2, cpu=3),
+        host_event(3, cpu=3, state=-2),
+        host_event(4, tgid=5, comm="perf", cpu=-1, oncpu=-1, attr_flags=0),
+    )
+    (finding,) = findings_of(well, "host_pmu", found)
+    assert finding.status is Status.WARN
+    assert finding.found == (
+        "otel-profiler (pid 99) has 3 events, pinned, on CPU 0, 3 (1 found no room); "
+        "perf (pid 5) has 1 event; VMs have 2 events; the NMI watchdog has 1 event on each CPU, pinned"
+    )
+    assert "not pinned" in finding.todo
+
+
+@pytest.mark.parametrize(
+    ("records", "vms"),
+    [
+        # Events that are not pinned wait for those of KVM, which are.
+        ([host_event(attr_flags=0)], {"web01": Pmu(Mode.EMULATED)}),
+        ([host_event(state=-2)], {"web01": Pmu(Mode.EMULATED)}),
+        # There is nobody to take counters from.
+        ([host_event()], {}),
+        ([host_event()], {"web01": Pmu(Mode.OFF, Why.HOST)}),
+    ],
+)
+def test_holders_that_take_nothing_from_vms(
+    well: Host, records: list[HostEvent], vms: dict[str, Pmu]
+) -> None:
+    (finding,) = findings_of(well, "host_pmu", found_of(*records, vms=vms))
+    assert finding.status is Status.OK
+    assert "otel-profiler (pid 99) has 1 event" in finding.found
+
+
+def test_few_of_many_holders_and_cpus_are_named(well: Host) -> None:
+    records = [host_event(number, tgid=number, cpu=number, oncpu=-1) for number in range(1, 21)]
+    records += [host_event(100 + cpu, tgid=1, cpu=cpu, oncpu=cpu) for cpu in range(64)]
+    (finding,) = findings_of(well, "host_pmu", found_of(*records))
+    first, *_, last = finding.found.split("; ")
+    assert first == "otel-profiler (pid 1) has 65 events, pinned, on CPU 0, 1, 2, 3, 4, 59 more"
+    assert finding.found.count("otel-profiler") == 5
+    assert last == "15 more"
+
+
+def test_starved_counters_are_told_with_their_vm(well: Host) -> None:
+    found = found_of(vcpu(pmu_version=1), pmc(0), starved(1), starved(2), host_event())
+    vms = findings_of(well, "vms", found)
+    assert [finding.status for finding in vms] == ["ok", "warn"]
+    assert vms[1].found.startswith("web01: 2 of 3 counters starved; on CPU 3 ")
+    assert "otel-profiler (pid 99)" in vms[1].found
+    assert vms[1].todo == "see host_pmu"
+    assert exit_status(list(examine(replace(well, guests=lambda: found)))) == 0
+
+
+def test_many_vms_with_starved_counters_are_not_all_named(well: Host) -> None:
+    one = found_of(vcpu(pmu_version=1), starved(0))
+    vms = [f"vm{number}" for number in range(8)]
+    found = Found(
+        pmus={vm: [Pmu(Mode.EMULATED)] for vm in vms}, counters=dict.fromkeys(vms, one.counters["web01"])
+    )
+    told = findings_of(well, "vms", found)[1:]
+    assert [finding.found.split(":")[0] for finding in told] == [*vms[:5], "3 more VMs have starved counters"]
+
+
+MEDIATED = {"web01": Pmu(Mode.MEDIATED)}
+MEDIATING = {"sys/module/kvm_amd/parameters/enable_mediated_pmu": "Y\n"}
+
+
+def test_events_that_a_mediated_vpmu_does_not_go_together_with(well: Host) -> None:
+    plant(well.root, MEDIATING)
+    excluding = {"tgid": 7, "comm": "careful", "attr_flags": EXCLUDE_GUEST}
+    found = found_of(host_event(1), host_event(2, **excluding), vms={})
+    holds, refuses = findings_of(well, "host_pmu", found)
+    assert holds.status is Status.OK
+    assert "careful" in holds.found
+    assert refuses.status is Status.WARN
+    assert refuses.found.startswith("otel-profiler (pid 99) has 1 event without exclude_guest, so KVM starts")
+    assert "EBUSY" in refuses.found
+    assert "EOPNOTSUPP" in refuses.found
+    assert "careful" not in refuses.found
+    assert "H" in refuses.todo
+
+
+def test_mediated_vms_and_nobody_in_their_way(well: Host) -> None:
+    holds, refuses = findings_of(well, "host_pmu", found_of(vms=MEDIATED))
+    assert (holds.status, refuses.status) == (Status.OK, Status.OK)
+    assert "EOPNOTSUPP" in refuses.found
+    # Without such VMs, KVM's parameter alone refuses nobody anything.
+    plant(well.root, MEDIATING)
+    assert len(findings_of(well, "host_pmu", found_of(vms={}))) == 1
+    # Where none can start, it does not matter whom events exclude.
+    plant(well.root, dict.fromkeys(MEDIATING))
+    assert len(findings_of(well, "host_pmu", found_of(host_event(1)))) == 1
+
+
+def test_a_kernel_that_does_not_tell_events_of_processes(well: Host) -> None:
+    plant(well.root, {"proc/kallsyms": HANDLER})
+    (finding,) = findings_of(well, "host_pmu", Found())
+    assert finding.status is Status.WARN
+    assert "cannot be determined" in finding.found
+    assert "perf_read" in finding.found
 
 
 def test_the_nmi_watchdog_keeps_vms_with_a_mediated_vpmu_from_starting(well: Host) -> None:
@@ -704,7 +858,7 @@ def test_here_as_json() -> None:
     statuses = [check["status"] for check in checks]
     assert done.stderr == ""
     assert {check["kind"] for check in checks} == {"check"}
-    assert {check["check"] for check in checks} == {*CHECKS, "fentry", "groups", "bcc"}
+    assert {check["check"] for check in checks} == {*CHECKS, "fentry", "groups", "host_pmu", "bcc"}
     assert {name: summary[name] for name in ("ok", "warn", "fail")} == {
         name: statuses.count(name) for name in ("ok", "warn", "fail")
     }
@@ -760,7 +914,7 @@ def test_here_as_nobody(tmp_path: Path) -> None:
                 os._exit(1)  # whatever happens, there must not be two of pytest
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     checks = {check["check"]: check for check in map(json.loads, output.read_text().splitlines())}
-    assert set(checks) == {*CHECKS, "fentry", "groups", "bcc"}
+    assert set(checks) == {*CHECKS, "fentry", "groups", "host_pmu", "bcc"}
     assert checks["program"]["found"] == "cannot be tried without privileges"
     assert checks["capabilities"]["status"] == "fail"
     assert checks["bpf"]["found"] == "cannot be tried without privileges"

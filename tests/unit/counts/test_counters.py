@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.support.looks import ENABLED, WEB, host_event, look, pmc, starved, vcpu, without_event
-from vpmu_agent.counts.counters import Counter, Counters, VmCounters, holders
+from vpmu_agent.counts.counters import Counter, Counters, Holder, VmCounters, holders
 from vpmu_agent.model.counter_status import CounterStatus
-from vpmu_agent.probes.census import Look, Pmc, Vcpu
+from vpmu_agent.probes.census import EXCLUDE_GUEST, Look, Pmc, Vcpu
 
 DB = 777
 ALL = (1 << 6) - 1 | 0b111 << 32
@@ -258,14 +258,12 @@ def test_the_holders_of_the_hosts_pmu() -> None:
             host_event(1, tgid=5, comm="perf", cpu=-1, oncpu=2, attr_flags=0),
             host_event(2, cpu=3),
             host_event(3, cpu=0, oncpu=-1, state=-2),
-            host_event(4, cpu=3, attr_flags=0),
+            host_event(4, cpu=3, attr_flags=EXCLUDE_GUEST),
         ]
     )
-    assert [
-        (each.tgid, each.comm, each.events, each.pinned, list(each.cpus), each.failed) for each in found
-    ] == [
-        (99, "otel-profiler", 3, 2, [0, 3], 1),
-        (5, "perf", 1, 0, [2], 0),
+    assert found == [
+        Holder(tgid=99, comm="otel-profiler", events=3, pinned=2, cpus=[0, 3], failed=1, include_guests=2),
+        Holder(tgid=5, comm="perf", events=1, pinned=0, cpus=[2], failed=0, include_guests=1),
     ]
     assert all(each.active for each in found)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 
-from vpmu_agent.cli.doctor import kernel_checks, kvm_checks
+from vpmu_agent.cli.doctor import census_checks, kernel_checks, kvm_checks
 from vpmu_agent.cli.doctor.finding import PROGRAM, Finding, Status, exit_status
 from vpmu_agent.cli.doctor.host import Host
 from vpmu_agent.cli.doctor.kvm_checks import once_loaded
@@ -34,7 +34,7 @@ CHECKS: dict[str, Callable[[Host], Iterator[Finding]]] = {
     "pmu": kvm_checks.check_pmu,
     "vpmu": once_loaded("vpmu", kvm_checks.check_vpmu),
     "mediated_vpmu": once_loaded("mediated_vpmu", kvm_checks.check_mediated_vpmu),
-    "vms": once_loaded("vms", kvm_checks.check_vms),
+    "vms": once_loaded("vms", census_checks.check_census),  # and host_pmu
     "nmi_watchdog": kvm_checks.check_nmi_watchdog,
     PROGRAM: check_program,  # and bcc
 }

@@ -1,17 +1,16 @@
-"""KVM, the PMU of the host and those of its VMs."""
+"""KVM and the PMU of the host."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 from vpmu_agent.cli.doctor.finding import Finding, Status
-from vpmu_agent.cli.doctor.host import AS_ROOT, MOUNT_SYS, Host, missing_capabilities, not_tried
+from vpmu_agent.cli.doctor.host import AS_ROOT, MOUNT_SYS, Host, missing_capabilities
 from vpmu_agent.kernel import facts, kvm
 from vpmu_agent.kernel.arch import current_arch
-from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError, ProbeError, SymbolError
+from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError, SymbolError
 from vpmu_agent.kernel.layout import CREATE, KernelLayout, kvm_types, layout_of, require_kvm
 from vpmu_agent.kernel.symbols import function_addresses
-from vpmu_agent.vms.modes import Mode, Pmu, Why, sentence, untraced
 
 
 def check_kvm(host: Host) -> Iterator[Finding]:
@@ -124,37 +123,6 @@ def check_mediated_vpmu(host: Host) -> Iterator[Finding]:
     else:
         found = "off" if modules else "this kernel has none"
         yield Finding("mediated_vpmu", Status.OK, found)
-
-
-def check_vms(host: Host) -> Iterator[Finding]:
-    """Check which vPMU each VM has: how many can be traced, and why the others cannot."""
-    if missing_capabilities(host):
-        yield not_tried("vms")
-        return
-    try:
-        by_vm = host.guests().pmus
-    except KernelError as error:
-        found = f"which vPMU each VM has cannot be determined: {error.found}"
-        todo = "see bcc" if isinstance(error, ProbeError) else error.todo
-        yield Finding("vms", Status.WARN, found, todo or "nothing: all else works without")
-        return
-    has = [(vm, pmu) for vm, pmus in sorted(by_vm.items()) for pmu in pmus]
-    if emulated := [vm for vm, pmu in has if pmu.mode is Mode.EMULATED]:
-        yield Finding("vms", Status.OK, sentence(emulated, Pmu(Mode.EMULATED)))
-    for pmu, vms in untraced(has).items():
-        yield Finding("vms", Status.WARN, sentence(vms, pmu), _PMU_TODO[pmu.why])
-    if not has:
-        yield Finding("vms", Status.OK, "no VM is running")
-
-
-_PMU_TODO = {
-    Why.HOST: "see vpmu",
-    Why.NO_IRQCHIP: "start it with an in-kernel interrupt controller (QEMU: -machine kernel_irqchip=on)",
-    Why.TURNED_OFF: "nothing, if this is intended; QEMU gives a VM a PMU with -cpu host,pmu=on",
-    Why.NO_CPUID: "nothing, if this is intended; QEMU gives a VM a PMU with -cpu host,pmu=on",
-    Why.UNKNOWN: "see vpmu and mediated_vpmu",
-    None: "see mediated_vpmu",
-}
 
 
 def check_nmi_watchdog(host: Host) -> Iterator[Finding]:
