@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.bench import (
     attach,
+    census,
     daemon_cpu,
     history,
     loss,
@@ -36,6 +37,7 @@ PARTS = {
     "loss": loss.measure,
     "start": start.measure,
     "memory": memory.measure,
+    "census": census.measure,
     "scrape": scrape_growth.measure,
     "replay": replay_speed.measure,
 }

@@ -24,7 +24,9 @@ SCHEMA = 1
 NOISE = 0.1
 """What differs by less than a tenth is taken for the same."""
 
-_KEPT = re.compile(r"run_time\..*\.by_\w+|size\..*|attach\.(fexit|kprobe)|memory\.(pss|scrape_cpu)")
+_KEPT = re.compile(
+    r"run_time\..*\.by_\w+|size\..*|attach\.(fexit|kprobe)|memory\.(pss|scrape_cpu)|census\.(look|reader|pss)"
+)
 
 
 def line(figures: Iterable[Figure]) -> dict[str, Any]:
