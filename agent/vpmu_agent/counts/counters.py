@@ -6,7 +6,6 @@ from collections import Counter as Tally
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -126,21 +125,33 @@ class Counters:
         found: list[Counter] = []
         enabled_ns = running_ns = 0
         for vcpu in vcpus:
-            pmcs_of_vcpu = sorted(by_vcpu.get(vcpu.address, ()), key=_place)
-            for pmc_idx, group in groupby(pmcs_of_vcpu, _pmc_idx):
-                pmcs = list(group)
-                key = vcpu.address, pmc_idx
+            cpu = vcpu.cpu if vcpu.cpu >= 0 else None
+            for pmcs in _by_counter(by_vcpu.get(vcpu.address, ())):
+                first = pmcs[0]
+                key = vcpu.address, first.pmc_idx
                 held = self._before[key] = _held(vcpu, pmcs)
                 past = before.get(key)
                 enabled, running = times(held.events, past.events if past else ())
                 if held.wanted:
                     enabled_ns += enabled
                     running_ns += running
-                errno = errnos.get((vcpu.tgid, (vcpu.vcpu_id, pmcs[0].pmc_type, pmc_idx)), 0) if errnos else 0
-                status = counter_status(
-                    held, past, filtered=vcpu.has_filter, mediated=vcpu.mediated, errno=errno
+                errno = 0
+                if errnos:
+                    errno = errnos.get((vcpu.tgid, (vcpu.vcpu_id, first.pmc_type, first.pmc_idx)), 0)
+                counter = Counter(
+                    vcpu.vcpu_id,
+                    pmc_name(first.pmc_type, first.pmc_idx),
+                    counter_status(held, past, filtered=vcpu.has_filter, mediated=vcpu.mediated, errno=errno),
+                    first.control,
+                    first.config if first.event else None,
+                    first.size,
+                    held.events,
+                    cpu,
+                    running_ratio(enabled, running),
+                    first.counted,
+                    errno,
                 )
-                found.append(_counter(vcpu, pmcs[0], held, status, running_ratio(enabled, running), errno))
+                found.append(counter)
         counters = sum(vcpu.gp + vcpu.fixed for vcpu in vcpus)
         statuses = Tally(counter.status for counter in found)
         statuses[CounterStatus.IDLE] += counters - len(found)
@@ -178,9 +189,21 @@ def holders(events: Iterable[HostEvent]) -> list[Holder]:
 
 
 _vcpu_id = attrgetter("vcpu_id")
-_pmc_idx = attrgetter("pmc_idx")  # those of fixed counters come after all others
 _event = attrgetter("event", "state", "enabled_ns", "running_ns", "thread_runs")  # the fields of Event
-_place = attrgetter("pmc_idx", "event_index")
+_place = attrgetter("pmc_idx", "event_index")  # fixed counters have higher indexes than all others
+
+
+def _by_counter(pmcs: Iterable[Pmc]) -> list[list[Pmc]]:
+    """Return the records of a vCPU's counters in order; those of one counter together."""
+    found: list[list[Pmc]] = []
+    last = -1
+    for pmc in sorted(pmcs, key=_place):
+        if pmc.pmc_idx == last:
+            found[-1].append(pmc)
+        else:
+            last = pmc.pmc_idx
+            found.append([pmc])
+    return found
 
 
 def _held(vcpu: Vcpu, pmcs: Sequence[Pmc]) -> Held:
@@ -195,22 +218,3 @@ def _held(vcpu: Vcpu, pmcs: Sequence[Pmc]) -> Held:
     )
     events = [Event(*_event(pmc)) for pmc in pmcs] if first.event else []
     return Held(first.control, wanted, first.size, events)
-
-
-def _counter(
-    vcpu: Vcpu, first: Pmc, held: Held, status: CounterStatus, running: float | None, errno: int
-) -> Counter:
-    """Return a counter whose first event, or lack of events, is `first`."""
-    return Counter(
-        vcpu.vcpu_id,
-        pmc_name(first.pmc_type, first.pmc_idx),
-        status,
-        first.control,
-        first.config if first.event else None,
-        first.size,
-        held.events,
-        vcpu.cpu if vcpu.cpu >= 0 else None,
-        running,
-        first.counted,
-        errno,
-    )

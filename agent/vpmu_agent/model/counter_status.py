@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum, StrEnum
+from operator import attrgetter
 from typing import NamedTuple
 
 MIN_RUNNING = 0.99
@@ -151,24 +152,29 @@ def counter_status(
         if not _same(held, before):
             return CounterStatus.UNKNOWN
         return CounterStatus.FILTERED if filtered else CounterStatus.DENIED
-    states = {event.state for event in events}
+    states = set(map(_state, events))
     if EventState.ERROR in states:
         return CounterStatus.STARVED
     if len(events) < held.size:
         return CounterStatus.PARTIAL if _same(held, before) else CounterStatus.UNKNOWN
-    if states == {EventState.OFF}:
+    if states == _ALL_OFF:
         return CounterStatus.FILTERED if filtered and _same(held, before) else CounterStatus.UNKNOWN
     for event in events:
         if event.enabled_ns - event.running_ns >= MIN_LACKING_NS and _lacks(event, before):
             return CounterStatus.STARVED
-    if states == {EventState.ACTIVE}:
+    if states == _ALL_ACTIVE:
         return CounterStatus.COUNTING
-    if not any(event.thread_runs for event in events):
+    if not any(map(_thread_runs, events)):
         return CounterStatus.DESCHEDULED
     # perf puts a thread's events on the PMU right after the thread has come to its CPU.
-    if before is not None and _same(held, before) and any(event.thread_runs for event in before.events):
+    if before is not None and _same(held, before) and any(map(_thread_runs, before.events)):
         return CounterStatus.STARVED
     return CounterStatus.UNKNOWN
+
+
+# Looked up once: counter_status() is called for every counter of a host.
+_state, _thread_runs = attrgetter("state"), attrgetter("thread_runs")
+_ALL_ACTIVE, _ALL_OFF = {EventState.ACTIVE}, {EventState.OFF}
 
 
 def _same(held: Held, before: Held | None) -> bool:

@@ -157,20 +157,22 @@ def decode(data: bytes, at: float = 0.0) -> Look:
     if len(data) % _SIZE:
         raise struct.error(f"{len(data)} bytes are not a whole number of records of {_SIZE}")
     vcpus: dict[int, Vcpu] = {}
-    pmcs: dict[tuple[int, int, int], Pmc] = {}
+    pmcs: list[Pmc] = []
     host_events: dict[int, HostEvent] = {}
+    is_new = False
     kinds = data[0::_SIZE]  # the first field of each record is a small number
     for start, kind in zip(range(0, len(data), _SIZE), kinds, strict=True):
         if kind == _PMC_KIND:
-            pmc = _new_pmc(_pmcs.unpack_from(data, start))
-            pmcs[pmc.vcpu, pmc.pmc_idx, pmc.event_index] = pmc
-        elif kind == _VCPU_KIND:
+            if is_new:
+                pmcs.append(_new_pmc(_pmcs.unpack_from(data, start)))
+        elif kind == _VCPU_KIND:  # which its counters follow
             vcpu = _vcpu(*_vcpus.unpack_from(data, start))
-            vcpus[vcpu.address] = vcpu
+            is_new = vcpu.address not in vcpus
+            vcpus.setdefault(vcpu.address, vcpu)
         else:
             event = _host_event(*_host_events.unpack_from(data, start))
             host_events.setdefault(event.event, event)
-    return Look(at, list(vcpus.values()), list(pmcs.values()), list(host_events.values()), len(data))
+    return Look(at, list(vcpus.values()), pmcs, list(host_events.values()), len(data))
 
 
 _VCPU_KIND, _PMC_KIND = (_KINDS.index(f"VPMU_CENSUS_{name}") for name in ("VCPU", "PMC"))
