@@ -22,6 +22,7 @@
 #define PERF_TYPE_RAW          4
 #define INTEL_FIXED_VLBR_EVENT 0x1b00 /* arch/x86/include/asm/perf_event.h */
 #define MAX_ERRNO              4095   /* include/linux/err.h */
+#define PERF_EVENT_STATE_ERROR (-2)   /* include/linux/perf_event.h */
 #define ATTR_DISABLED          (1 << 0)
 #define ATTR_PINNED            (1 << 2)
 #define NOT_FOUND              0xff
@@ -492,7 +493,7 @@ static __always_inline struct vpmu_pmc *add_pmc(u64 address, u32 tgid, u32 *slot
 	pmc->paused = 0;
 	pmc->epoch = 0;
 	pmc->members = pmc->enabled = pmc->orphans = pmc->walk = pmc->gone = 0;
-	pmc->left = pmc->faults = 0;
+	pmc->left = pmc->faults = pmc->error = 0;
 	pmc->attr_type = pmc->attr_config = pmc->attr_sample_period = pmc->attr_flags = 0;
 	pmc->tgid = tgid;
 	if (slots.insert(&key, slot)) {
@@ -659,6 +660,30 @@ static __always_inline s32 event_count_of(u64 kvm_vcpu)
 	}
 #endif
 	return -1;
+}
+
+/*
+ * Whether perf has no room for the event on the PMU. KVM's events are pinned: perf does not put one that finds
+ * no room off until later, but in error (merge_sched_in() in kernel/events/core.c).
+ */
+static __always_inline bool is_starved(u64 event)
+{
+	s32 state = 0;
+
+	vpmu_read(&state, sizeof(state), event + VPMU_EVENT_STATE);
+	return state == PERF_EVENT_STATE_ERROR;
+}
+
+/*
+ * The event whose state shows, when an enable of `event` returns, whether perf had room: the first one of a
+ * group, which has room as a whole or not at all, and of which perf puts only the leader in error. 0 as long
+ * as other members are still to be enabled.
+ */
+static __always_inline u64 placed_by(const struct vpmu_pmc *pmc, u64 event)
+{
+	if (pmc->state == VPMU_STATE_ENABLING)
+		return 0;
+	return pmc->state != VPMU_STATE_UNKNOWN && (pmc->members & 1) ? pmc->event : event;
 }
 
 /* KVM stops counting an event after it was released: u8 event_count. */
@@ -864,7 +889,7 @@ static __always_inline void keep_attr(struct vpmu_pmc *pmc, const struct vpmu_at
 }
 
 static __always_inline void send_record(u32 name, struct vpmu_thread *call, struct vpmu_pmc *pmc,
-					u64 duration, s64 result)
+					u64 duration, s64 result, bool starved)
 {
 	struct vpmu_call *record = calls.ringbuf_reserve(sizeof(*record));
 
@@ -897,6 +922,8 @@ static __always_inline void send_record(u32 name, struct vpmu_thread *call, stru
 	record->event_index = call->event_index;
 	record->leader_index = call->leader_index;
 	record->expected_size = call->size;
+	record->starved = starved;
+	record->unused = 0;
 	calls.ringbuf_submit(record, 0);
 }
 
@@ -924,17 +951,19 @@ static __always_inline void end_guest_lbr(u32 slot, struct vpmu_pmc *pmc, struct
 		vcpu->verdicts[i] += pmc->verdicts[i];
 		pmc->verdicts[i] = 0;
 	}
+	vcpu->starvations += pmc->starvations;
+	pmc->starvations = 0;
 	free_pmc(pmc, slot);
 }
 
 /* What is to be done for a call that was not a usual one, when it returns. */
 static __always_inline void finish(u32 name, struct vpmu_thread *call, struct vpmu_pmc *pmc, u64 duration,
-				   s64 result)
+				   s64 result, bool starved)
 {
 	struct vpmu_vcpu *vcpu;
 
 	if (call->todo & VPMU_SEND)
-		send_record(name, call, pmc, duration, result);
+		send_record(name, call, pmc, duration, result, starved);
 	if ((name == VPMU_CREATE || name == VPMU_RELEASE) && call->todo & VPMU_END) {
 		vcpu = vcpus.lookup(&call->vcpu_slot);
 		if (vcpu)
@@ -985,6 +1014,8 @@ static __always_inline bool is_usual(u32 name, u64 event, const struct vpmu_cont
 #endif
 	thread->pmc_slot = slot;
 	thread->todo = 0;
+	if (name == VPMU_ENABLE)
+		thread->placed = placed_by(pmc, event);
 	return 1;
 }
 
@@ -1030,10 +1061,12 @@ static __always_inline struct vpmu_thread *follow(u32 name, u64 event, struct vp
 	call->todo = stream || call->kind > VPMU_KIND_UNKNOWN ? VPMU_SEND : 0;
 	if (!is_kvms && pmc->state == VPMU_STATE_EMPTY)
 		call->todo |= VPMU_END;
+	if (name == VPMU_ENABLE)
+		call->placed = placed_by(pmc, event);
 #ifdef VPMU_NO_DURATIONS
 	call->time_ns = bpf_ktime_get_ns();
 	if (call->todo)
-		finish(name, call, pmc, 0, 0);
+		finish(name, call, pmc, 0, 0, 0);
 #endif
 	return call;
 }
@@ -1063,6 +1096,7 @@ static __always_inline int event_return(u32 name)
 	u64 now_ns = bpf_ktime_get_ns(), duration;
 	struct vpmu_thread *call = this_thread();
 	struct vpmu_pmc *pmc;
+	bool starved = 0;
 
 	if (!call || call->name != name)
 		return 0;
@@ -1072,8 +1106,13 @@ static __always_inline int event_return(u32 name)
 	if (!pmc)
 		return 0;
 	count_duration(pmc, name, duration);
+	if (name == VPMU_ENABLE && call->placed) {
+		starved = is_starved(call->placed);
+		if (unlikely(starved))
+			pmc->starvations++;
+	}
 	if (unlikely(call->todo))
-		finish(name, call, pmc, duration, 0);
+		finish(name, call, pmc, duration, 0, starved);
 	return 0;
 }
 
@@ -1139,6 +1178,7 @@ static __always_inline int create_return(u64 returned)
 	struct vpmu_control *now = control_now();
 	struct vpmu_vcpu *vcpu;
 	struct vpmu_pmc *pmc;
+	bool starved = 0;
 	s64 result = 0;
 
 	if (!now || !call || call->name != VPMU_CREATE)
@@ -1158,6 +1198,7 @@ static __always_inline int create_return(u64 returned)
 	pmc->attr_config = call->attr_config;
 	pmc->attr_sample_period = call->attr_sample_period;
 	pmc->attr_flags = call->attr_flags;
+	pmc->error = -result;
 	call->todo = 0;
 	if (unlikely(!is_usual_create(call, pmc, vcpu, now))) {
 		judge(VPMU_CREATE, call, pmc, vcpu, now->epoch);
@@ -1168,6 +1209,12 @@ static __always_inline int create_return(u64 returned)
 			count_error(call->tgid, result);
 	}
 	count_duration(pmc, VPMU_CREATE, duration);
+	/* One that is created disabled is not put on the PMU yet. */
+	if (!call->failed && !call->disabled) {
+		starved = is_starved(call->leader ? call->leader : call->event);
+		if (unlikely(starved))
+			pmc->starvations++;
+	}
 	if (call->leader) {
 		vcpu->siblings++;
 		vcpu->pinned_siblings += !!(pmc->attr_flags & ATTR_PINNED);
@@ -1176,7 +1223,7 @@ static __always_inline int create_return(u64 returned)
 		vcpu->sizes_sum += call->n;
 	}
 	if (unlikely(call->todo))
-		finish(VPMU_CREATE, call, pmc, duration, result);
+		finish(VPMU_CREATE, call, pmc, duration, result, starved);
 	return 0;
 }
 

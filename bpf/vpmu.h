@@ -70,8 +70,8 @@ struct vpmu_vcpu {
 	__s32 event_count; /* what kvm_pmu.event_count should be at the next create, -1 if not known */
 	__u32 epoch;       /* of event_count */
 	__u32 claims;      /* by who takes it for the first time */
-	__u32 unused;
-	__u64 siblings; /* creates with a group leader */
+	__u32 starvations; /* of guest-LBR events that are gone */
+	__u64 siblings;    /* creates with a group leader */
 	__u64 pinned_siblings;
 	__u64 sizes[VPMU_SIZES]; /* of groups; a single event is none */
 	__u64 sizes_sum;
@@ -132,13 +132,14 @@ struct vpmu_pmc {
 	__u32 faults; /* bit of each Kind that this program has had */
 	__u8 pmc_type;
 	__u8 pmc_idx;
-	__u8 unused[2];
+	__u16 error; /* errno of the last create, 0 if it succeeded */
 
 	__u64 verdicts[VPMU_KINDS]; /* by enum vpmu_kind; what was predicted is not counted */
 	__u32 claims;               /* by who takes the entry for the first time */
 	__u32 unused_verdict;
 
 	__s64 due[VPMU_CALLS];   /* how many calls were predicted, less those that came */
+	__u64 starvations;       /* creates and enables after which perf had no room for its events */
 	__u64 events[VPMU_ROOM]; /* struct perf_event *; the first one is in `event` */
 };
 
@@ -156,8 +157,8 @@ struct vpmu_thread {
 	__u64 pmc; /* struct kvm_pmc *, 0 for guest LBR; not of a usual call, as all that follows */
 	__u64 leader;
 	__u32 tgid;
-	__u32 takes; /* how often a thread took the entry */
-	__u64 unused;
+	__u32 takes;  /* how often a thread took the entry */
+	__u64 placed; /* struct perf_event *: whose state is read when an enable returns; 0: none's */
 
 	__u64 event; /* of a create, as what is on this line */
 	__u64 attr_config;
@@ -259,7 +260,9 @@ struct vpmu_call {
 	__u8 expected;       /* enum vpmu_expected */
 	__s8 event_index;    /* -1: not known */
 	__s8 leader_index;   /* -1: none, or not known */
-	__u32 expected_size; /* N of the group that `expected` is about */
+	__u16 expected_size; /* N of the group that `expected` is about */
+	__u8 starved;        /* a create or an enable, after which perf had no room for the pmc's events */
+	__u8 unused;
 };
 
 #endif

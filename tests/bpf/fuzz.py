@@ -9,7 +9,7 @@ the design's hazards, in three of four cases with faults put in. Its seed makes 
 
 Most sequences are made as the daemon sees them, so that a usual call takes its own way through the monitor,
 and what that does is held against the check's registers after every call. Every eighth one is made as a trace
-sees it, call by call.
+sees it, call by call. At each call perf has room for the event or not.
 """
 
 from __future__ import annotations
@@ -46,9 +46,14 @@ class _Pmc:
         self.calls = [0] * len(_CALLS)
         self.due = [0] * len(_CALLS)
         self.verdicts = [0] * len(_KINDS)
+        self.starvations = 0
+        self.error = 0
 
-    def count(self, call: Call, said: Verdict) -> None:
+    def count(self, call: Call, said: Verdict, *, starved: bool) -> None:
         """Counts a call."""
+        self.starvations += starved
+        if call.name is CallName.CREATE:
+            self.error = -call.result
         name = _CALLS.index(call.name)
         self.calls[name] += 1
         self.due[name] -= 1
@@ -63,7 +68,8 @@ class _Pmc:
         held = pmc.members | pmc.orphans
         events = [twins.address(event) for i, event in enumerate(pmc.events) if (held >> i) & 1]
         registers = tuple(getattr(pmc, name) for name in _REGISTERS)
-        return pmc.state, registers, events, self.calls, self.due, self.verdicts
+        found_room = self.starvations, self.error
+        return pmc.state, registers, events, self.calls, self.due, self.verdicts, found_room
 
 
 class _Entry:
@@ -76,6 +82,7 @@ class _Entry:
         self._held = itemgetter(fields["members"].start, fields["orphans"].start)
         self._event, self._events = fields["event"].start, fields["events"]
         self._calls, self._due, self._verdicts = (fields[name] for name in ("calls", "due", "verdicts"))
+        self._found_room = itemgetter(*(fields[name].start for name in ("starvations", "error")))
 
     def numbers(self, entry: tuple[int, ...]) -> tuple[object, ...]:
         """All of them."""
@@ -88,6 +95,7 @@ class _Entry:
             list(entry[self._calls]),
             list(entry[self._due]),
             list(entry[self._verdicts]),
+            self._found_room(entry),
         )
 
 
@@ -98,10 +106,16 @@ def differences(calls: list[Call], twins: Twins, *, traced: bool = False) -> Ite
     check = Checker()
     entry = _Entry(twins)
     counted: defaultdict[int, _Pmc] = defaultdict(_Pmc)
+    room: defaultdict[int, bool] = defaultdict(lambda: True)  # by event: whether perf has it
     for i, call in enumerate(calls):
         said = check.observe(call)
+        if call.event:
+            room[call.event] = (i + call.event // 0x1000) % 3 != 0
+            twins.place(call.event, has_room=room[call.event])
         twins.make(call)
         received = twins.received()
+        whose = _placed_by(call, check.registers(call)) if call.name in twins.returning else 0
+        starved = not room[whose]
         what = f"call {i}, {call.name}: {said} in Python"
         if traced or said.kind.is_divergence or call.result:
             if len(received) != 1:
@@ -111,17 +125,30 @@ def differences(calls: list[Call], twins: Twins, *, traced: bool = False) -> Ite
             if _essence(said) != _essence(kernel):
                 yield f"{what}, {kernel} in BPF"
                 return
+            if seen.starved != starved:
+                yield f"{what}, starved is {starved} in Python, {seen.starved} in BPF"
+                return
             if _identity(seen) != _identity(call):
                 yield f"call {i}: {call} was made, and {seen} seen"
         elif received:
             yield f"{what}, {received} in BPF"
             return
         pmc = counted[call.pmc]
-        pmc.count(call, said)
+        pmc.count(call, said, starved=starved)
         ours = pmc.numbers(check.registers(call), twins)
         if ours != (theirs := entry.numbers(twins.pmc(call.pmc))):
             yield f"{what}: {ours} in Python, {theirs} in BPF"
             return
+
+
+def _placed_by(call: Call, pmc: Registers) -> int:
+    """The event whose state tells, at the return of this call, whether perf had room; 0 if none's does."""
+    if call.name is CallName.CREATE:
+        return 0 if call.result or call.attr.disabled else call.leader or call.event
+    if call.name is not CallName.ENABLE or pmc.state is State.ENABLING:
+        return 0
+    leads = pmc.state is not State.UNKNOWN and pmc.members & 1
+    return pmc.events[0] if leads else call.event
 
 
 def _identity(call: Call) -> tuple[object, ...]:

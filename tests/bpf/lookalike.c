@@ -33,10 +33,19 @@
 #define ARENA_SIZE (1 << 24)
 
 struct perf_event {
-	char somewhere[40];
+	char somewhere[24];
+	struct perf_event *group_leader;
+	int state;
 	struct perf_event_attr attr;
 	void (*overflow_handler)(void);
 	void *overflow_handler_context;
+};
+
+enum perf_event_state {
+	PERF_EVENT_STATE_ERROR = -2,
+	PERF_EVENT_STATE_OFF = -1,
+	PERF_EVENT_STATE_INACTIVE = 0,
+	PERF_EVENT_STATE_ACTIVE = 1,
 };
 
 struct kvm_vcpu {
@@ -62,9 +71,10 @@ static struct {
 	int reverse;     /* enable and release the members of a group from the last to the first */
 	int pmcs;        /* of each thread, one after the other */
 	int generations; /* of threads, one after the other, each with a vCPU and pmcs of its own */
-	int step; /* before each call print its name, and wait for a line on stdin; of one thread only */
-	int rate; /* calls a second of the whole program, but for others, lbr and jump; 0: no limit */
-	int hold; /* once all is printed, stay until killed, as a VM that goes on running */
+	int step;    /* before each call print its name, and wait for a line on stdin; of one thread only */
+	int rate;    /* calls a second of the whole program, but for others, lbr and jump; 0: no limit */
+	int starved; /* there is no room for events once they are enabled: the leader's state is in error */
+	int hold;    /* once all is printed, stay until killed, as a VM that goes on running */
 } plan = { .threads = 1, .rounds = 1, .size = 1, .fail_at = -1, .pmcs = 1, .generations = 1 };
 
 static atomic_long creates, enables, pauses, releases, failed;
@@ -135,6 +145,14 @@ static void free_event(struct perf_event *event)
 	mine.events = freed;
 }
 
+/* As perf does with pinned events when it schedules them: in a group, only the leader tells. */
+static void place(struct perf_event *event)
+{
+	event->state = plan.starved ? PERF_EVENT_STATE_INACTIVE : PERF_EVENT_STATE_ACTIVE;
+	if (plan.starved)
+		event->group_leader->state = PERF_EVENT_STATE_ERROR;
+}
+
 NOINLINE struct perf_event *perf_event_create_kernel_counter(struct perf_event_attr *attr, int cpu,
 							     void *task,
 #ifdef GROUPED
@@ -159,15 +177,21 @@ NOINLINE struct perf_event *perf_event_create_kernel_counter(struct perf_event_a
 	event->attr = *attr;
 	event->overflow_handler = handler;
 	event->overflow_handler_context = context;
+	event->group_leader = event;
 	asm volatile("" : : "r"(cpu), "r"(task));
 #ifdef GROUPED
-	asm volatile("" : : "r"(group_leader));
+	if (group_leader)
+		event->group_leader = group_leader;
 #endif
+	event->state = PERF_EVENT_STATE_OFF;
+	if (!attr->disabled)
+		place(event);
 	return event;
 }
 
 NOINLINE void perf_event_enable(struct perf_event *event)
 {
+	place(event);
 	asm volatile("" : : "r"(event) : "memory");
 }
 NOINLINE unsigned long perf_event_pause(struct perf_event *event, int reset)
@@ -363,6 +387,7 @@ static void print_layout(void)
 	printf("\"VPMU_VCPU_ID\": %zu, \"VPMU_VCPU_EVENT_COUNT\": %zu, \"VPMU_EVENT_ATTR\": %zu, ",
 	       offsetof(struct kvm_vcpu, vcpu_id), offsetof(struct kvm_vcpu, arch.pmu.event_count),
 	       offsetof(struct perf_event, attr));
+	printf("\"VPMU_EVENT_STATE\": %zu, ", offsetof(struct perf_event, state));
 	printf("\"VPMU_EVENT_HANDLER\": %zu, \"VPMU_EVENT_CONTEXT\": %zu}\n",
 	       offsetof(struct perf_event, overflow_handler),
 	       offsetof(struct perf_event, overflow_handler_context));
@@ -374,8 +399,9 @@ static const struct key {
 	const char *name;
 	int *value;
 } keys[] = {
-	KEY(threads), KEY(rounds),  KEY(size), KEY(fail_at), KEY(sleep_us), KEY(others), KEY(lbr),
-	KEY(jump),    KEY(reverse), KEY(pmcs), KEY(step),    KEY(rate),     KEY(hold),   KEY(generations),
+	KEY(threads), KEY(rounds), KEY(size), KEY(fail_at),     KEY(sleep_us),
+	KEY(others),  KEY(lbr),    KEY(jump), KEY(reverse),     KEY(pmcs),
+	KEY(step),    KEY(rate),   KEY(hold), KEY(generations), KEY(starved),
 };
 
 static int set(const char *word)

@@ -17,13 +17,14 @@ from typing import Any, Self
 from vpmu_agent.kernel import btf
 from vpmu_agent.loader.program import compile_program, seen_at_return
 from vpmu_agent.model.call import Call, CallName
+from vpmu_agent.model.counter_status import EventState
 from vpmu_agent.model.rules import SLOTS
 from vpmu_agent.model.verdict import Observation
 from vpmu_agent.probes import decoder, layout
 from vpmu_agent.probes.maps import Map
 
 _HANDLER = 0x1000
-_PMC, _VCPU, _EVENT = 16, 8, 64  # bytes of each
+_PMC, _VCPU, _EVENT = 16, 8, 72  # bytes of each
 _CONSTANTS = {
     "VPMU_HANDLER": _HANDLER,
     "VPMU_HANDLER_INTR": 0,
@@ -35,6 +36,7 @@ _CONSTANTS = {
     "VPMU_EVENT_HANDLER": 0,
     "VPMU_EVENT_CONTEXT": 8,
     "VPMU_EVENT_ATTR": 16,
+    "VPMU_EVENT_STATE": 64,
 }
 GROUPED = {**_CONSTANTS, "VPMU_PMC_MAX_NR_EVENTS": 5, "VPMU_CREATE_ARGS": 6}
 STOCK = {**_CONSTANTS, "VPMU_CREATE_ARGS": 5}
@@ -159,8 +161,9 @@ class Twins:
         self._bpf = compile_program(constants, user_memory=True, twins=True, **options)
         self._runs = {}
         self._arguments = ctypes.create_string_buffer(_ARGUMENTS.size)
-        returning = seen_at_return(durations=options.get("durations", True))
-        for name, end in (*((name, "entry") for name in CallName), *((name, "return") for name in returning)):
+        self.returning = seen_at_return(durations=options.get("durations", True))
+        ends = [(name, "entry") for name in CallName] + [(name, "return") for name in self.returning]
+        for name, end in ends:
             function = self._bpf.load_func(f"vpmu_{name}_{end}".encode(), bcc.BPF.RAW_TRACEPOINT)
             self._runs[name, end] = TestRun(function.fd, self._arguments)
         self._memory = ctypes.create_string_buffer(4096 + vcpus * (_VCPU + pmcs * _PMC) + events * _EVENT)
@@ -210,6 +213,7 @@ class Twins:
             for keys, _ in of.chunks():
                 for at in range(0, len(keys), of.key_size):
                     of.delete(bytes(keys[at : at + of.key_size]))
+        ctypes.memset(self._first_event, 0, len(self._known) * _EVENT)
         self._pmcs.clear()
         self._slots.clear()
         self._known.clear()
@@ -242,10 +246,16 @@ class Twins:
 
     def leave(self, call: Call) -> None:
         """Its return, if there is a program for that."""
-        if (call.name, "return") not in self._runs:
+        if call.name not in self.returning:
             return
         created = self._event(call.event) or (call.result & (2**64 - 1))
         self._run(call.name, "return", created if call.name is CallName.CREATE else 0)
+
+    def place(self, event: int, *, has_room: bool) -> None:
+        """Sets the state of an event of Call, as perf does: active, or in error for lack of room."""
+        state = EventState.ACTIVE if has_room else EventState.ERROR
+        at = self._event(event) - self._base + _CONSTANTS["VPMU_EVENT_STATE"]
+        struct.pack_into("=i", self._memory, at, state)
 
     def received(self) -> list[Observation]:
         """What the monitor sent since the last time."""

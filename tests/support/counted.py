@@ -79,6 +79,14 @@ class Maps:
         with self._lock:
             return iter([(*key, count) for key, count in self._errors.items()])
 
+    def errnos(self) -> dict[tuple[int, Pmc], int]:
+        with self._lock:
+            return {
+                (pmc["tgid"][0], (pmc["vcpu_id"][0], pmc["pmc_type"][0], pmc["pmc_idx"][0])): pmc["error"][0]
+                for pmc in self._pmcs.values()
+                if pmc["error"][0]
+            }
+
     def lost(self) -> dict[str, int]:
         assert not self.is_closed
         return self.losses
@@ -118,6 +126,9 @@ class Maps:
         elif call.name is CallName.CREATE and call.max_nr_events > 1:
             _add(vcpu["sizes"], SIZE_BOUNDS, call.max_nr_events)
             vcpu["sizes_sum"][0] += call.max_nr_events
+        pmc["starvations"][0] += call.starved
+        if call.name is CallName.CREATE:
+            pmc["error"] = [-call.result]
         if call.result:
             self._errors[call.tgid, -call.result] += 1
         is_fixed = call.pmc_type is PmcType.FIXED

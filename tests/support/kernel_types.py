@@ -8,8 +8,10 @@ typedef unsigned long long u64;
 struct mm_struct {{ struct {{ u64 others[7]; unsigned long arg_start, arg_end; }}; }} the_mm;
 struct task_struct {{ u64 others[9]; struct mm_struct *mm; }} the_task;
 struct perf_event_attr {{ unsigned type, size; u64 config; u64 flags; }};
+enum perf_event_state {{ PERF_EVENT_STATE_ERROR = {error} }};
 struct perf_event {{
 	u64 before[5];
+	{state}
 	struct perf_event_attr attr;
 	u64 between;
 	void (*overflow_handler)(struct perf_event *);
@@ -60,10 +62,19 @@ def source(
     arguments: str = MAINLINE_ARGUMENTS,
     paused: str = "_Bool is_paused;",
     fixed: int = 1,
+    state: str = "enum perf_event_state state;",
+    error: int = -2,
     gone: str = "",
 ) -> str:
     """Return the C text of a kernel's structs and functions; `gone` is a text that this kernel has not."""
     text = COMMON.format(
-        fields=fields, last=last, count=count, arguments=arguments, paused=paused, fixed=fixed
+        fields=fields,
+        last=last,
+        count=count,
+        arguments=arguments,
+        paused=paused,
+        fixed=fixed,
+        state=state,
+        error=error,
     )
     return text.replace(gone, gone and "gone")

@@ -25,6 +25,7 @@ _WIDTHS = {
     "verdicts": len(Kind),
     "duration_ns": len(CALLS),
     "duration_buckets": len(CALLS) * _BUCKETS,
+    "starvations": 1,
     "pinned_siblings": 1,
     "groups": len(State),
     "events": 1,

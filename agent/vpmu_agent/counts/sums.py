@@ -62,7 +62,7 @@ def _durations(even: int, odd: int) -> array[int]:
 
 _groups = VCPU.reader("tgid", "siblings", "pinned_siblings", "sizes", "sizes_sum")
 _NO_GROUPS = [0] * (3 + SIZES["VPMU_SIZES"])
-_ended = VCPU.reader("tgid", raw=("calls", "due", "verdicts", "durations_ns", "buckets"))
+_ended = VCPU.reader("tgid", "starvations", raw=("calls", "due", "verdicts", "durations_ns", "buckets"))
 _ended_calls_of = struct.Struct(f"={len(CALLS)}Q").unpack
 _ended_durations_of = struct.Struct(f"={len(CALLS)}Q{len(CALLS) * _BUCKETS}Q").unpack
 _NO_CALLS, _NO_CARRIES = bytes(8 * len(CALLS)), [0] * (len(CALLS) * _BUCKETS)
@@ -82,6 +82,7 @@ class _Process:
         self.calls = [0] * len(CALLS)  # of guest LBR
         self.due = [0] * len(CALLS)
         self.verdicts = [0] * len(Kind)
+        self.starvations = 0
         self.groups = [0] * len(State)
         self.events = self.orphans = 0
         self.sizes = _NO_GROUPS
@@ -108,6 +109,7 @@ class Sums:
             "left",
             "pmc_type",
             "pmc_idx",
+            "starvations",
             raw=("calls", "calls_high", "verdicts", "due"),
             lines=[f"{call}_{what}" for call in CALLS for what in ("ns", "buckets", "carries")],
         )
@@ -117,11 +119,12 @@ class Sums:
     def add_ended(self, vcpus: Entries) -> None:
         """Add what guest-LBR events counted that have ended."""
         for entries in vcpus:
-            for tgid, calls, due, verdicts, durations_ns, buckets in _ended.iter_unpack(entries):
+            for tgid, starvations, calls, due, verdicts, durations_ns, buckets in _ended.iter_unpack(entries):
                 if tgid and calls != _NO_CALLS:
                     process = self._of(tgid)
                     process.counts.has_guest_lbr = True
                     process.calls = list(map(add, process.calls, _ended_calls_of(calls)))
+                    process.starvations += starvations
                     process.due = list(map(add, process.due, _due_of(due)))
                     process.verdicts = list(map(add, process.verdicts, _verdicts_of(verdicts)))
                     durations = _ended_durations_of(durations_ns + buckets)
@@ -146,6 +149,7 @@ class Sums:
                 pmc_idx,
                 verdicts,
                 due,
+                starvations,
             ) in self._pmc.iter_unpack(entries):
                 if not tgid:
                     continue
@@ -170,6 +174,8 @@ class Sums:
                     process.events += members.bit_count()
                 if orphans or left:
                     process.orphans += orphans.bit_count() + left
+                if starvations:
+                    process.starvations += starvations
                 if due != _NO_DUE:
                     process.due = list(map(add, process.due, _due_of(due)))
                 if verdicts != _NO_VERDICTS:
@@ -219,6 +225,7 @@ def _counts(process: _Process) -> Counts:
         durations = array("q", list(map(add, durations, process.durations)))
     first = [*map(add, calls, process.due), sizes[0] + single, *sizes[1:], sizes_sum + single]
     first += [*calls, *process.verdicts]
-    rest = [pinned_siblings, *process.groups, process.events, process.orphans, 0]  # none was refused
+    rest = [process.starvations, pinned_siblings]
+    rest += [*process.groups, process.events, process.orphans, 0]  # none was refused
     process.counts.numbers = array("q", first) + durations + array("q", rest)
     return process.counts

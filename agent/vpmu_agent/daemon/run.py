@@ -19,11 +19,10 @@ from vpmu_agent.daemon.separation import give_up_privileges, require_switch, sep
 from vpmu_agent.daemon.settings import Configuration, Settings
 from vpmu_agent.model.call import Call
 from vpmu_agent.model.verdict import Verdict
-from vpmu_agent.probes.census import Census
 from vpmu_agent.system.journal import Level, tell
 from vpmu_agent.system.notify import notify
 from vpmu_agent.system.signals import reload_requests, stop_requests
-from vpmu_agent.trace.live import POLL_S
+from vpmu_agent.trace.live import POLL_S, LiveProbes
 from vpmu_agent.vms.names import Vms
 from vpmu_agent.web.app import application
 from vpmu_agent.web.metrics import Exporter
@@ -113,17 +112,17 @@ def watch_over(
             watch.sweep(processes)
             watch.give_back()
             tell_refused(watch.newly_refused())
-            look_at_guests(attachment.probes.census, guests, watch)
+            look_at_guests(attachment.probes, guests, watch)
             report.sweep()
             notify("WATCHDOG=1")
             swept = time.monotonic()
 
 
-def look_at_guests(census: Census, guests: Guests, watch: Watch) -> None:
+def look_at_guests(probes: LiveProbes, guests: Guests, watch: Watch) -> None:
     """Show what the census finds, and tell of VMs that have no vPMU to trace."""
-    tell_untraced(guests.sweep(census))
+    tell_untraced(guests.sweep(probes.census, probes.errnos))
     watch.show_guests(guests.found)
-    if missing := guests.newly_missing(census):
+    if missing := guests.newly_missing(probes.census):
         tell(f"there is no census, all else works: {missing}", Level.WARNING)
 
 

@@ -55,6 +55,7 @@ class KernelLayout:
     vcpu_id: int
     vcpu_event_count: int | None
     event_attr: int
+    event_state: int
     event_overflow_handler: int
     event_overflow_handler_context: int
     task_mm: int
@@ -123,7 +124,7 @@ def layout_of(types: Btf, *, overflow_handlers: tuple[int, ...]) -> KernelLayout
         return member.offset
 
     _check_floor(types)
-    _check_pmc_types(types)
+    _check_enumerators(types)
     args = _create_signature(types)
     grouped = types.has_member("kvm_pmc", "max_nr_events")
     counted = types.has_member("kvm_vcpu", EVENT_COUNT)
@@ -137,6 +138,7 @@ def layout_of(types: Btf, *, overflow_handlers: tuple[int, ...]) -> KernelLayout
         vcpu_id=offset("kvm_vcpu", "vcpu_id", 4),
         vcpu_event_count=offset("kvm_vcpu", EVENT_COUNT, 1) if counted else None,
         event_attr=offset("perf_event", "attr", 0),  # an ABI struct that grows at its end
+        event_state=offset("perf_event", "state", 4),
         event_overflow_handler=offset("perf_event", "overflow_handler", 8),
         event_overflow_handler_context=offset("perf_event", "overflow_handler_context", 8),
         task_mm=offset("task_struct", "mm", 8),
@@ -181,10 +183,18 @@ def _check_floor(types: Btf) -> None:
         )
 
 
-def _check_pmc_types(types: Btf) -> None:
-    """Raise BtfError if `enum pmc_type` has other values: the probes send `kvm_pmc.type` as it is."""
-    for name, known in (("KVM_PMC_GP", 0), ("KVM_PMC_FIXED", 1)):
-        value = types.enum_value("pmc_type", name)
+# Enumerators that the probes take for these numbers: `kvm_pmc.type` is sent as it is.
+_ENUMERATORS = (
+    ("pmc_type", "KVM_PMC_GP", 0),
+    ("pmc_type", "KVM_PMC_FIXED", 1),
+    ("perf_event_state", "PERF_EVENT_STATE_ERROR", -2),
+)
+
+
+def _check_enumerators(types: Btf) -> None:
+    """Raise BtfError, which names it, if one of `_ENUMERATORS` has another value."""
+    for enum, name, known in _ENUMERATORS:
+        value = types.enum_value(enum, name)
         if value != known:
             raise BtfError(
                 f"{name} is {value} in the BTF of {types.source}, not {known}",

@@ -231,6 +231,7 @@ def constants(layout: KernelLayout) -> dict[str, int]:
         "VPMU_EVENT_HANDLER": layout.event_overflow_handler,
         "VPMU_EVENT_CONTEXT": layout.event_overflow_handler_context,
         "VPMU_EVENT_ATTR": layout.event_attr,
+        "VPMU_EVENT_STATE": layout.event_state,
     }
     optional = {
         "VPMU_PMC_MAX_NR_EVENTS": layout.pmc_max_nr_events,

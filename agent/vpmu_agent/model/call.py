@@ -57,7 +57,9 @@ class Call:
     `pmc_idx` counts from 0 within its type; `vcpu` is -1 where it cannot be known (guest LBR).
     `max_nr_events` is read at entry and is 1 where `struct kvm_pmc` has no such field. `event_count` is KVM's
     own count of the vCPU's events (`struct kvm_pmu`) at entry, -1 where it is not known (guest LBR).
-    `lost` counts the records that were lost since the call before this one.
+    `lost` counts the records that were lost since the call before this one. `starved` says that perf had no
+    room for the counter's events when a create or an enable returned: they are there and count nothing. It is
+    False where nobody looked, which is at the return of an enable without durations.
     """
 
     time_ns: int
@@ -77,6 +79,7 @@ class Call:
     max_nr_events: int
     event_count: int
     lost: int = 0
+    starved: bool = False
 
     @property
     def pmc_name(self) -> str:

@@ -119,6 +119,14 @@ class Probes:
             ):
                 yield tgid, error, count
 
+    def errnos(self) -> dict[tuple[int, tuple[int, int, int]], int]:
+        """Return the errno of a counter's last creation, of counters whose last one failed.
+
+        The keys are a tgid and the counter's vcpu_id, type and index as in `struct vpmu_pmc`.
+        """
+        # All entries are read only where something has failed, which is rare.
+        return self._entries.errnos() if next(self._error_keys(), None) else {}
+
     def lost(self) -> dict[str, int]:
         """Return how many calls or records were lost since the start, by reason.
 
@@ -249,6 +257,10 @@ class Unattached:
     def errors(self) -> Iterator[tuple[int, int, int]]:
         """Yield no errors."""
         return iter(())
+
+    def errnos(self) -> dict[tuple[int, tuple[int, int, int]], int]:
+        """Return no errnos."""
+        return {}
 
     def lost(self) -> dict[str, int]:
         """Return no reasons: nothing is lost."""

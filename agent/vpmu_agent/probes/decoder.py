@@ -96,6 +96,7 @@ class Decoder:
             max_nr_events=r.max_nr_events,
             event_count=r.event_count,
             lost=lost,
+            starved=bool(r.starved),
         )
         expected = _EXPECTED[r.expected]
         return call, verdict(

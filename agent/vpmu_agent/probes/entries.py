@@ -149,6 +149,7 @@ class Entries:
         self._looked = 0.0
         self._held = pmc.reader("vcpu_slot", "epoch", "members", "orphans", "tgid", "left", "pmc_type")
         self._vcpu_tgid = VCPU.reader("tgid")
+        self._error = pmc.reader("tgid", "vcpu_id", "pmc_type", "pmc_idx", "error")
 
     def shares(self) -> dict[int, Share]:
         """Return what each process has, by tgid."""
@@ -167,6 +168,16 @@ class Entries:
                 pmcs_back, vcpus_back = given_back.get(tgid, (0, 0))
                 shares[tgid] = Share(pmcs - pmcs_back, vcpus - vcpus_back, refused)
         return shares
+
+    def errnos(self) -> dict[tuple[int, tuple[int, int, int]], int]:
+        """Return what the last creation for a counter failed with, if it failed; see Probes.errnos()."""
+        # Straight from the map: a retired entry has no process there, and what it says is out of date.
+        return {
+            (tgid, (vcpu, pmc_type, pmc_idx)): error
+            for _, values in self.pmcs.entries.first(self.pmcs.used())
+            for tgid, vcpu, pmc_type, pmc_idx, error in self._error.iter_unpack(values)
+            if error and tgid
+        }
 
     def forget(self, tgids: Set[int]) -> None:
         """Retire all that these processes have, whose counts were taken already."""

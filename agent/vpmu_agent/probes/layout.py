@@ -101,9 +101,9 @@ def _short(enumerator: str, prefix: str) -> str:
 def pmc_room(slots: int) -> int:
     """Return the length of `events` in `struct vpmu_pmc` where a group has at most `slots` members.
 
-    It fills the last of the entry's cache lines: four of these numbers are behind `due` on its line.
+    It fills the last of the entry's cache lines: three of these numbers are on the line of `due`.
     """
-    return 4 if slots == 1 else slots + 4
+    return 3 if slots == 1 else slots + 3
 
 
 _TEXT = (bpf_folder() / "vpmu.h").read_text()

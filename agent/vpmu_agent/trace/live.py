@@ -14,6 +14,7 @@ from vpmu_agent.counts.watch import Maps
 from vpmu_agent.system.signals import stop_requests
 
 if TYPE_CHECKING:
+    from vpmu_agent.counts.counters import Key
     from vpmu_agent.model.verdict import Observation
     from vpmu_agent.probes import Mode
     from vpmu_agent.probes.census import Census
@@ -31,6 +32,9 @@ class LiveProbes(Maps, Protocol):
     @property
     def census(self) -> Census:
         """What finds all VMs of the host."""
+
+    def errnos(self) -> Mapping[tuple[int, Key], int]:
+        """Return the errno of a counter's last creation, by its process and which of its counters it is."""
 
     def poll(self, timeout_s: float) -> list[Observation]:
         """Return the calls that were sent, oldest first; wait up to `timeout_s` for the first one."""
@@ -67,7 +71,7 @@ class Source:
 
     def new_pmus(self) -> list[tuple[str, Pmu]]:
         """Return the VMs that are new or have another PMU than before; see Guests.sweep()."""
-        return self._guests.sweep(self._probes.census)
+        return self._guests.sweep(self._probes.census, self._probes.errnos)
 
     def missing_census(self) -> str:
         """Return why the PMUs of VMs are not known; "" if they are, or if it was returned before."""

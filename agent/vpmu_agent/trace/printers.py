@@ -88,6 +88,8 @@ class TextPrinter:
             )
             lines.append(self._style(heading, bold=True))
         outcome = verdict.kind if call.result == 0 else f"{errno_name(-call.result)}, {verdict.kind}"
+        if call.starved:
+            outcome += ", starved"
         line = _COLUMNS.format(
             self._time(call.time_ns),
             self._vm(call.vm),
@@ -98,7 +100,7 @@ class TextPrinter:
             _leader_text(call, verdict),
             attr_text(call.attr) + (" off" if call.attr.disabled and call.name is CallName.CREATE else ""),
             measured_text(call.duration_ns),
-            self._verdict(outcome, verdict.kind),
+            self._verdict(outcome, verdict.kind, starved=call.starved),
         )
         lines.append(line)
         if verdict.kind.is_divergence and verdict.expected:
@@ -154,6 +156,9 @@ class TextPrinter:
         for name, vm in sorted(tally.vms.items()):
             for (call, number), count in sorted(vm.errors.items()):
                 lines.append(f"{name}: {call} failed with {errno_name(number)}: {count}")
+            if vm.starvations:
+                starved = f"{name}: {_count(vm.starvations, 'call')} left a counter starved"
+                lines.append(self._style(f"{starved}, for which the host's PMU had no room", fg="yellow"))
             if vm.pinned_siblings:
                 siblings = f"{name}: {_count(vm.pinned_siblings, 'sibling')} created pinned"
                 lines.append(self._style(f"{siblings}, which perf_event_open() refuses", fg="yellow"))
@@ -173,10 +178,10 @@ class TextPrinter:
             name = "…" + name[1 - self._vm_width :]
         return f"{name:{self._vm_width}}"
 
-    def _verdict(self, text: str, kind: Kind) -> str:
+    def _verdict(self, text: str, kind: Kind, *, starved: bool) -> str:
         if kind.is_divergence:
             return self._style(text, fg="red", bold=True)
-        return self._style(text, fg="green" if kind is Kind.PREDICTED else "yellow")
+        return self._style(text, fg="green" if kind is Kind.PREDICTED and not starved else "yellow")
 
 
 _WIDTH = 100

@@ -19,6 +19,8 @@ class VmTally:
     """Host time spent in the VM's vPMU calls; 0 if it was not measured."""
     errors: dict[tuple[CallName, int], int] = field(default_factory=lambda: defaultdict(int))
     """By call and (positive) errno."""
+    starvations: int = 0
+    """Calls after which the host's PMU had no room for the counter's events."""
     pinned_siblings: int = 0
     """Members created pinned and with a leader, which perf_event_open() would refuse."""
     divergences: dict[tuple[int, str, Kind], int] = field(default_factory=lambda: defaultdict(int))
@@ -47,6 +49,8 @@ class Tally:
         vm.host_ns += call.duration_ns
         if call.result:
             vm.errors[name, -call.result] += 1
+        if call.starved:
+            vm.starvations += 1
         if call.leader and name is _CREATE and call.attr.pinned:
             vm.pinned_siblings += 1
         # Not is_divergence: nearly all calls are as predicted, and a property is slow on this path.

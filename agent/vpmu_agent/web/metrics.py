@@ -142,6 +142,15 @@ DIVERGENCES = Family(
     labels=("vm", "kind"),
     help="Calls that diverged from the model, by kind.",
 )
+STARVATIONS = Family(
+    name="vpmu_starvations_total",
+    type="counter",
+    labels=("vm",),
+    help=(
+        "Calls that left a counter starved: the host's PMU had no room for its events, so that it counts "
+        "nothing. With --no-durations only creates are looked at, and not enables."
+    ),
+)
 GROUPS = Family(
     name="vpmu_groups",
     type="gauge",
@@ -326,6 +335,7 @@ _VM_FAMILIES = (
     ),
     _VmFamily(HOST, HOST.lines([(_VM,)], "%r"), _host_seconds),
     _plain(DIVERGENCES, _places("verdicts", list(Kind), _DIVERGENCES), _DIVERGENCES),
+    _plain(STARVATIONS, FIELDS["starvations"]),
     _plain(GROUPS, _places("groups", list(State), _STATES), _STATES),
     _plain(EVENTS, FIELDS["events"]),
     _plain(ORPHANED, FIELDS["orphans"]),

@@ -50,6 +50,7 @@ def test_mainline(tmp_path: Path) -> None:
         layout.mm_arg_start,
         layout.mm_arg_end,
         layout.event_attr,
+        layout.event_state,
         layout.event_overflow_handler,
         layout.event_overflow_handler_context,
     ] == offsets(
@@ -64,6 +65,7 @@ def test_mainline(tmp_path: Path) -> None:
         "mm_struct.arg_start",
         "mm_struct.arg_end",
         "perf_event.attr",
+        "perf_event.state",
         "perf_event.overflow_handler",
         "perf_event.overflow_handler_context",
     )
@@ -106,6 +108,9 @@ def test_a_kernel_that_does_not_count_a_vcpus_events(tmp_path: Path) -> None:
         (source(fields="u8 max_nr_events[2];"), "max_nr_events of struct kvm_pmc is 2 bytes wide"),
         (source(count="u64 event_count;"), "event_count of struct kvm_vcpu is 8 bytes wide"),
         (source(fixed=2), "KVM_PMC_FIXED is 2"),
+        (source(error=-3), "PERF_EVENT_STATE_ERROR is -3 .*, not -2"),
+        (source(state="enum perf_event_state old_state;"), "no field state in struct perf_event"),
+        (source(state="long state;"), "state of struct perf_event is 8 bytes wide"),
         (source(paused=""), "no field is_paused in struct kvm_pmc .* would take that for a divergence"),
         (
             source(paused="", gone="perf_event_create_kernel_counter"),
