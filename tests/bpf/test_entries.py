@@ -114,17 +114,36 @@ def test_guest_lbr_counts_while_its_events_live_and_after(arrays: Arrays, watch:
         calls=[6, 0, 0, 6],
         due=[0, 0, 0, 1],
         verdicts=[0, 1] + [0] * 13,
+        starvations=2,
         durations_ns=[1000, 0, 0, 10],
         buckets=[0, 6] + [0] * 46,
     )
     durations: Values = {"create_ns": 300, "create_buckets": [0, 1] + [0] * 10}
-    arrays.take_pmc(WEB, 0xE000, lbr, pmc_type=LBR, members=1, state=RUNNING, calls=[1, 0, 0, 0], **durations)
+    held: Values = {"members": 1, "state": RUNNING, "starvations": 1}
+    arrays.take_pmc(WEB, 0xE000, lbr, pmc_type=LBR, calls=[1, 0, 0, 0], **held, **durations)
     counts = watch.snapshot().vms["web01"]
     assert counts.numbers[FIELDS["calls"]].tolist() == [7, 0, 0, 6]
-    assert number(counts, "predicted") == 14
+    assert (number(counts, "predicted"), number(counts, "starvations")) == (14, 3)
     assert (number(counts, "events"), number(counts, "sizes")) == (1, 7)
     assert (number(counts, "duration_ns"), number(counts, "duration_buckets")) == (1310, 7)
     assert by_pmc(counts) == {}
+
+
+def test_starvations_have_64_bits(arrays: Arrays, watch: Watch) -> None:
+    vm(arrays, WEB, pmcs=2, starvations=1 << 40)
+    assert number(watch.snapshot().vms["web01"], "starvations") == 1 << 41
+
+
+def test_the_errno_of_a_counters_last_creation(arrays: Arrays, probes: Probes) -> None:
+    denied, *_ = vm(arrays, WEB, pmcs=2, error=28)
+    vm(arrays, DB, pmcs=1)
+    assert probes.errnos() == {}  # nothing has failed, says the map `errors`: the entries are not read
+    arrays.fail(WEB, 28, 2)
+    assert probes.errnos() == {(WEB, (0, 0, 0)): 28, (WEB, (0, 0, 1)): 28}
+    arrays.change("pmcs", denied, "tgid", 0)
+    assert probes.errnos() == {(WEB, (0, 0, 1)): 28}
+    probes.forget({WEB})
+    assert probes.errnos() == {}
 
 
 def test_only_entries_that_were_ever_used_are_read(arrays: Arrays, probes: Probes) -> None:

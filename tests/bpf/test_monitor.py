@@ -86,10 +86,17 @@ MUTANTS = {
 }
 
 
-def is_found(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, sequences: int = 2000) -> bool:
-    """Whether a monitor.h with a fault says anything else than the Python check."""
+def is_found(
+    text: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    sequences: int = 2000,
+    file: str = "monitor.h",
+) -> bool:
+    """Whether a file with a fault makes the monitor say anything else than the Python check."""
     shutil.copytree(bpf_folder(), folder)
-    (folder / "monitor.h").write_text(text)
+    (folder / file).write_text(text)
     monkeypatch.setattr(program, "bpf_folder", lambda: folder)
     tried = (possible(sequence(seed, grouped=True)) for seed in range(sequences))
     with Twins(grouped=True, vcpus=2, pmcs=3, events=8192) as twins:
@@ -104,6 +111,31 @@ def test_a_fault_in_the_generated_monitor_is_found(
     text = (bpf_folder() / "monitor.h").read_text()
     assert right in text
     assert is_found(text.replace(right, wrong), tmp_path / "bpf", monkeypatch)
+
+
+# What a person could get wrong about the event whose state is read.
+STARVATION_MUTANTS = {
+    "the member's own state": ("(pmc->members & 1) ? pmc->event : event", "0 ? pmc->event : event"),
+    "the first event of a group that is not known": ("pmc->state != VPMU_STATE_UNKNOWN && ", ""),
+    "the first event that is gone": (" && (pmc->members & 1) ?", " ?"),
+    "a group that is not complete": ("if (pmc->state == VPMU_STATE_ENABLING)", "if (0)"),
+    "an event that is created disabled": ("if (!call->failed && !call->disabled)", "if (!call->failed)"),
+    "a sibling's own state": (
+        "is_starved(call->leader ? call->leader : call->event)",
+        "is_starved(call->event)",
+    ),
+    "an errno that stays": ("pmc->error = -result;", "if (result)\n\t\tpmc->error = -result;"),
+}
+
+
+@pytest.mark.parametrize("name", STARVATION_MUTANTS)
+def test_a_fault_in_what_is_starved_is_found(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, wrong = STARVATION_MUTANTS[name]
+    text = (bpf_folder() / "vpmu.bpf.c").read_text()
+    assert right in text
+    assert is_found(text.replace(right, wrong), tmp_path / "bpf", monkeypatch, file="vpmu.bpf.c")
 
 
 def lines_of_usual_calls() -> list[tuple[str, int]]:
@@ -289,6 +321,16 @@ def test_an_errno_too_many_is_counted(load: Load) -> None:
     assert twins.lost()["errors_full"] == 2
     (pmc,) = twins.pmcs()
     assert pmc["calls"][0] == 3
+
+
+def test_a_counters_last_errno_goes_with_the_create_that_succeeds(load: Load) -> None:
+    twins = load(grouped=False)
+    create, *_, release = _first_calls()[:5]
+    errors = []
+    for call in (replace(create, result=-28, event=0), release, create):
+        twins.make(call)
+        errors.append(twins.pmc(create.pmc)[twins.pmc_fields["error"]])
+    assert errors == [(28,), (28,), (0,)]
 
 
 def test_nothing_of_it_is_left_once_it_is_closed() -> None:

@@ -89,6 +89,63 @@ def test_a_failed_create_has_its_errno_and_no_event(grouped: Lookalike) -> None:
     assert run.kinds() == {Kind.PREDICTED: 400, Kind.PARTIAL_GROUP: 100}
 
 
+def test_a_starved_event_is_seen_as_it_is_created_and_enabled(stock: Lookalike) -> None:
+    with stock.probes() as probes:
+        run = stock.run(probes, rounds=100, starved=1)
+        ((_, counts),) = counted(probes).items()
+    starved = Counter(call.name for call in run.calls if call.starved)
+    assert starved == {"create": 100, "enable": 100}
+    assert counts.numbers[FIELDS["starvations"]].tolist() == [200]
+    assert set(run.kinds()) == {Kind.PREDICTED}
+
+
+def test_a_starved_group_is_seen_once_its_last_member_was_enabled(grouped: Lookalike) -> None:
+    with grouped.probes() as probes:
+        run = grouped.run(probes, rounds=100, size=4, starved=1)
+        ((_, counts),) = counted(probes).items()
+    enables = [call.starved for call in run.calls if call.name is CallName.ENABLE]
+    assert enables == [False, False, False, True] * 100
+    assert not any(call.starved for call in run.calls if call.name is not CallName.ENABLE)
+    assert counts.numbers[FIELDS["starvations"]].tolist() == [100]
+
+
+def test_events_that_have_room_are_not_starved(stock: Lookalike) -> None:
+    with stock.probes() as probes:
+        run = stock.run(probes, rounds=10)
+        ((_, counts),) = counted(probes).items()
+    assert not any(call.starved for call in run.calls)
+    assert counts.numbers[FIELDS["starvations"]].tolist() == [0]
+
+
+def test_without_durations_only_creates_are_looked_at(stock: Lookalike) -> None:
+    with stock.probes(stream=False, durations=False) as probes:
+        stock.run(probes, rounds=100, starved=1)
+        ((_, counts),) = counted(probes).items()
+    assert counts.numbers[FIELDS["starvations"]].tolist() == [100]
+
+
+def test_guest_lbr_can_starve_too_and_its_count_outlives_its_events(stock: Lookalike) -> None:
+    with stock.probes(stream=False) as probes:
+        stock.run(probes, rounds=10, lbr=1, starved=1)
+        ((_, counts),) = counted(probes).items()
+        (ended,) = [
+            starvations
+            for values in probes.vcpus()
+            for vcpu, starvations in VCPU.reader("vcpu_id", "starvations").iter_unpack(values)
+            if vcpu < 0
+        ]
+    assert ended == 10
+    assert counts.numbers[FIELDS["starvations"]].tolist() == [30]
+
+
+def test_the_errno_of_a_counters_last_creation_is_kept(grouped: Lookalike) -> None:
+    with grouped.probes(stream=False) as probes:
+        grouped.run(probes, rounds=1, size=4, fail_at=2)
+        ((tgid, counts),) = counted(probes).items()
+        (counter,) = counts.pmcs
+        assert probes.errnos() == {(tgid, counter): errno.ENOSPC}
+
+
 def test_events_of_others_are_left_alone_and_guest_lbr_is_named(stock: Lookalike) -> None:
     with stock.probes() as probes:
         run = stock.run(probes, rounds=50, others=10, lbr=1)

@@ -85,6 +85,15 @@ def test_orphans_of_a_vm_that_is_gone_are_shown(vms: Processes) -> None:
     assert number(watch.scrape().vms["web01"], "orphans") == 1
 
 
+def test_starvations_of_a_vm_that_is_gone_still_count(vms: Processes) -> None:
+    maps = Maps(replace(call, starved=True) for call in Guest("web01", WEB).life())
+    watch = Watch(maps, vms)
+    assert number(watch.scrape().vms["web01"], "starvations") == 4
+    vms.alive = {DB}
+    watch.sweep()
+    assert number(watch.scrape().vms["web01"], "starvations") == 4
+
+
 def test_the_kernel_forgets_a_process_at_once(vms: Processes) -> None:
     """Another process that gets its tgid must not inherit its counts."""
     maps = Maps(Guest("db01", DB).life())

@@ -78,6 +78,7 @@ calls = st.builds(
     max_nr_events=st.integers(0, 255),
     event_count=st.integers(-1, 255),
     lost=s63,
+    starved=st.booleans(),
 )
 
 
@@ -133,6 +134,9 @@ def test_a_call_in_json_has_the_documented_fields() -> None:
     assert value["leader_addr"] == hex(call.leader)
     assert value["attr"]["disabled"] is True
     assert value["attr"]["config"] == 0x76
+    starved = json.loads(call_json(replace(call, starved=True), Verdict(Kind.PREDICTED, 1, 0)))
+    assert list(starved) == [*value, "starved"]
+    assert starved["starved"] is True
 
 
 def as_json(line: bytes) -> Call | None:
@@ -150,7 +154,7 @@ WRITTEN = [
     for path in sorted(DATA.glob("*.jsonl"))
     for line in path.read_bytes().splitlines(keepends=True)
     if b'"kind":"call"' in line
-]
+] + [call_json(replace(call, starved=True), PREDICTED).encode() + b"\n" for call in CALLS]
 PIECES = [
     b"0",
     b"01",
@@ -194,6 +198,8 @@ PIECES = [
     b',"attr":{}',
     b',"event_addr":"0x1"',
     b',"max_nr_events":7',
+    b',"starved":true',
+    b',"starved":1',
     b',\\"duration_ns\\":7',
     b'{"a":1,"duration_ns":7}',
     b'{"attr":{"a":1,"event_addr":"0x1"',
@@ -407,6 +413,7 @@ def edited(line: bytes, edit: Callable[[dict[str, Any]], Any]) -> bytes:
         ("result", 1, "'result' of a call must be an integer from -4095 to 0"),
         ("max_nr_events", 256, "'max_nr_events' of a call must be an integer from 0 to 255"),
         ("lost", None, "'lost' of a call must be"),
+        ("starved", 1, "'starved' of a call must be true or false"),
         ("pmc_addr", "ffff", "'pmc_addr' of a call must be an address"),
         ("event_addr", "0x1_0", "'event_addr' of a call must be an address"),
         ("leader_addr", "0x" + "f" * 17, "'leader_addr' of a call must be an address"),

@@ -142,6 +142,19 @@ def test_the_columns_are_aligned_and_fit_a_width_of_100() -> None:
 def test_every_verdict_fits_its_column() -> None:
     start = shown(list(Guest("web01", 1).life())).splitlines()[0].index("VERDICT")
     assert all(start + len(kind) <= 100 for kind in Kind)
+    assert start + len("predicted, starved") <= 100
+
+
+def test_a_starved_counter_stands_beside_the_verdict_and_in_the_summary() -> None:
+    calls = list(Guest("web01", 1).life())
+    calls[0], calls[2] = (replace(call, starved=True) for call in (calls[0], calls[2]))
+    lines = shown(calls).splitlines()
+    assert [line.endswith(" predicted, starved") for line in lines[1:5]] == [True, False, True, False]
+    assert "web01: 2 calls left a counter starved, for which the host's PMU had no room" in lines
+    assert "starved" not in shown(list(Guest("web01", 1).life()))
+    coloured = shown(calls, out=Terminal())
+    assert "\x1b[33mpredicted, starved\x1b[0m" in coloured
+    assert [each.get("starved") for each in objects(calls)[:4]] == [True, None, True, None]
 
 
 def test_times_are_of_the_local_day_to_the_microsecond() -> None:

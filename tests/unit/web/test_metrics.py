@@ -187,6 +187,13 @@ def test_without_durations_what_they_are_for_is_absent_and_not_zero() -> None:
     assert measured.names() - found.names() == {"vpmu_host_seconds_total", *parts}
 
 
+def test_starvations_are_counted_of_each_vm() -> None:
+    starved = [replace(call, starved=True) for call in Guest("web01", WEB).life()]
+    found = scrape(starved[:3], Guest("db01", DB).life())
+    assert found("vpmu_starvations_total", vm="web01") == 3
+    assert found("vpmu_starvations_total", vm="db01") == 0
+
+
 def test_groups_and_events_are_what_is_held_now() -> None:
     web = Guest("web01", WEB)
     group = [*web.life(size=4)]
