@@ -323,7 +323,7 @@ def test_an_errno_too_many_is_counted(load: Load) -> None:
 def test_a_counters_last_errno_goes_with_the_create_that_succeeds(load: Load) -> None:
     twins = load(grouped=False)
     create, pause = _first_calls()[:2]
-    errors = []
+    errors: list[int] = []
     for call in (replace(create, result=-28, event=0), create, pause):
         twins.make(call)
         errors += twins.pmc(create.pmc)[twins.pmc_fields["error"]]
