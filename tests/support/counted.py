@@ -171,6 +171,9 @@ class Processes:
     def about(self, tgid: int) -> VmInfo:
         return VmInfo(self.names[tgid], uuid="", vmm=Vmm.QEMU, tgid=tgid, pod_uid="")
 
+    def name(self, tgid: int) -> str:
+        return self.names[tgid]
+
     def is_alive(self, tgid: int) -> bool:
         return tgid in self.alive
 
