@@ -4,21 +4,8 @@ from __future__ import annotations
 
 import errno
 
-from vpmu_agent.model.call import Attr
-
-_HARDWARE = (  # enum perf_hw_id, by the names that perf list has for them
-    "cycles",
-    "instructions",
-    "cache-references",
-    "cache-misses",
-    "branches",
-    "branch-misses",
-    "bus-cycles",
-    "stalled-cycles-frontend",
-    "stalled-cycles-backend",
-    "ref-cycles",
-)
-_TYPE_HARDWARE, _TYPE_RAW = 0, 4  # enum perf_type_id
+from vpmu_agent.model.call import Attr, Call
+from vpmu_agent.model.event_names import TYPE_HARDWARE, TYPE_RAW, event_name, hardware_name
 
 
 def attr_text(attr: Attr) -> str:
@@ -27,12 +14,11 @@ def attr_text(attr: Attr) -> str:
     The modifiers are those of perf-list(1), without the ones that mean nothing on x86: `I`, and `h` unless
     neither user nor kernel mode is counted.
     """
-    if attr.type == _TYPE_RAW:
+    name = f"pmu{attr.type}/{attr.config:#x}/"
+    if attr.type == TYPE_RAW:
         name = f"r{attr.config:03x}"
-    elif attr.type == _TYPE_HARDWARE and attr.config < len(_HARDWARE):
-        name = _HARDWARE[attr.config]
-    else:
-        name = f"pmu{attr.type}/{attr.config:#x}/"
+    elif attr.type == TYPE_HARDWARE:
+        name = hardware_name(attr) or name
     levels = ("" if attr.exclude_user else "u") + ("" if attr.exclude_kernel else "k")
     modifiers = (
         ("" if levels == "uk" else (levels or "h"))
@@ -42,6 +28,30 @@ def attr_text(attr: Attr) -> str:
         + ("D" if attr.pinned else "")
     )
     return f"{name}:{modifiers}".rstrip(":")
+
+
+def event_text(call: Call, vendor: str = "") -> str:
+    """Return what a guest asked for, in words: `instructions (r0c0:GD), in the guest`.
+
+    `vendor` is as in `event_name()`; an event without a name is in perf's notation alone.
+    """
+    name, code = event_name(call, vendor), attr_text(call.attr)
+    what = f"{name} ({code})" if name else code
+    return f"{what}, {_where_counted(call.attr)}"
+
+
+def _where_counted(attr: Attr) -> str:
+    if attr.exclude_host:
+        where = "in the guest"
+    elif attr.exclude_guest:
+        where = "on the host"
+    else:
+        where = "in the guest and on the host"
+    if attr.exclude_user and attr.exclude_kernel:
+        return f"{where}, neither user nor kernel mode"
+    if attr.exclude_user:
+        return f"{where}, kernel mode only"
+    return f"{where}, user mode only" if attr.exclude_kernel else where
 
 
 def measured_text(ns: int) -> str:
@@ -69,5 +79,12 @@ def duration_text(ns: int) -> str:
 
 
 def errno_name(number: int) -> str:
-    """Return `ENOSPC` for 28; the number itself for those internal to the kernel (524, ENOTSUPP)."""
-    return errno.errorcode.get(number, str(number))
+    """Return `ENOSPC` for 28; the number itself for those internal to the kernel (524, ENOTSUPP).
+
+    Where a number has two names, it is the kernel's: EOPNOTSUPP, EDEADLK.
+    """
+    return _KERNELS_NAMES.get(number) or errno.errorcode.get(number, str(number))
+
+
+# Python knows them as ENOTSUP and EDEADLOCK.
+_KERNELS_NAMES = {errno.EOPNOTSUPP: "EOPNOTSUPP", errno.EDEADLK: "EDEADLK"}

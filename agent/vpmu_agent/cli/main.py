@@ -255,6 +255,7 @@ def trace(
 ) -> None:
     """Print calls as they happen, each with the model's verdict."""
     from vpmu_agent import probes
+    from vpmu_agent.kernel.facts import cpu_vendor
     from vpmu_agent.trace import live
     from vpmu_agent.trace.session import Session
     from vpmu_agent.vms.names import Vms
@@ -267,7 +268,7 @@ def trace(
     with live.attached(attach, vms, stand_ins.attach or probes.attach) as source:
         session = Session(
             _make_filters(vm, vcpu, pmc, call),
-            _printer(output),
+            _printer(output, cpu_vendor()),
             sys.stdout,
             quiet=quiet,
             recorder=_recorder(record, source.mode, vm=vm, vcpu=vcpu, pmc=pmc) if record else None,
@@ -302,7 +303,8 @@ def replay(
 
     with _opened(file) as (stream, name):
         recording = Recording(stream, name)
-        session = Session(_make_filters(vm, vcpu, pmc, call), _printer(output), sys.stdout, quiet=quiet)
+        printer = _printer(output, recording.header.cpu_vendor)
+        session = Session(_make_filters(vm, vcpu, pmc, call), printer, sys.stdout, quiet=quiet)
         observe = Checker().observe
         for calls in recording.batches():
             session.feed(zip(calls, map(observe, calls), strict=True))
@@ -481,10 +483,10 @@ def _make_filters(
     return Filters(frozenset(vm), frozenset(vcpu), frozenset(pmc), frozenset(CallName(name) for name in call))
 
 
-def _printer(output: str) -> Printer:
+def _printer(output: str, vendor: str) -> Printer:
     from vpmu_agent.trace.printers import JsonPrinter, TextPrinter
 
-    return JsonPrinter() if output == "json" else TextPrinter(sys.stdout)
+    return JsonPrinter() if output == "json" else TextPrinter(sys.stdout, vendor)
 
 
 def _require_running(names: tuple[str, ...], vms: Vms, running: Callable[[], Iterable[int]]) -> None:
@@ -503,10 +505,11 @@ def _require_running(names: tuple[str, ...], vms: Vms, running: Callable[[], Ite
 def _recorder(path: Path, mode: str, **filters: Iterable[str | int]) -> Recorder:
     from importlib.metadata import version
 
+    from vpmu_agent.kernel.facts import cpu_vendor
     from vpmu_agent.trace.recording import Header, Recorder
 
     about = {name: list(values) for name, values in filters.items()}
-    return Recorder(path, Header(version("vpmu-agent"), os.uname().release, mode, about))
+    return Recorder(path, Header(version("vpmu-agent"), os.uname().release, mode, about, cpu_vendor()))
 
 
 @contextmanager

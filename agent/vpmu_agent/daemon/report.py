@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import datetime
 
+from vpmu_agent.counts.failures import Key, Story, key
 from vpmu_agent.model.call import Call
+from vpmu_agent.model.create_errors import cause
 from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.system.journal import Level, tell
 from vpmu_agent.system.notify import notify
-from vpmu_agent.text import errno_name
+from vpmu_agent.text import errno_name, event_text
 from vpmu_agent.vms.modes import Pmu, sentence, untraced
 from vpmu_agent.vms.names import VmInfo
 
 BURST, WINDOW_S = 5, 60.0
-"""So many divergences of one kind in one VM are told in a window (seconds); of the rest, only how many."""
+"""So many divergences of one kind in one VM are told in a window (seconds); of the rest, only how many.
+
+Of failed creations that is so many different ones.
+"""
+
+LONGEST_WINDOW_S = 3600.0
+"""A creation that goes on failing is told again after a window, then after one twice as long, up to this."""
 
 # What `journalctl MESSAGE_ID=` finds; made once with `systemd-id128 new`.
 DIVERGENCE = "adb5b32554804cc19284e0aac88223f4"
@@ -33,13 +41,34 @@ class _Window:
     held_back: int = 0
 
 
-class Report:
-    """Tells of divergences and failed creations, each VM, kind and errno only so often."""
+@dataclass(slots=True)
+class _Failing:
+    """A failed creation that was told, and what has come of it since."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, tell: Callable[..., None] = tell) -> None:
-        """`tell` is journal.tell(), or a test's."""
+    story: Story
+    ends: float
+    lasts: float = WINDOW_S
+    told: int = 1
+
+
+class Report:
+    """Tells of divergences and failed creations, each VM, kind and errno only so often.
+
+    A creation that fails again and again, with the same counter, event and errno, is told once, and then how
+    often it failed since.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        tell: Callable[..., None] = tell,
+        vendor: str = "",
+    ) -> None:
+        """`tell` is journal.tell(), or a test's; `vendor` the CPU's, as in event_names.py."""
         self._clock = clock
         self._tell = tell
+        self._vendor = vendor
+        self._failing: dict[Key, _Failing] = {}
         self._windows: dict[tuple[str, str | None, str | None], _Window] = {}  # the open ones
 
     def add(self, call: Call, verdict: Verdict) -> None:
@@ -48,13 +77,21 @@ class Report:
         error = errno_name(-call.result) if call.result else None
         if not kind and not error:
             return
+        if not kind and (failing := self._failing.get(key(call))):
+            failing.story.count += 1
+            return
         window = self._windows.setdefault((call.vm, kind, error), _Window(self._clock() + WINDOW_S))
         if window.told == BURST:
             window.held_back += 1
             return
         window.told += 1
+        if not kind:
+            story = Story(call, call.time_ns, 1)
+            self._failing[key(call)] = _Failing(story, self._clock() + WINDOW_S)
         self._tell(
-            _divergence(call, verdict) if kind else _failure(call),
+            self._divergence(call, verdict)
+            if kind
+            else f"{self._failure(call)}; KVM does not tell the guest",
             Level.WARNING,
             MESSAGE_ID=DIVERGENCE if kind else FAILURE,
             VPMU_VM=call.vm,
@@ -75,7 +112,20 @@ class Report:
         """Tell what was held back in the windows that are open."""
         self._close(math.inf)
 
+    def _divergence(self, call: Call, verdict: Verdict) -> str:
+        expected = f"; expected {verdict.expected}" if verdict.expected else ""
+        why = f"; {self._reason(call)}" if call.result else ""
+        seen = _seen(call, verdict.event)
+        return f"{_where(call)}: {verdict.kind} ({verdict.kind.meaning}): {seen}{expected}{why}"
+
+    def _failure(self, call: Call) -> str:
+        return f"{_where(call)}: {_seen(call, None)}; {self._reason(call)}"
+
+    def _reason(self, call: Call) -> str:
+        return f"no event for {event_text(call, self._vendor)}: {cause(-call.result)}"
+
     def _close(self, now: float) -> None:
+        self._close_failing(now)
         for (vm, kind, error), window in list(self._windows.items()):
             if now < window.ends:
                 continue
@@ -89,6 +139,31 @@ class Report:
                     VPMU_ERRNO=error,
                     VPMU_HELD_BACK=window.held_back,
                 )
+
+    def _close_failing(self, now: float) -> None:
+        for its, failing in list(self._failing.items()):
+            if now < failing.ends:
+                continue
+            call, more = failing.story.last, failing.story.count - failing.told
+            if not more:
+                del self._failing[its]
+                continue
+            since = datetime.fromtimestamp(failing.story.since_ns / 1e9).astimezone()
+            self._tell(
+                f"{self._failure(call)}: {more} more times, {failing.story.count} since "
+                f"{since:%Y-%m-%d %H:%M:%S}",
+                Level.WARNING,
+                MESSAGE_ID=FAILURE,
+                VPMU_VM=call.vm,
+                VPMU_VCPU=None if call.vcpu < 0 else call.vcpu,
+                VPMU_PMC=call.pmc_name,
+                VPMU_CALL=call.name,
+                VPMU_ERRNO=errno_name(-call.result),
+                VPMU_HELD_BACK=more,
+            )
+            failing.told = failing.story.count
+            failing.lasts = min(2 * failing.lasts, LONGEST_WINDOW_S)
+            failing.ends = now + failing.lasts
 
 
 def tell_untraced(new: Iterable[tuple[str, Pmu]], tell: Callable[..., None] = tell) -> None:
@@ -120,16 +195,6 @@ def tell_state(line: str, level: Level = Level.INFO) -> None:
     """Write a line to the log that is also what `systemctl status` shows from now on."""
     tell(line, level)
     notify(f"STATUS={line}")
-
-
-def _divergence(call: Call, verdict: Verdict) -> str:
-    expected = f"; expected {verdict.expected}" if verdict.expected else ""
-    return f"{_where(call)}: {verdict.kind} ({verdict.kind.meaning}): {_seen(call, verdict.event)}{expected}"
-
-
-def _failure(call: Call) -> str:
-    reason = os.strerror(-call.result)
-    return f"{_where(call)}: {_seen(call, None)} ({reason}), and KVM does not tell the guest"
 
 
 def _where(call: Call) -> str:

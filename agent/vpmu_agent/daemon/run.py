@@ -17,6 +17,7 @@ from vpmu_agent.daemon.attachment import Attachment, ProbeSource
 from vpmu_agent.daemon.report import Report, tell_refused, tell_state, tell_untraced
 from vpmu_agent.daemon.separation import give_up_privileges, require_switch, separate
 from vpmu_agent.daemon.settings import Configuration, Settings
+from vpmu_agent.kernel.facts import cpu_vendor
 from vpmu_agent.model.call import Call
 from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.system.journal import Level, tell
@@ -52,8 +53,8 @@ def run(read_settings: Callable[[], Settings], *, duration_s: float | None, sour
         give_up_privileges(link, settings.user)
         # Not before: this user must be able to read it, now and when it changes.
         web = open_web_config(settings.web_config_file) if settings.web_config_file else None
-        vms = Vms()
-        recent, report = Recent(), Report()
+        vms, vendor = Vms(), cpu_vendor()
+        recent, report = Recent(), Report(vendor=vendor)
 
         def take(call: Call, verdict: Verdict) -> None:
             recent.add(call, verdict)
@@ -67,7 +68,7 @@ def run(read_settings: Callable[[], Settings], *, duration_s: float | None, sour
                 attachment.probes, vms, per_counter=settings.per_counter, durations=settings.durations
             )
             with stop_requests() as stopped:
-                overview = Overview(watch, recent, lambda: attachment.missing)
+                overview = Overview(watch, recent, lambda: attachment.missing, vendor)
                 server.start(application(Exporter(watch), overview))
                 tell(f"serving {server.url}/metrics")
                 if attachment.is_attached:

@@ -29,6 +29,15 @@ def pmu_devices(*, root: Path = ROOT, arch: Arch | None = None) -> tuple[str, ..
     return tuple(name for name in (arch or current_arch()).pmu_devices if (devices / name).exists())
 
 
+def cpu_vendor(*, root: Path = ROOT) -> str:
+    """Return `vendor_id` of the first CPU ("AuthenticAMD", "GenuineIntel"), "" if it cannot be read."""
+    for line in (read(root / "proc/cpuinfo") or "").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "vendor_id":
+            return value.strip()
+    return ""
+
+
 def nmi_watchdog(*, root: Path = ROOT) -> bool | None:
     """Return whether the NMI watchdog runs: it pins one hardware counter of each CPU."""
     return flag(root / "proc/sys/kernel/nmi_watchdog")

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol, TextIO
 
+from vpmu_agent.counts.failures import Key, Story, key
 from vpmu_agent.model.call import Call, CallName
+from vpmu_agent.model.create_errors import cause
 from vpmu_agent.model.rules import Kind
 from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.system.stdout import Style
-from vpmu_agent.text import attr_text, errno_name, measured_text
+from vpmu_agent.text import attr_text, errno_name, event_text, measured_text
 from vpmu_agent.trace.call_json import call_json, lost_json, summary_json, vpmu_json
 from vpmu_agent.trace.tally import Tally
 from vpmu_agent.vms.modes import Pmu, sentence
@@ -58,10 +60,13 @@ class TextPrinter:
     """A Printer of aligned columns for a width of 100; a wider terminal shows more of a VM's name.
 
     On a terminal a VM's name is cut to its column, at its front: numbered names differ at their end. In a
-    file or a pipe it stays whole, so that it can be searched for.
+    file or a pipe it stays whole, so that it can be searched for. `vendor` is that of the CPU that the calls
+    were made on, "" if it is not known (event_names.py).
     """
 
-    def __init__(self, out: TextIO) -> None:
+    def __init__(self, out: TextIO, vendor: str = "") -> None:
+        self._vendor = vendor
+        self._explained: dict[tuple[str, int, str], Key] = {}  # by VM, vCPU and counter
         self._terminal = out.isatty()
         self._style = Style(out)
         self._width = max(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
@@ -70,7 +75,7 @@ class TextPrinter:
         self._second = (-1, "")
 
     def call(self, call: Call, verdict: Verdict) -> list[str]:
-        """Return a line; before the first one the heading, and after a divergence what was expected."""
+        """Return a line; before the first one the heading, below it what was expected or why it failed."""
         lines = []
         if self._heading_due:
             self._heading_due = False
@@ -104,12 +109,26 @@ class TextPrinter:
         )
         lines.append(line)
         if verdict.kind.is_divergence and verdict.expected:
-            indent = " " * len("HH:MM:SS.mmmmmm ")
-            expected = textwrap.fill(
-                f"expected {verdict.expected}", self._width, initial_indent=indent, subsequent_indent=indent
-            )
-            lines += [self._style(part, fg="red") for part in expected.splitlines()]
+            lines += [self._style(part, fg="red") for part in self._below(f"expected {verdict.expected}")]
+        if call.result:
+            lines += [self._style(part, fg="yellow") for part in self._explanation(call)]
         return lines
+
+    def _explanation(self, call: Call) -> list[str]:
+        """Return what the guest asked for and why it failed, unless that was said last of this counter."""
+        its = key(call)
+        counter = its[:3]
+        if self._explained.get(counter) == its:
+            return []
+        if len(self._explained) == _EXPLAINED:
+            self._explained.clear()
+        self._explained[counter] = its
+        return self._below(f"no event for {event_text(call, self._vendor)}: {cause(-call.result)}")
+
+    def _below(self, text: str) -> list[str]:
+        """Return lines that stand below a call's, indented to its second column."""
+        indent = " " * len("HH:MM:SS.mmmmmm ")
+        return textwrap.wrap(text, self._width, initial_indent=indent, subsequent_indent=indent)
 
     def lost(self, records: int) -> list[str]:
         """Return a line that is set off by dashes."""
@@ -156,6 +175,11 @@ class TextPrinter:
         for name, vm in sorted(tally.vms.items()):
             for (call, number), count in sorted(vm.errors.items()):
                 lines.append(f"{name}: {call} failed with {errno_name(number)}: {count}")
+                lines.append(f"  {cause(number)}")
+                stories = [each for each in tally.failures if _is_of(each, name, number)]
+                lines += map(self._story, stories[:_STORIES])
+                if left_out := count - sum(each.count for each in stories[:_STORIES]):
+                    lines.append(f"  {left_out} more of other counters or events")
             if vm.starvations:
                 starved = f"{name}: {_count(vm.starvations, 'call')} left a counter starved"
                 lines.append(self._style(f"{starved}, for which the host's PMU had no room", fg="yellow"))
@@ -165,6 +189,12 @@ class TextPrinter:
             for (vcpu, pmc, kind), count in sorted(vm.divergences.items()):
                 lines.append(self._style(f"{name}: vCPU {vcpu} {pmc}: {kind}: {count}", fg="red"))
         return ["", *lines] if lines else []
+
+    def _story(self, story: Story) -> str:
+        call = story.last
+        where = call.pmc_name if call.vcpu < 0 else f"vCPU {call.vcpu} {call.pmc_name}"
+        times = f"{_count(story.count, 'time')} since {self._time(story.since_ns)}"
+        return f"  {where}: {event_text(call, self._vendor)}: {times}"
 
     def _time(self, time_ns: int) -> str:
         """Return the local time of day, to the microsecond. The second is kept: most calls come in bursts."""
@@ -184,10 +214,16 @@ class TextPrinter:
         return self._style(text, fg="green" if kind is Kind.PREDICTED and not starved else "yellow")
 
 
+_EXPLAINED = 10_000  # counters, after which what was said of them is forgotten
+_STORIES = 10  # of a VM and an errno in a summary
 _WIDTH = 100
 _VM_WIDTH = 10
 # With 10 for the VM this leaves 21 for the verdict, the length of the longest kind.
 _COLUMNS = "{:15} {} {:>4} {:6} {:7} {:>2} {:>6} {:12} {:>8} {}"
+
+
+def _is_of(story: Story, vm: str, number: int) -> bool:
+    return story.last.vm == vm and -story.last.result == number
 
 
 def _event_text(call: Call, verdict: Verdict) -> str:

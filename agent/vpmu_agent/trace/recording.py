@@ -26,12 +26,16 @@ class RecordingError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The origin of a recording, and the filters that were on: it lacks the calls that they left out."""
+    """The origin of a recording, and the filters that were on: it lacks the calls that they left out.
+
+    `cpu_vendor` is the host's, "" if it is not known: agents before 0.4 did not record it.
+    """
 
     agent: str
     kernel: str
     attach: str
     filters: Mapping[str, list[Any]]
+    cpu_vendor: str = ""
 
 
 class Recorder:
@@ -157,7 +161,10 @@ class Recording:
         texts = ("agent", "kernel", "attach")
         if not all(type(value.get(key)) is str for key in texts) or type(value.get("filters")) is not dict:
             self._refuse("the header must have agent, kernel, attach and filters")
-        return Header(**{key: value[key] for key in (*texts, "filters")})
+        vendor = value.get("cpu_vendor", "")
+        if type(vendor) is not str:
+            self._refuse("'cpu_vendor' of the header must be a text")
+        return Header(**{key: value[key] for key in (*texts, "filters")}, cpu_vendor=vendor)
 
     def _parse(self, line: bytes) -> dict[str, Any]:
         if len(line) > MAX_LINE + len(b"\n"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+from vpmu_agent.counts.failures import Failures
 from vpmu_agent.model.call import Call, CallName
 from vpmu_agent.model.rules import Kind
 from vpmu_agent.model.verdict import Verdict
@@ -32,6 +33,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.vms: dict[str, VmTally] = {}
+        self.failures = Failures()
 
     @property
     def divergences(self) -> int:
@@ -49,6 +51,7 @@ class Tally:
         vm.host_ns += call.duration_ns
         if call.result:
             vm.errors[name, -call.result] += 1
+            self.failures.add(call)
         if call.starved:
             vm.starvations += 1
         if call.leader and name is _CREATE and call.attr.pinned:

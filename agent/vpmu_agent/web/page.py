@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from html import escape
 from importlib.resources import files
 from string import Template
 
-from vpmu_agent.model.call import CallName
+from vpmu_agent.model.call import Call, CallName
+from vpmu_agent.model.create_errors import cause
 from vpmu_agent.model.verdict import Observation
-from vpmu_agent.text import attr_text, duration_text, errno_name
+from vpmu_agent.text import attr_text, duration_text, errno_name, event_text
 from vpmu_agent.vms.modes import Mode, Pmu, Why, sentence, untraced
-from vpmu_agent.web.state import Diverging, HostState, VmState
+from vpmu_agent.web.state import Diverging, Failing, HostState, VmState
 
 SHOWN = 20
 """How many of the last divergences and failures the page has; the JSON has all that are kept."""
@@ -36,7 +37,7 @@ def html(state: HostState) -> str:
         totals=_totals(state),
         vms=_vms(state) + _untraced(state),
         diverging=_diverging(state),
-        last=_last(state.last),
+        last=_last(state),
     )
 
 
@@ -181,32 +182,53 @@ def _diverging_row(each: Diverging) -> str:
     )
 
 
-def _last(kept: Sequence[Observation]) -> str:
+def _last(state: HostState) -> str:
+    kept = state.last
     if not kept:
         return "<p>None since the agent was started.</p>"
     more = (
         f'<p class="quiet">The latest {SHOWN} of {len(kept)} that are kept.</p>' if len(kept) > SHOWN else ""
     )
-    return f'<ol class="last">{"".join(map(_observation, kept[:SHOWN]))}</ol>{more}'
+    failures = {_failed(each): each for each in state.failures}
+    shown = (_observation(each, failures, state.cpu_vendor) for each in kept[:SHOWN])
+    return f'<ol class="last">{"".join(shown)}</ol>{more}'
 
 
-def _observation(observation: Observation) -> str:
+_Failed = tuple[str, int, str, str, str]
+
+
+def _failed(each: Failing) -> _Failed:
+    return each.vm, each.vcpu, each.pmc, each.event, each.errno
+
+
+def _times(call: Call, failures: Mapping[_Failed, Failing]) -> str:
+    """Return how often a creation failed; nothing if that was once, or is not kept any more."""
+    failed = call.vm, call.vcpu, call.pmc_name, attr_text(call.attr), errno_name(-call.result)
+    failing = failures.get(failed)
+    if failing is None or failing.count == 1:
+        return ""
+    return f"; {_number(failing.count)} times since {_time(failing.since_ns)}"
+
+
+def _observation(observation: Observation, failures: Mapping[_Failed, Failing], vendor: str) -> str:
     call, verdict = observation
-    kind, meaning = errno_name(-call.result), "the host did not create the event"
-    if verdict.kind.is_divergence:
-        kind, meaning = verdict.kind, verdict.kind.meaning
-    took = f", took {duration_text(call.duration_ns)}" if call.duration_ns else ""
+    meanings = [verdict.kind.meaning] if verdict.kind.is_divergence else []
+    if call.result:
+        meanings.append(f"{cause(-call.result)}{_times(call, failures)}")
+    kind = verdict.kind if verdict.kind.is_divergence else errno_name(-call.result)
+    took = f"; took {duration_text(call.duration_ns)}" if call.duration_ns else ""
     parts = {
         "Expected": f"<code>{escape(verdict.expected)}</code>" if verdict.expected else "",
         "Observed": f"<code>{escape(observed(observation))}</code>",
-        "Event": f"<code>{escape(attr_text(call.attr))}</code>{took}",
+        "Event": f"{escape(event_text(call, vendor))}{took}",
     }
     details = "".join(f"<div><dt>{name}</dt><dd>{text}</dd></div>" for name, text in parts.items() if text)
     vcpu = f"vCPU {call.vcpu} " if call.vcpu >= 0 else ""
+    below = "".join(f'<p class="quiet">{escape(meaning)}</p>' for meaning in meanings)
     return (
         f"<li><time>{_time(call.time_ns, 'milliseconds')}</time> <strong>{escape(call.vm)}</strong> "
         f'{vcpu}{call.pmc_name} <strong class="bad">{escape(kind)}</strong>'
-        f'<p class="quiet">{escape(meaning)}</p><dl>{details}</dl></li>'
+        f"{below}<dl>{details}</dl></li>"
     )
 
 

@@ -11,10 +11,14 @@ from heapq import nlargest
 from importlib.metadata import version
 
 from vpmu_agent.counts.counts import FIELDS, Counts, Snapshot
+from vpmu_agent.counts.failures import Story
 from vpmu_agent.counts.recent import Recent
 from vpmu_agent.counts.watch import Watch
+from vpmu_agent.model.create_errors import cause
+from vpmu_agent.model.event_names import event_name
 from vpmu_agent.model.rules import Kind, State
 from vpmu_agent.model.verdict import Observation
+from vpmu_agent.text import attr_text, errno_name
 from vpmu_agent.trace.call_json import SCHEMA, call_json, dumps
 from vpmu_agent.vms.modes import untraced
 from vpmu_agent.vms.names import VmInfo
@@ -73,6 +77,24 @@ class Untraced:
 
 
 @dataclass(frozen=True, slots=True)
+class Failing:
+    """A creation that failed, once or again and again. `vcpu` is -1 if it is not known (guest LBR)."""
+
+    vm: str
+    vcpu: int
+    pmc: str
+    event: str
+    """In perf's notation."""
+    event_name: str | None
+    """As perf list has it; None if it has no name."""
+    errno: str
+    cause: str
+    count: int
+    since_ns: int
+    last_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class HostState:
     """All that is shown of a host. The field names are the keys of the JSON."""
 
@@ -80,6 +102,8 @@ class HostState:
     host: str
     kernel: str
     version: str
+    cpu_vendor: str
+    """`vendor_id` of /proc/cpuinfo; empty if it is not known."""
     missing: str
     """Why no probes are attached; empty if they are."""
     mode: str
@@ -99,6 +123,8 @@ class HostState:
     untraced: Sequence[Untraced]
     all_diverging: int
     diverging: Sequence[Diverging]
+    failures: Sequence[Failing]
+    """The last failed creations, each with how often it failed; the one that failed last first."""
     last: Sequence[Observation]
     """The latest divergences and failed creations, newest first."""
 
@@ -111,16 +137,21 @@ def state_json(state: HostState) -> str:
         "vms": [asdict(vm) for vm in state.vms],
         "untraced": [asdict(each) for each in state.untraced],
         "diverging": [asdict(each) for each in state.diverging],
+        "failures": [asdict(each) for each in state.failures],
     }
     last = ",".join(call_json(call, verdict) for call, verdict in state.last)
     return f'{dumps(plain)[:-1]},"last":[{last}]}}'
 
 
 class Overview:
-    """Makes the state for the threads that answer requests. `missing` returns why no probes are attached."""
+    """Makes the state for the threads that answer requests.
 
-    def __init__(self, watch: Watch, recent: Recent, missing: Callable[[], str]) -> None:
+    `missing` returns why no probes are attached; `vendor` is the CPU's, as in event_names.py.
+    """
+
+    def __init__(self, watch: Watch, recent: Recent, missing: Callable[[], str], vendor: str = "") -> None:
         self.missing = missing
+        self._vendor = vendor
         self._watch = watch
         self._recent = recent
         self._lock = threading.Lock()
@@ -161,6 +192,7 @@ class Overview:
             host=os.uname().nodename,
             kernel=os.uname().release,
             version=version("vpmu-agent"),
+            cpu_vendor=self._vendor,
             missing=self.missing(),
             mode=snapshot.mode,
             functions=snapshot.functions,
@@ -180,6 +212,7 @@ class Overview:
             untraced=without[:ROWS],
             all_diverging=len(diverging),
             diverging=nlargest(ROWS, diverging, key=lambda each: each.count),
+            failures=[_failing(story, self._vendor) for story in self._recent.failures()],
             last=self._recent.last(),
         )
 
@@ -208,6 +241,22 @@ def _vm(vm: str, about: VmInfo, counts: Counts, host_ns: int | None, share: floa
         divergences=_divergences(counts),
         host_ns=host_ns,
         host_share=share,
+    )
+
+
+def _failing(story: Story, vendor: str) -> Failing:
+    call = story.last
+    return Failing(
+        vm=call.vm,
+        vcpu=call.vcpu,
+        pmc=call.pmc_name,
+        event=attr_text(call.attr),
+        event_name=event_name(call, vendor),
+        errno=errno_name(-call.result),
+        cause=cause(-call.result),
+        count=story.count,
+        since_ns=story.since_ns,
+        last_ns=call.time_ns,
     )
 
 

@@ -211,6 +211,7 @@ def test_a_recording_replays_as_it_was_traced(tmp_path: Path, monkeypatch: pytes
     assert header == {
         **{"schema": 1, "kind": "recording", "agent": version("vpmu-agent"), "kernel": os.uname().release},
         **{"attach": "fexit", "filters": {"vm": [], "vcpu": [], "pmc": []}},
+        "cpu_vendor": cpu_vendor(),
     }
 
 

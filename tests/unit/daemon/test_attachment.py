@@ -159,7 +159,7 @@ def test_what_the_probes_send_is_reported_to_the_last(
 
 def test_only_the_last_are_kept(recent: Recent) -> None:
     guest = Guest("web01", 1)
-    failures = [*checked(guest.failed_create() for _ in range(KEPT + 5))]
+    failures = [*checked(guest.failed_create(pmc=pmc) for pmc in range(KEPT + 5))]
     for failure in failures:
         recent.add(*failure)
     assert recent.last() == tuple(reversed(failures[5:]))

@@ -126,3 +126,19 @@ DYNAMIC = "#1 SMP PREEMPT_DYNAMIC Debian 6.1.170-1\n"
 )
 def test_preemption(tmp_path: Path, files: dict[str, str], model: str | None) -> None:
     assert facts.preemption(root=plant(tmp_path, files)) == model
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "vendor"),
+    [
+        ("processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\n", "AuthenticAMD"),
+        ("processor\t: 0\nBogoMIPS\t: 50.00\n", ""),
+        ("", ""),
+    ],
+)
+def test_the_vendor_of_the_cpu(tmp_path: Path, cpuinfo: str, vendor: str) -> None:
+    assert facts.cpu_vendor(root=plant(tmp_path, {"proc/cpuinfo": cpuinfo})) == vendor
+
+
+def test_a_cpu_that_cannot_be_read(tmp_path: Path) -> None:
+    assert facts.cpu_vendor(root=tmp_path) == ""

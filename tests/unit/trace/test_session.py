@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.scenes import USER_CYCLES, Guest, checked
 from vpmu_agent.model.call import Call, CallName, PmcType
+from vpmu_agent.model.create_errors import UNKNOWN
 from vpmu_agent.model.rules import Kind
 from vpmu_agent.system.stdout import OutputError
 from vpmu_agent.text import attr_text, duration_text
@@ -112,8 +113,12 @@ def test_the_columns_are_aligned_and_fit_a_width_of_100() -> None:
     web, other = Guest("web01", 4242), Guest("db-7", 777)
     calls = [*web.life(vcpu=11), *other.life(size=3, pmc=2, config=0x1C2), web.failed_create(pmc=5)]
     heading, *lines = shown(calls).split("\n\n")[0].splitlines()
-    assert len(lines) == len(calls)
     assert max(map(len, (heading, *lines))) <= 100
+    assert [line.strip() for line in lines[len(calls) :]] == [
+        "no event for r076:uGD, in the guest, user mode only: the cause is unknown, perf on",
+        "x86 has no such error",
+    ]
+    lines = lines[: len(calls)]
     assert re.split(" +", heading) == [
         "TIME",
         "VM",
@@ -202,7 +207,56 @@ def test_the_summary_counts_each_vm_and_names_failures() -> None:
     assert rows[0] == ["VM", "CREATE", "ENABLE", "PAUSE", "RELEASE", "FAILED", "DIVERGED", "HOST", "TIME"]
     assert rows[1][:7] == ["db01", "3", "2", "0", "2", "1", "0"]
     assert rows[2][:7] == ["web01", "2", "2", "2", "2", "0", "0"]
-    assert "db01: create failed with ENOSPC: 1" in summary
+    at = summary.index("db01: create failed with ENOSPC: 1")
+    assert summary[at + 1] == f"  {UNKNOWN}"
+    assert re.fullmatch(
+        r"  vCPU 0 gp3: r076:uGD, in the guest, user mode only: 1 time since [\d:.]{15}", summary[at + 2]
+    )
+
+
+def test_a_creation_that_fails_again_is_explained_once() -> None:
+    guest = Guest("web01", 1)
+    attr = replace(USER_CYCLES, config=0xC0, exclude_kernel=False)
+    failed = [
+        guest.call(CallName.CREATE, 0, result=-errno.EOPNOTSUPP, attr=replace(attr, sample_period=period))
+        for period in range(1, 1000)
+    ]
+    other = guest.call(CallName.CREATE, 0, result=-errno.EINVAL, attr=attr)
+    lines = shown([*failed, other, failed[0]]).splitlines()
+    explained = [at for at, line in enumerate(lines) if "no event for" in line]
+    assert [lines[at - 1].split()[-2] for at in explained] == ["EOPNOTSUPP,", "EINVAL,", "EOPNOTSUPP,"]
+    assert (
+        lines[explained[0]]
+        .strip()
+        .startswith("no event for instructions (r0c0:GD), in the guest: the host's PMU cannot count")
+    )
+    at = lines.index("web01: create failed with EOPNOTSUPP: 1000")
+    assert re.fullmatch(
+        r"  vCPU 0 gp0: instructions \(r0c0:GD\), in the guest: 1000 times since [\d:.]{15}", lines[at + 2]
+    )
+
+
+def test_a_summary_has_the_last_ten_failures_of_a_vm_and_an_errno() -> None:
+    guest = Guest("web01", 1)
+    lines = shown([guest.failed_create(pmc=pmc) for pmc in range(12)] * 2).splitlines()
+    assert "  2 more of other counters or events" not in lines
+    assert "  4 more of other counters or events" in lines
+    assert sum("2 times since" in line for line in lines) == 10
+
+
+def test_a_vendors_events_have_names() -> None:
+    out = io.StringIO()
+    printer = TextPrinter(out, "AuthenticAMD")
+    ((call, verdict),) = checked([Guest("web01", 1).failed_create()])
+    *_, explanation, rest = printer.call(call, verdict)
+    assert "no event for cycles (r076:uGD), in the guest, user mode only: " in explanation
+    assert rest.strip()
+
+
+def test_a_failed_call_in_json_says_why() -> None:
+    found, *_ = objects([Guest("web01", 1).failed_create()])
+    assert (found["result"], found["errno"], found["cause"]) == (-28, "ENOSPC", UNKNOWN)
+    assert "errno" not in objects(list(Guest("web01", 1).life()))[0]
 
 
 def test_no_calls_are_said_to_be_none() -> None:

@@ -80,11 +80,24 @@ def test_what_a_person_sees() -> None:
         "1 paused 1 event",
         "web01 0 gp0 unexpected_ call 1",
         "vCPU 0 gp0 unexpected_call nothing that KVM may do with this counter in the state it is in",
-        "Expected enable(event=0) or release(event=0) Observed pause(event=0) Event r076:uGD , took 1.34 µs",
-        "vCPU 0 gp1 ENOSPC the host did not create the event Observed create(event=0, leader=None, "
-        "disabled=0) failed with ENOSPC",
+        "Expected enable(event=0) or release(event=0) Observed pause(event=0) "
+        "Event r076:uGD, in the guest, user mode only; took 1.34 µs",
+        "vCPU 0 gp1 ENOSPC the cause is unknown, perf on x86 has no such error "
+        "Observed create(event=0, leader=None, disabled=0) failed with ENOSPC",
     ):
         assert text in read.text
+
+
+def test_a_creation_that_fails_again_and_again_is_shown_once_with_how_often() -> None:
+    guest = Guest("web01", 42)
+    recent = Recent()
+    for call, verdict in checked(guest.failed_create() for _ in range(1234)):
+        recent.add(call, verdict)
+    watch = Watch(Maps(), Processes(web01=42))
+    text = Reader(html(Overview(watch, recent, str, "AuthenticAMD").state())).text
+    assert text.count("failed with ENOSPC") == 1
+    assert re.search(r"perf on x86 has no such error; 1,234 times since \d{4}-\d\d-\d\d [\d:]{8} ", text)
+    assert "Event cycles (r076:uGD), in the guest, user mode only; took" in text
 
 
 def test_without_durations_there_is_no_tax() -> None:

@@ -1,0 +1,86 @@
+"""What a guest asked for, by name: the events of each vendor that perf itself has a name for.
+
+The names are those of perf list. Sources: for AMD `amd_perfmon_event_map` and its successors for Zen
+(arch/x86/events/amd/core.c); for Intel the architectural events of CPUID leaf 0xA (Intel SDM, volume 3,
+"Architectural Performance Monitoring") by the names of `intel_perfmon_event_map`, and the pseudo encodings of
+fixed counters (arch/x86/events/intel/core.c). KVM gives fixed counters 0 to 2 the events 0xc0, 0x3c and 0x300
+(arch/x86/kvm/vmx/pmu_intel.c).
+"""
+
+from __future__ import annotations
+
+from vpmu_agent.model.call import Attr, Call, PmcType
+
+TYPE_HARDWARE, TYPE_RAW = 0, 4  # enum perf_type_id
+
+HARDWARE = (
+    "cycles",
+    "instructions",
+    "cache-references",
+    "cache-misses",
+    "branches",
+    "branch-misses",
+    "bus-cycles",
+    "stalled-cycles-frontend",
+    "stalled-cycles-backend",
+    "ref-cycles",
+)
+"""`enum perf_hw_id`. Older KVM asks for these where it can; since Linux 6.1 at the latest all are raw."""
+
+AMD = {
+    0x76: "cycles",
+    0xC0: "instructions",
+    0xC2: "branches",
+    0xC3: "branch-misses",
+    0x77D: "cache-references",  # before Zen
+    0x77E: "cache-misses",
+    0xD0: "stalled-cycles-frontend",
+    0xD1: "stalled-cycles-backend",
+    0xFF60: "cache-references",  # Zen
+    0x964: "cache-misses",
+    0x287: "stalled-cycles-frontend",
+    0x187: "stalled-cycles-backend",
+    0xA9: "stalled-cycles-frontend",  # Zen 2
+    0x1_0000_0120: "ref-cycles",  # Zen 4
+}
+"""By `attr.config`: event select in bits 0 to 7 and 32 to 35, unit mask in bits 8 to 15."""
+
+INTEL = {
+    0x3C: "cycles",
+    0xC0: "instructions",
+    0x13C: "bus-cycles",
+    0x4F2E: "cache-references",
+    0x412E: "cache-misses",
+    0xC4: "branches",
+    0xC5: "branch-misses",
+    0x1A4: "slots",
+    0x300: "ref-cycles",  # fixed counter 2
+    0x400: "slots",  # fixed counter 3
+    0x1B00: "branch records",  # INTEL_FIXED_VLBR_EVENT, KVM's guest-LBR event
+}
+"""By `attr.config`: event select in bits 0 to 7, unit mask in bits 8 to 15."""
+
+VENDORS = {"AuthenticAMD": AMD, "HygonGenuine": AMD, "GenuineIntel": INTEL}
+"""The tables, by `vendor_id` of /proc/cpuinfo."""
+
+_EITHER = {config: name for config, name in AMD.items() if INTEL.get(config) == name}
+
+
+def event_name(call: Call, vendor: str = "") -> str | None:
+    """Return the name of the event that a call is for, None if it has none here.
+
+    `vendor` is the host's, "" if that is not known: then only what means the same for all vendors has a name.
+    """
+    attr = call.attr
+    if attr.type == TYPE_HARDWARE:
+        return hardware_name(attr)
+    if attr.type != TYPE_RAW:
+        return None
+    if call.pmc_type is not PmcType.GP:
+        return INTEL.get(attr.config)  # AMD has neither fixed counters nor a guest-LBR event
+    return VENDORS.get(vendor, _EITHER).get(attr.config)
+
+
+def hardware_name(attr: Attr) -> str | None:
+    """Return the name of an event of PERF_TYPE_HARDWARE, None if perf has no such event."""
+    return HARDWARE[attr.config] if attr.config < len(HARDWARE) else None
