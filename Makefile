@@ -125,6 +125,7 @@ generate: .venv/generate
 # Writes docs/metrics.md from the code that declares the metrics.
 docs: .venv/ready
 	$(PYTHON) -m tools.docs.metrics
+	$(PYTHON) -m tools.docs.failures
 
 # The rules' tests, and every query and rule against a real Prometheus that scrapes the real exporter; half a minute.
 dashboards-check: .venv/ready

@@ -83,12 +83,11 @@ def test_a_failed_creation_is_in_the_journal_with_its_vm() -> None:
     # Newer kernels try a counter again at the guest's next entry, before the guest comes to another one.
     assert {entry["VPMU_PMC"] for entry in entries} <= {"gp0", "gp1", "gp2", "gp3"}
     assert {entry["_SYSTEMD_UNIT"] for entry in entries} == {UNIT}
-    failure = "create failed with ENOSPC (No space left on device), and KVM does not tell the guest"
-    assert entries[0]["MESSAGE"] == f"full01: vCPU 0 gp0: {failure}"
+    assert entries[0]["MESSAGE"].startswith("full01: vCPU 0 gp0: create failed with ENOSPC; no event for ")
     # The others are not lost: when it stops it says how many they were.
     systemctl("stop", UNIT)
-    *_, last = journal("VPMU_VM=full01")
-    assert int(last["VPMU_HELD_BACK"]) == failed - 5
+    later = journal("VPMU_VM=full01")[5:]
+    assert sum(int(entry["VPMU_HELD_BACK"]) for entry in later) == failed - 5
 
 
 def test_it_reads_its_configuration_again() -> None:

@@ -12,6 +12,7 @@ from click.testing import Result
 from tests.support.commands import invoke, lines, record
 from tests.support.fake_host import stand_ins
 from tests.support.scenes import Guest
+from vpmu_agent.kernel.facts import cpu_vendor
 
 ME = f"pid-{os.getpid()}"
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -75,6 +76,6 @@ def test_generic_events_have_perfs_names_everywhere() -> None:
         ),
     ],
 )
-def test_what_a_guest_asked_for_in_words(change: dict[str, int | bool], text: str) -> None:
-    attr = replace(USER_CYCLES, **{"config": 0xC0, **change})
+def test_what_a_guest_asked_for_in_words(change: dict[str, Any], text: str) -> None:
+    attr = replace(replace(USER_CYCLES, config=0xC0), **change)
     assert event_text(Guest("web01", 1).call(CallName.CREATE, 0, attr=attr)) == text

@@ -11,15 +11,24 @@ import pytest
 
 from tests.support.counted import Maps, Processes
 from tests.support.scenes import Guest
-from tools.docs import manpage, metrics
+from tools.docs import failures, manpage, metrics
 from vpmu_agent.cli.main import cli
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.daemon import report
+from vpmu_agent.model.create_errors import CAUSES
+from vpmu_agent.model.event_names import AMD, INTEL
 from vpmu_agent.web.metrics import Exporter
 
 
 def test_the_table_of_metrics_is_what_the_code_makes() -> None:
     assert metrics.FILE.read_text() == metrics.text(), "make docs"
+
+
+def test_the_tables_of_failures_are_what_the_code_says() -> None:
+    written = failures.FILE.read_text()
+    assert failures.text(written) == written, "make docs"
+    assert len(re.findall(r"^\| `E[A-Z]+` \|", written, re.MULTILINE)) == len(CAUSES)
+    assert len(re.findall(r"^\| `r[0-9a-f]+` \|", written, re.MULTILINE)) == len(AMD) + len(INTEL)
 
 
 def test_a_scrape_has_the_families_of_the_table_and_no_others() -> None:
