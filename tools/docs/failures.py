@@ -22,10 +22,10 @@ def text(written: str) -> str:
 
 
 def _causes() -> str:
-    rows = [
-        f"| `{errno_name(number)}` | {cause.text} | {', '.join(f'`{name}()`' for name in cause.functions)} |\n"
-        for number, cause in CAUSES.items()
-    ]
+    rows = []
+    for number, cause in CAUSES.items():
+        functions = ", ".join(f"`{name}()`" for name in cause.functions)
+        rows.append(f"| `{errno_name(number)}` | {cause.text} | {functions} |\n")
     return "| errno | cause | kernel functions that return it |\n| --- | --- | --- |\n" + "".join(rows)
 
 
