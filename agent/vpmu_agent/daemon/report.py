@@ -68,7 +68,7 @@ class Report:
         self._clock = clock
         self._tell = tell
         self._vendor = vendor
-        self._failing: dict[Key, _Failing] = {}
+        self._failing: dict[tuple[Key, str | None], _Failing] = {}  # by kind as well
         self._windows: dict[tuple[str, str | None, str | None], _Window] = {}  # the open ones
 
     def add(self, call: Call, verdict: Verdict) -> None:
@@ -77,7 +77,8 @@ class Report:
         error = errno_name(-call.result) if call.result else None
         if not kind and not error:
             return
-        if not kind and (failing := self._failing.get(key(call))):
+        its = key(call), kind
+        if call.result and (failing := self._failing.get(its)):
             failing.story.count += 1
             return
         window = self._windows.setdefault((call.vm, kind, error), _Window(self._clock() + WINDOW_S))
@@ -85,9 +86,8 @@ class Report:
             window.held_back += 1
             return
         window.told += 1
-        if not kind:
-            story = Story(call, call.time_ns, 1)
-            self._failing[key(call)] = _Failing(story, self._clock() + WINDOW_S)
+        if call.result:
+            self._failing[its] = _Failing(Story(call, call.time_ns, 1), self._clock() + WINDOW_S)
         self._tell(
             self._divergence(call, verdict)
             if kind
@@ -116,7 +116,7 @@ class Report:
         expected = f"; expected {verdict.expected}" if verdict.expected else ""
         why = f"; {self._reason(call)}" if call.result else ""
         seen = _seen(call, verdict.event)
-        return f"{_where(call)}: {verdict.kind} ({verdict.kind.meaning}): {seen}{expected}{why}"
+        return f"{_where(call)}: {verdict.kind} ({verdict.kind.meaning}): {seen}{why}{expected}"
 
     def _failure(self, call: Call) -> str:
         return f"{_where(call)}: {_seen(call, None)}; {self._reason(call)}"
@@ -141,23 +141,23 @@ class Report:
                 )
 
     def _close_failing(self, now: float) -> None:
-        for its, failing in list(self._failing.items()):
+        for (its, kind), failing in list(self._failing.items()):
             if now < failing.ends:
                 continue
             call, more = failing.story.last, failing.story.count - failing.told
             if not more:
-                del self._failing[its]
+                del self._failing[its, kind]
                 continue
             since = datetime.fromtimestamp(failing.story.since_ns / 1e9).astimezone()
+            what = f"{self._failure(call)} ({kind})" if kind else self._failure(call)
             self._tell(
-                f"{self._failure(call)}: {more} more times, {failing.story.count} since "
-                f"{since:%Y-%m-%d %H:%M:%S}",
+                f"{what}: {more} more times, {failing.story.count} since {since:%Y-%m-%d %H:%M:%S}",
                 Level.WARNING,
-                MESSAGE_ID=FAILURE,
                 VPMU_VM=call.vm,
                 VPMU_VCPU=None if call.vcpu < 0 else call.vcpu,
                 VPMU_PMC=call.pmc_name,
                 VPMU_CALL=call.name,
+                VPMU_KIND=kind,
                 VPMU_ERRNO=errno_name(-call.result),
                 VPMU_HELD_BACK=more,
             )

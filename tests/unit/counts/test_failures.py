@@ -6,6 +6,7 @@ from tests.support.scenes import USER_CYCLES, Guest, checked
 from vpmu_agent.counts.failures import KEPT, Failures
 from vpmu_agent.counts.recent import Recent
 from vpmu_agent.model.call import CallName
+from vpmu_agent.model.rules import Kind
 
 
 def test_a_creation_that_fails_again_is_one_story() -> None:
@@ -52,3 +53,21 @@ def test_of_the_last_calls_a_failure_replaces_itself_and_no_divergence() -> None
     assert recent.last() == (failed[-1], diverged[-1])
     (story,) = recent.failures()
     assert story.count == 500
+
+
+def test_a_group_that_stays_partial_is_one_of_the_last_calls() -> None:
+    recent, guest = Recent(), Guest("mail01", 1)
+    disabled = replace(USER_CYCLES, disabled=True)
+    for _ in range(3):
+        leader = guest.new_event()
+        calls = [
+            guest.call(CallName.CREATE, leader, size=2, attr=disabled),
+            guest.call(CallName.CREATE, 0, leader=leader, size=2, result=-22, attr=disabled),
+            guest.call(CallName.RELEASE, leader, size=2, attr=disabled),
+        ]
+        for call, verdict in checked(calls):
+            recent.add(call, verdict)
+    ((call, verdict),) = recent.last()
+    assert (verdict.kind, call.result) == (Kind.PARTIAL_GROUP, -22)
+    (story,) = recent.failures()
+    assert story.count == 3

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from tests.support.scenes import Guest, checked
+from tests.support.scenes import USER_CYCLES, Guest, checked
 from vpmu_agent.daemon.report import (
     BURST,
     DIVERGENCE,
@@ -20,6 +22,8 @@ from vpmu_agent.daemon.report import (
     tell_refused,
     tell_untraced,
 )
+from vpmu_agent.model.call import CallName
+from vpmu_agent.model.create_errors import cause
 from vpmu_agent.model.rules import Kind
 from vpmu_agent.system.journal import Level
 from vpmu_agent.vms.command_line import Vmm
@@ -132,6 +136,24 @@ def test_a_creation_that_goes_on_failing_is_one_story(capsys: pytest.CaptureFixt
     capsys.readouterr()
     fail(1)
     assert capsys.readouterr().err == f"web01: vCPU 0 gp0: {FAILED}\n"
+
+
+def test_a_group_that_stays_partial_is_one_story_too(log: Log) -> None:
+    report, guest = Report(Clock(), log.tell), Guest("mail01", 1)
+    leader, disabled = guest.new_event(), replace(USER_CYCLES, disabled=True)
+    for _ in range(100):
+        calls = [
+            guest.call(CallName.CREATE, leader, size=2, attr=disabled),
+            guest.call(CallName.CREATE, 0, leader=leader, size=2, result=-errno.EINVAL, attr=disabled),
+        ]
+        for call, verdict in checked(calls):
+            report.add(call, verdict)
+    report.close()
+    first, later = log.entries
+    assert (first["VPMU_KIND"], first["VPMU_ERRNO"]) == ("partial_group", "EINVAL")
+    assert f"user mode only: {cause(errno.EINVAL)}; expected create(event=1" in first["MESSAGE"]
+    assert (later["VPMU_KIND"], later["VPMU_HELD_BACK"]) == ("partial_group", 99)
+    assert " (partial_group): 99 more times, 100 since " in later["MESSAGE"]
 
 
 def test_a_guest_that_always_asks_for_something_else_is_told_in_few_lines(
