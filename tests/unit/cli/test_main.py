@@ -269,3 +269,12 @@ def test_predict_refuses_what_cannot_be() -> None:
     done = invoke("predict", "--events", "2", "--steps", "program,dance")
     assert done.exit_code == 2
     assert "no step 'dance': there are program, pause, resume, release" in done.stderr
+
+
+def test_a_replay_names_events_as_the_recordings_host_does(tmp_path: Path) -> None:
+    failed = replace(Guest("web01", 42).failed_create(), time_ns=1)
+    path = record(tmp_path / "recording", [failed])
+    assert "no event for r076:uGD, in the guest" in invoke("replay", str(path)).stdout
+    header, rest = path.read_text().split("\n", 1)
+    path.write_text(json.dumps({**json.loads(header), "cpu_vendor": "AuthenticAMD"}) + "\n" + rest)
+    assert "no event for cycles (r076:uGD), in the guest" in invoke("replay", str(path)).stdout

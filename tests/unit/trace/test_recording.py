@@ -543,3 +543,25 @@ def test_every_call_name_can_be_recorded() -> None:
     for name in CallName:
         call = replace(CALLS[0], name=name)
         assert json.loads(call_json(call, PREDICTED))["call"] == name
+
+
+def test_a_failed_call_is_read_as_fast_as_others() -> None:
+    failed = replace(CALLS[1], name=CallName.CREATE, event=0, result=-errno.EOPNOTSUPP)
+    line = call_json(failed, Verdict(Kind.PREDICTED, 1, 0))
+    assert '"errno":"EOPNOTSUPP","cause":"' in line
+    assert CallReader().written([line.encode()]) == [failed]
+
+
+@pytest.mark.parametrize("vendor", ["AuthenticAMD", ""])
+def test_the_vendor_of_the_cpu_is_read_back(tmp_path: Path, vendor: str) -> None:
+    path = tmp_path / "recording"
+    Recorder(path, replace(HEADER, cpu_vendor=vendor)).end(Tally(), 0)
+    with path.open("rb") as file:
+        assert Recording(file, "a").header == replace(HEADER, cpu_vendor=vendor)
+
+
+def test_an_older_recording_has_no_vendor_and_a_wrong_one_is_refused() -> None:
+    old = {"schema": 1, "kind": "recording", "agent": "", "kernel": "", "attach": "", "filters": {}}
+    assert Recording(io.BytesIO(f"{json.dumps(old)}\n".encode()), "a").header.cpu_vendor == ""
+    with pytest.raises(RecordingError, match="line 1: 'cpu_vendor' of the header must be a text"):
+        Recording(io.BytesIO(f"{json.dumps({**old, 'cpu_vendor': 1})}\n".encode()), "a")
