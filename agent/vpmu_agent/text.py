@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from vpmu_agent.model.call import Attr, Call
+from vpmu_agent.model.call import Attr, Call, PmcType
 from vpmu_agent.model.event_names import TYPE_HARDWARE, TYPE_RAW, event_name, hardware_name
 
 
@@ -52,6 +52,34 @@ def _where_counted(attr: Attr) -> str:
     if attr.exclude_user:
         return f"{where}, kernel mode only"
     return f"{where}, user mode only" if attr.exclude_kernel else where
+
+
+# What of an event select makes a raw event: AMD64_RAW_EVENT_MASK, X86_RAW_EVENT_MASK, HSW_IN_TX and
+# HSW_IN_TX_CHECKPOINTED (arch/x86/include/asm/perf_event.h).
+_RAW_EVENT = 0xF_FF84_FFFF
+_SELECT_USR, _SELECT_OS = 1 << 16, 1 << 17  # ARCH_PERFMON_EVENTSEL_USR, _OS
+_FIXED_OS, _FIXED_USR = 1 << 0, 1 << 1  # INTEL_FIXED_0_KERNEL, _USER
+# Intel's manual (SDM, volume 3), "Association of Fixed-Function Performance Counters with ... Events".
+_FIXED_EVENTS = ("instructions", "cycles", "ref-cycles", "slots")
+
+
+def selected_text(pmc: str, control: int) -> str:
+    """Return what a guest set a counter to count, as attr_text() does: `r0c0:u` is event 0xc0 in user mode.
+
+    `control` is a gp counter's event select, or a fixed counter's four bits of IA32_FIXED_CTR_CTRL. Return
+    "-" if it is 0, as if it was never set.
+    """
+    if not control:
+        return "-"
+    if pmc.startswith(PmcType.FIXED):
+        index = int(pmc.removeprefix(PmcType.FIXED))
+        name = _FIXED_EVENTS[index] if index < len(_FIXED_EVENTS) else pmc
+        in_user, in_kernel = bool(control & _FIXED_USR), bool(control & _FIXED_OS)
+    else:
+        name = f"r{control & _RAW_EVENT:03x}"
+        in_user, in_kernel = bool(control & _SELECT_USR), bool(control & _SELECT_OS)
+    levels = ("u" if in_user else "") + ("k" if in_kernel else "")
+    return name if levels == "uk" else f"{name}:{levels or 'h'}"
 
 
 def measured_text(ns: int) -> str:

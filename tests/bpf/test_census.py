@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -104,6 +105,46 @@ def test_their_words(probes: Probes) -> None:
 def test_the_census_alone_finds_the_same() -> None:
     with running("2i", name="web01"):
         assert guests_now(Vms()).pmus["web01"] == ([] if kvm_pmu().enabled else [Pmu(Mode.OFF, Why.HOST)])
+
+
+def test_list_on_this_kernel() -> None:
+    """With KVM's own vPMU or without; that counters are seen takes guests that run, which the lab has."""
+    with running("2i", "1", name="web01") as tgid:
+        child = int(Path(f"/proc/{tgid}/task/{tgid}/children").read_text().split()[0])
+        done = listed("--output", "json")
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        vms = {line["vm"]: line for line in lines if line["kind"] == "vm"}
+        if kvm_pmu().enabled:
+            assert "web01" not in vms  # their CPUID was never set: what PMU they get is not known yet
+        else:
+            assert vms["web01"]["tgid"] == tgid
+            assert vms["web01"]["pmus"] == [{"mode": "off", "reason": "host"}]
+            assert vms["web01"]["vcpus"] == 3
+            assert "web01 3 vCPUs, off: KVM's parameter enable_pmu is N" in " ".join(listed().stdout.split())
+        assert child not in {vm["tgid"] for vm in vms.values()}
+        assert lines[-1]["vms"] == len(vms)
+        assert lines[-1]["holders_unknown"] is None
+        assert done.returncode == any(line.get("failing") for line in lines)
+    assert listed("--vm", "web01").returncode == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
+def test_list_without_privileges_says_what_it_lacks() -> None:
+    done = listed(user="nobody")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.splitlines()[-1].startswith("Error: ")
+    assert "root" in done.stderr
+
+
+def listed(*arguments: str, user: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vpmu_agent", "list", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        user=user,
+        cwd=ROOT,
+    )
 
 
 def test_a_sweep_tells_of_a_vm_once(probes: Probes, monkeypatch: pytest.MonkeyPatch) -> None:

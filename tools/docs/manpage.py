@@ -23,8 +23,8 @@ with BPF, per VM, vCPU and counter, without touching the guest, and checks every
 model of what it should do.
 
 `run` is the daemon that serves metrics to Prometheus; once the probes are attached, it needs no privileges.
-`trace` prints the calls as they happen. `doctor` reports what a host lacks for either; `replay` and `predict`
-work on any machine.
+`trace` prints the calls as they happen, and `list` what every guest's counters do now. `doctor` reports what
+a host lacks for these; `replay` and `predict` work on any machine.
 """
 
 JOURNAL = """
@@ -39,6 +39,7 @@ FILES = {
     "/usr/share/vpmu-agent/rules/": "Recording and alerting rules for Prometheus.",
     "/usr/share/doc/vpmu-agent/dashboards/README.md": "The runbooks of the alerts.",
     "/usr/share/doc/vpmu-agent/docs/metrics.md": "All metrics.",
+    "/usr/share/doc/vpmu-agent/docs/census.md": "What `list` prints, and its JSON.",
     "/usr/share/doc/vpmu-agent/examples/web.yml": "An example for `--web.config.file`.",
 }
 
@@ -53,6 +54,7 @@ FIELDS = {
 
 EXAMPLES = {
     "Check whether this host can be traced:": "vpmu-agent doctor",
+    "Print what every guest's counters do now:": "vpmu-agent list",
     "Print all calls for one VM for a minute, and keep them for later:": (
         "vpmu-agent trace --vm web01 --duration 60 --record web01.jsonl"
     ),

@@ -24,6 +24,7 @@ from vpmu_agent.system.stdout import print_line, settle_stdout
 from vpmu_agent.system.user import DAEMON_USER
 
 if TYPE_CHECKING:
+    from vpmu_agent.counts.guests import Found, Names
     from vpmu_agent.daemon.attachment import ProbeSource
     from vpmu_agent.daemon.settings import Settings
     from vpmu_agent.probes import Mode
@@ -43,7 +44,7 @@ CONFIG_FILE = Path("/etc/vpmu-agent/vpmu-agent.toml")
 
 @dataclass(frozen=True, slots=True)
 class StandIns:
-    """Replacements for this host's probes and VMs, which tests give to a command as click's `obj`.
+    """Replacements for this host's probes, VMs and census, which tests give to a command as click's `obj`.
 
     None stands for the real one.
     """
@@ -51,6 +52,7 @@ class StandIns:
     attach: Attach | None = None
     source: ProbeSource | None = None
     running: Callable[[], Iterable[int]] | None = None
+    guests: Callable[[Names], Found] | None = None
 
 
 class _Problem(click.ClickException):
@@ -217,7 +219,8 @@ def cli() -> None:
     \b
     Exit status:
       0  success
-      1  a problem was found: KVM diverged from the model, or a recording is cut short
+      1  a problem was found: KVM diverged from the model, a guest's counter does not count, or a
+         recording is cut short
       2  wrong usage, a file that is not a recording, or mistakes in the configuration
       3  cannot run here, or cannot go on: the reason is on standard error
     """
@@ -448,6 +451,35 @@ def predict(*, events: int, fail_at: int | None, steps: str, output: str) -> Non
         raise click.UsageError(str(error)) from error
     for line in predicted_json(predicted) if output == "json" else predicted_text(predicted):
         print_line(line)
+
+
+@cli.command("list")
+@_vm
+@_output
+@click.option("--all", "with_idle", is_flag=True, help="Also print counters that are not in use.")
+@click.pass_context
+def list_counters(ctx: click.Context, /, *, vm: tuple[str, ...], output: str, with_idle: bool) -> None:
+    """Print what every guest's counters do now, and who else uses the host's PMU.
+
+    It looks twice, a tenth of a second apart, and attaches no probes; docs/census.md explains what it prints.
+    The exit status is 1 if a counter does not count as its guest asked for.
+    """
+    from vpmu_agent.cli.listing import Listing, listing_json, listing_text
+    from vpmu_agent.counts.guests import guests_now
+    from vpmu_agent.kernel.facts import nmi_watchdog
+    from vpmu_agent.system.stdout import Style
+    from vpmu_agent.vms.names import Vms
+
+    found = (ctx.ensure_object(StandIns).guests or guests_now)(Vms())
+    if missing := [name for name in vm if name not in found.pmus]:
+        there = ", ".join(found.pmus) or "none"
+        raise _BadInput(f"no VM named {', '.join(missing)} is running; running: {there}")
+    shown = [name for name in found.pmus if not vm or name in vm]
+    listing = Listing(found, shown, nmi_watchdog(), with_idle=with_idle)
+    for line in listing_json(listing) if output == "json" else listing_text(listing, Style(sys.stdout)):
+        print_line(line)
+    settle_stdout()
+    sys.exit(PROBLEM if listing.is_failing else 0)
 
 
 @cli.command()

@@ -52,6 +52,14 @@ class Counter(NamedTuple):
     """What its last creation failed with; 0 if it did not, or if that is not known."""
 
 
+class VcpuPmu(NamedTuple):
+    """How many counters a vCPU has."""
+
+    vcpu: int
+    gp: int
+    fixed: int
+
+
 @dataclass(frozen=True, slots=True)
 class VmCounters:
     """All counters of one process's VMs."""
@@ -68,6 +76,8 @@ class VmCounters:
     has_filter: bool = False
     running: float | None = None
     """As Counter.running, of all counters that are wanted."""
+    by_vcpu: Sequence[VcpuPmu] = ()
+    """In order of the vCPUs' numbers. A process with several VMs has some numbers more than once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +174,7 @@ class Counters:
             max(vcpu.fixed for vcpu in vcpus),
             any(vcpu.has_filter for vcpu in vcpus),
             running_ratio(enabled_ns, running_ns),
+            [VcpuPmu(vcpu.vcpu_id, vcpu.gp, vcpu.fixed) for vcpu in vcpus],
         )
 
 

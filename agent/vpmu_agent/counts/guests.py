@@ -48,6 +48,8 @@ class Found:
     tgids: Mapping[str, int] = field(default_factory=dict)
     holders: Sequence[Holder] = ()
     """Who has events on the host's PMU, other than KVM; those with the most first."""
+    no_holders: str = ""
+    """Why it is not known who has; empty if it is."""
     pulls: int = 0
     """How many there were; 0: nothing is known."""
     cpu_s: float = 0.0
@@ -150,4 +152,4 @@ def guests_now(vms: Names) -> Found:
             raise KernelError(census.missing)
     finally:
         census.close()
-    return guests.found
+    return replace(guests.found, no_holders=census.no_host_events)

@@ -132,7 +132,9 @@ def load_census() -> Handover:
     """Compile the census for the running kernel and attach it. Raise KernelError as load() does."""
     toolchain()
     require_host_pids()
-    return Handover("census", census=attach_census(compile_census(read_census_layout().constants)))
+    layout = read_census_layout()
+    census = attach_census(compile_census(layout.constants))
+    return Handover("census", census=census, no_host_events=layout.no_host_events)
 
 
 def _as_root() -> list[str]:

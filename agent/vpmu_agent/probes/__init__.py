@@ -311,7 +311,8 @@ def attach(*, mode: Mode = "auto", vms: VmNames, stream: bool = True) -> Probes:
 def attach_census() -> Census:
     """Attach the census alone. Raise KernelError if the kernel or bcc refuses it."""
     with _loader("census") as channel:
-        return Census(handover.receive(channel).census)
+        handed = handover.receive(channel)
+        return Census(handed.census, no_host_events=handed.no_host_events)
 
 
 @contextmanager

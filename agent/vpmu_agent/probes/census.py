@@ -20,6 +20,7 @@ from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.kernel.libbpf import libbpf, quiet, strerror
 from vpmu_agent.probes.layout import Layout, enum_names
 from vpmu_agent.probes.sources import bpf_folder
+from vpmu_agent.vms.clean import clean_name
 
 _READ_SIZE = 64 * 1024  # bytes; more than bpf_seq_read() returns at a time (8 pages, kernel/bpf/bpf_iter.c)
 
@@ -226,18 +227,22 @@ def _host_event(
     state: int,
     oncpu: int,
 ) -> HostEvent:
-    name = comm.split(b"\0")[0].decode(errors="replace")
+    name = clean_name(comm.split(b"\0")[0].decode(errors="replace"))  # a process can choose it
     return HostEvent(
         tgid, event, enabled_ns, running_ns, config, attr_flags, name, event_type, cpu, state, oncpu
     )
 
 
 class Census:
-    """An attached iterator. Without one, or after it failed, a pull finds nothing and `missing` says why."""
+    """An attached iterator. Without one, or after it failed, a pull finds nothing and `missing` says why.
 
-    def __init__(self, link: int | None, missing: str = "") -> None:
+    `no_host_events` says why pulls find no events of the host; it is empty if they do.
+    """
+
+    def __init__(self, link: int | None, missing: str = "", *, no_host_events: str = "") -> None:
         """Take ownership of the descriptor."""
         self.missing = missing
+        self.no_host_events = no_host_events
         self._link = link
 
     def pull(self) -> Look:

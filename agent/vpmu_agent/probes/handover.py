@@ -32,6 +32,8 @@ class Handover:
     """The link of the census's iterator (probes/census.py), None if there is no census."""
     no_census: str = ""
     """Why there is no census."""
+    no_host_events: str = ""
+    """Why the census finds no events of the host; empty if it does."""
 
     def descriptors(self) -> list[int]:
         """Return all of them, in the order in which they are sent."""
@@ -53,6 +55,7 @@ def send(end: socket.socket, handover: Handover) -> None:
         "links": len(handover.links),
         "census": 0 if handover.census is None else 1,
         "no_census": handover.no_census,
+        "no_host_events": handover.no_host_events,
     }
     socket.send_fds(end, [json.dumps(about).encode()], handover.descriptors())
 
@@ -101,6 +104,7 @@ def receive(end: socket.socket) -> Handover:
         links=list(islice(found, links)),
         census=next(found, None),
         no_census=about["no_census"],
+        no_host_events=about["no_host_events"],
     )
 
 

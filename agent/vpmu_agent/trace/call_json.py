@@ -16,8 +16,8 @@ from vpmu_agent.model.create_errors import cause
 from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.text import errno_name
 from vpmu_agent.trace.tally import Tally
+from vpmu_agent.vms.clean import clean_name
 from vpmu_agent.vms.modes import Pmu
-from vpmu_agent.vms.names import clean_name
 
 SCHEMA = 1
 

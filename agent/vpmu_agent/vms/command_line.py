@@ -29,7 +29,7 @@ class Identity:
 
     vmm: Vmm
     name: str
-    """As written there; see names.clean_name()."""
+    """As written there; see clean.clean_name()."""
     uuid: str
     """In canonical form."""
     pod_uid: str

@@ -54,6 +54,11 @@ _REASONS = {
 }
 
 
+def reason(pmu: Pmu) -> str:
+    """Return why a PMU is off, in words, without full stop."""
+    return _REASONS[pmu.why or Why.UNKNOWN]
+
+
 def untraced(found: Iterable[tuple[str, Pmu]]) -> dict[Pmu, list[str]]:
     """Return the VMs that cannot be traced, by their PMU."""
     vms: dict[Pmu, list[str]] = {}
@@ -77,6 +82,5 @@ def sentence(vms: Sequence[str], pmu: Pmu) -> str:
                 "creates no perf events for it, so there is nothing to trace"
             )
         case Mode.OFF:
-            why = pmu.why or Why.UNKNOWN
-            lost = f"{has} lost the vPMU" if why is Why.NO_IRQCHIP else f"{has} no vPMU"
-            return f"{names} {lost}: {_REASONS[why]}, so there is nothing to trace"
+            lost = f"{has} lost the vPMU" if pmu.why is Why.NO_IRQCHIP else f"{has} no vPMU"
+            return f"{names} {lost}: {reason(pmu)}, so there is nothing to trace"

@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vpmu_agent.vms.clean import MAX_NAME, clean_name
 from vpmu_agent.vms.command_line import Identity, Vmm, identify
 from vpmu_agent.vms.libvirt import domain, domain_uuid
 from vpmu_agent.vms.process import Process, read_text
-
-MAX_NAME = 128
-"""Characters. A VM's name is a label value in every one of its series."""
 
 TRUST_S = 1.0
 """How long a tgid is taken to be the same process: less than the PID space takes to wrap around."""
@@ -178,13 +176,6 @@ class Vms:
         vm = self._vms.pop(tgid, None)
         if vm is not None and self._names.get(vm.info.name) == tgid:
             del self._names[vm.info.name]
-
-
-def clean_name(name: str) -> str:
-    """Return `name` fit for labels, terminals and logs: cut to MAX_NAME, unprintable characters replaced."""
-    if name.isprintable() and len(name) <= MAX_NAME:
-        return name
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name[:MAX_NAME])
 
 
 def _nameless(tgid: int) -> str:

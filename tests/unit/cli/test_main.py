@@ -172,7 +172,7 @@ def test_wrong_usage_names_what_is_wrong(arguments: list[str], named: str) -> No
 
 def test_help_and_version() -> None:
     assert invoke("--version").stdout == f"vpmu-agent, version {version('vpmu-agent')}\n"
-    for command in ("trace", "replay", "run", "doctor"):
+    for command in ("trace", "replay", "run", "list", "doctor"):
         result = invoke(command, "--help")
         assert result.exit_code == 0
         assert command in invoke("-h").stdout

@@ -57,6 +57,12 @@ def test_what_several_files_lead_to_is_there_once() -> None:
     assert (event.tgid, event.comm, event.cpu) == (10, "otel", -1)
 
 
+def test_a_process_cannot_write_to_terminals_by_its_name() -> None:
+    data = HOST_EVENT.pack({"kind": 2, "event": 9, "comm": [int.from_bytes(b"\x1b[2Jx", "little"), 0]})
+    (event,) = decode(data).host_events
+    assert event.comm == "\N{REPLACEMENT CHARACTER}[2Jx"
+
+
 @pytest.mark.parametrize(
     ("found", "kvm", "expected"),
     [

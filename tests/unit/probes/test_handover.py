@@ -54,6 +54,12 @@ def test_descriptors_arrive_as_what_they_were_sent_as(ends: tuple[socket.socket,
     handover.close(received)
 
 
+def test_what_the_census_lacks_arrives(ends: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = ends
+    handover.send(theirs, Handover("census", no_host_events="no perf_read"))
+    assert handover.receive(ours).no_host_events == "no perf_read"
+
+
 def test_the_census_arrives_or_why_there_is_none(ends: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = ends
     calls, program, link, census = files("calls", "program", "link", "census")

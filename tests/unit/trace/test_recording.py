@@ -24,7 +24,7 @@ from vpmu_agent.system.stdout import OutputError
 from vpmu_agent.trace.call_json import CallReader, call_json
 from vpmu_agent.trace.recording import MAX_LINE, Header, Recorder, Recording, RecordingError
 from vpmu_agent.trace.tally import Tally
-from vpmu_agent.vms.names import clean_name
+from vpmu_agent.vms.clean import clean_name
 
 HEADER = Header("0.1.0", "6.1.0-27-amd64", "fexit", {"vm": ["web01"], "vcpu": [], "pmc": []})
 PREDICTED = Verdict(Kind.PREDICTED, 0, None)

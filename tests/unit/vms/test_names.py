@@ -17,8 +17,9 @@ import pytest
 
 from tests.support.vmm_commands import PROCESSES, expected
 from vpmu_agent.probes.layout import SIZES
+from vpmu_agent.vms.clean import MAX_NAME, clean_name
 from vpmu_agent.vms.command_line import Identity, Vmm
-from vpmu_agent.vms.names import MAX_NAME, VmInfo, Vms, clean_name
+from vpmu_agent.vms.names import VmInfo, Vms
 from vpmu_agent.vms.process import running
 
 SLEEP = "import time; print(flush=True); time.sleep(60)"
