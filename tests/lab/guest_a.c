@@ -64,6 +64,7 @@ static int rounds = 1;
 static int vcpu_count = 1;
 static int linger_ms;
 static bool stepwise;
+static bool filtered;
 static struct vcpu vcpus[MAX_VCPUS];
 static pthread_barrier_t stage_reached, stage_left;
 
@@ -176,6 +177,15 @@ static void make_vcpu(struct vcpu *vcpu, int kvm, int vm, int id)
 	}
 }
 
+/* With --filter: of no event may the guest count anything. */
+static void deny_all_events(int vm)
+{
+	struct kvm_pmu_event_filter filter = { .action = KVM_PMU_EVENT_ALLOW, .nevents = 0 };
+
+	if (ioctl(vm, KVM_SET_PMU_EVENT_FILTER, &filter) < 0)
+		err(1, "KVM_SET_PMU_EVENT_FILTER");
+}
+
 static int make_vm(int kvm)
 {
 	size_t page = 4096;
@@ -193,6 +203,8 @@ static int make_vm(int kvm)
 	memcpy(code + AT_SPIN, code_spin, sizeof(code_spin));
 	if (ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region) < 0)
 		err(1, "KVM_SET_USER_MEMORY_REGION");
+	if (filtered)
+		deny_all_events(vm);
 	return vm;
 }
 
@@ -229,6 +241,10 @@ static void parse(char **argv)
 			stepwise = true;
 			continue;
 		}
+		if (!strcmp(*arg, "--filter")) {
+			filtered = true;
+			continue;
+		}
 		/* -name is for whoever reads the command line: the agent takes a VM's name from there. */
 		if (!strcmp(*arg, "-name") && arg[1])
 			arg++;
@@ -243,7 +259,7 @@ static void parse(char **argv)
 		else
 			errx(2,
 			     "usage: %s [-name guest=NAME] [--counters N] [--rounds N] [--vcpus N] "
-			     "[--linger-ms N] [--wait]",
+			     "[--linger-ms N] [--wait] [--filter]",
 			     *argv);
 	}
 }

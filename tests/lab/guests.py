@@ -127,6 +127,7 @@ def guest_a(
     vcpus: int = 1,
     stepwise: bool = False,
     realtime: bool = False,
+    filtered: bool = False,
 ) -> Guest:
     """The tiny VMM.
 
@@ -134,6 +135,8 @@ def guest_a(
     loses its CPU, KVM releases the counters that it did not use in that time slice (kvm_pmu_cleanup()), and
     creates them where it would have enabled them: what is always the same is creates and enables together.
     `realtime`: it loses its CPU to nothing else in the VM.
+
+    `filtered`: its VMM allows it no event (KVM_SET_PMU_EVENT_FILTER).
 
     `stepwise`: it says {"stage": "ready"}, "programmed" and "done" and waits for go_on() at each.
     """
@@ -145,6 +148,8 @@ def guest_a(
         command += ["-name", f"guest={name}"]
     if stepwise:
         command.append("--wait")
+    if filtered:
+        command.append("--filter")
     return Guest(command)
 
 

@@ -1,0 +1,214 @@
+"""The truth about every counter: each status of a real guest, the right VM named and nothing said of others.
+
+The test PMU's account says which events there are, which were put on a CPU and which found no room.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from . import agent, pmu
+from .agent import COMMAND, Line
+from .guests import Guest, guest_a
+from .scrape import parse, read, total
+
+LISTEN = "127.0.0.1:9775"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What `vpmu-agent list` said."""
+
+    status: int
+    lines: list[Line]
+
+    def of(self, kind: str) -> list[Line]:
+        return [line for line in self.lines if line["kind"] == kind]
+
+    def vm(self, name: str) -> Line:
+        (line,) = (line for line in self.of("vm") if line["vm"] == name)
+        return line
+
+    def counters(self) -> dict[str, dict[str, str]]:
+        """The statuses of the counters that are in use, by VM and counter."""
+        found: defaultdict[str, dict[str, str]] = defaultdict(dict)
+        for line in self.of("counter"):
+            found[line["vm"]][line["pmc"]] = line["status"]
+        return dict(found)
+
+    def events(self, vm: str) -> int:
+        return sum(len(line["events"]) for line in self.of("counter") if line["vm"] == vm)
+
+
+def listed() -> Listed:
+    done = subprocess.run([*COMMAND, "list", "--output", "json"], capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1), done.stderr
+    return Listed(done.returncode, [json.loads(line) for line in done.stdout.splitlines()])
+
+
+def programmed(stack: ExitStack, guest: Guest) -> Guest:
+    """The guest, with its counters enabled and its vCPU asleep."""
+    stack.enter_context(guest)
+    for stage in ("ready", "programmed"):
+        assert guest.wait_for("stage")["stage"] == stage
+        if stage == "ready":
+            guest.go_on()
+    return guest
+
+
+HOLDER = """
+import ctypes, os, struct, sys
+attr = struct.pack("=IIQ", 4, 64, 0xC0).ljust(40, b"\\0") + struct.pack("=Q", 1 << 2)  # raw, pinned
+event = ctypes.CDLL(None).syscall(298, attr.ljust(64, b"\\0"), -1, 0, -1, 0)  # perf_event_open, on CPU 0
+assert event >= 0
+if not os.fork():  # a child has the descriptor too
+    sys.stdin.read()
+    os._exit(0)
+print("holds", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def holder() -> Iterator[int]:
+    """A process of the host that has a pinned event on the CPU, and a child that inherited it."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"holds\n"
+        yield process.pid
+
+
+# A vCPU's thread that lists: so its events are on the PMU when they are looked at, though there is one CPU.
+LISTS_ITSELF = f"""
+import os, sys
+sys.executable = {sys.executable!r}
+from tests.bpf.kvm import make_vm
+from vpmu_agent.cli.main import cli
+vm = make_vm(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC), "icr", 1)
+cli(["list", "--output", "json"])
+"""
+
+
+@pytest.mark.slim
+def test_every_status_of_guests_that_were_there_before() -> None:
+    with ExitStack() as stack:
+        killed = programmed(stack, guest_a("killed01", stepwise=True))
+        idle = stack.enter_context(guest_a("idle01", stepwise=True))
+        idle.wait_for("stage")
+        asleep = programmed(stack, guest_a("asleep01", counters=2, stepwise=True))
+        filtered = programmed(stack, guest_a("filtered01", counters=2, stepwise=True, filtered=True))
+        pmu.fail_creation(errno.ENOSPC, after=1)
+        denied = programmed(stack, guest_a("denied01", counters=2, stepwise=True))
+        pmu.fail_creation(0)
+        pmu.set_room(2)
+        starved = programmed(stack, guest_a("starved01", stepwise=True))
+        killed.kill()
+        found = listed()
+        counts = {guest.tgid: pmu.kvm_counts(guest.tgid) for guest in (asleep, filtered, denied, starved)}
+    assert {vm["vm"]: vm["tgid"] for vm in found.of("vm")} == {
+        "idle01": idle.tgid,
+        "asleep01": asleep.tgid,
+        "filtered01": filtered.tgid,
+        "denied01": denied.tgid,
+        "starved01": starved.tgid,
+    }
+    assert {pmu["mode"] for vm in found.of("vm") for pmu in vm["pmus"]} == {"emulated"}
+    assert found.counters() == {
+        "asleep01": {"gp0": "descheduled", "gp1": "descheduled"},
+        "filtered01": {"gp0": "filtered", "gp1": "filtered"},
+        "denied01": {"gp0": "descheduled", "gp1": "denied"},
+        "starved01": {"gp0": "descheduled", "gp1": "descheduled", "gp2": "starved", "gp3": "starved"},
+    }
+    assert found.vm("idle01")["statuses"].keys() == {"idle"}
+    assert found.vm("starved01")["starved"].startswith("starved01: 2 of 4 counters starved")
+    assert [vm["starved"] for vm in found.of("vm") if vm["vm"] != "starved01"] == [None] * 4
+    assert [vm["vm"] for vm in found.of("vm") if vm["event_filter"]] == ["filtered01"]
+    assert found.of("holder") == []
+    assert found.status == 1
+
+    # The test PMU's own account says the same.
+    for guest, name in ((asleep, "asleep01"), (filtered, "filtered01"), (denied, "denied01")):
+        assert counts[guest.tgid].alive == found.events(name)
+        assert counts[guest.tgid].refused == 0
+    assert counts[denied.tgid].failed >= 1
+    assert counts[starved.tgid].alive == found.events("starved01") == 4
+    assert counts[starved.tgid].refused >= 2
+
+
+@pytest.mark.slim
+def test_a_process_that_took_the_room_first_is_named() -> None:
+    pmu.set_room(2)
+    with holder() as pid, ExitStack() as stack:
+        guest = programmed(stack, guest_a("web01", stepwise=True))
+        found = listed()
+        assert pmu.perf_counts(pid).alive == 1
+        guest.kill()
+        after = listed()
+    assert found.counters() == {
+        "web01": {"gp0": "descheduled", "gp1": "starved", "gp2": "starved", "gp3": "starved"}
+    }
+    (held,) = found.of("holder")
+    assert (held["pid"], held["events"], held["pinned"], held["failed"]) == (pid, 1, 1, 0)
+    assert held["cpus"] == [0]
+    assert found.vm("web01")["starved"] == (
+        f"web01: 3 of 4 counters starved; on CPU 0 {held['comm']} (pid {pid}) has 1 event, pinned"
+    )
+    assert found.status == 1
+
+    assert after.of("vm") == []
+    assert after.of("counter") == []
+    assert after.of("holder") == [held]
+    assert after.status == 0
+
+
+@pytest.mark.slim
+def test_a_counter_that_counts() -> None:
+    with ExitStack() as stack:
+        programmed(stack, guest_a("other01", counters=1, stepwise=True))
+        done = subprocess.run(
+            # By its name and this argument it is a VMM.
+            ["qemu-system-x86_64", "-c", LISTS_ITSELF, "-name", "guest=busy01"],
+            executable=sys.executable,
+            env=os.environ,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    found = Listed(done.returncode, [json.loads(line) for line in done.stdout.splitlines()])
+    assert found.counters() == {"busy01": {"gp0": "counting"}, "other01": {"gp0": "descheduled"}}
+    (busy,) = (line for line in found.of("counter") if line["vm"] == "busy01")
+    assert busy["config"] == 0x76
+    assert busy["running"] == 1
+    assert busy["events"][0]["enabled_ns"] > 0
+    assert busy["cpu"] == 0
+
+
+@pytest.mark.slim
+def test_a_daemon_that_comes_late_knows_them_at_its_first_scrape() -> None:
+    with ExitStack() as stack:
+        guests = {
+            name: programmed(stack, guest_a(name, counters=counters, stepwise=True))
+            for name, counters in (("four01", 4), ("two01", 2))
+        }
+        with agent.run(LISTEN) as daemon:
+            first = parse(read(LISTEN))
+            for name, guest in guests.items():
+                alive = pmu.kvm_counts(guest.tgid).alive
+                assert alive > 0
+                assert total(first, "vpmu_events", vm=name) == alive
+            assert total(first, "vpmu_mode", mode="emulated") == 2
+            assert total(first, "vpmu_divergences_total") == 0
+            assert daemon.stop().status == 0
