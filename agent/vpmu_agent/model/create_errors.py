@@ -38,7 +38,7 @@ CAUSES = {
         ),
     ),
     errno.EBUSY: Cause(
-        "the host's counters are reserved by something other than perf, or Intel PT excludes LBR",
+        "the host's counters are reserved by something other than perf, or Intel PT or BTS excludes LBR",
         ("x86_reserve_hardware", "x86_add_exclusive"),
     ),
     errno.ENODEV: Cause(
