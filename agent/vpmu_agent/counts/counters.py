@@ -105,7 +105,7 @@ class Counters:
     """Keeps the last look, which tells what stays from what is changing."""
 
     def __init__(self) -> None:
-        self._before: dict[tuple[int, int], Held] = {}  # by vCPU's address and pmc_idx
+        self._before: dict[int, dict[int, Held]] = {}  # by vCPU's address, and by pmc_idx
 
     def take(self, look: Look, errnos: Mapping[tuple[int, Key], int] | None = None) -> dict[int, VmCounters]:
         """Return the counters of each process that has VMs, by tgid.
@@ -129,18 +129,19 @@ class Counters:
         self,
         vcpus: Sequence[Vcpu],
         by_vcpu: Mapping[int, Sequence[Pmc]],
-        before: Mapping[tuple[int, int], Held],
+        before: Mapping[int, Mapping[int, Held]],
         errnos: Mapping[tuple[int, Key], int],
     ) -> VmCounters:
         found: list[Counter] = []
         enabled_ns = running_ns = 0
         for vcpu in vcpus:
+            now = self._before[vcpu.address] = {}
+            then = before.get(vcpu.address, {})
             cpu = vcpu.cpu if vcpu.cpu >= 0 else None
             for pmcs in _by_counter(by_vcpu.get(vcpu.address, ())):
                 first = pmcs[0]
-                key = vcpu.address, first.pmc_idx
-                held = self._before[key] = _held(vcpu, pmcs)
-                past = before.get(key)
+                held = now[first.pmc_idx] = _held(vcpu, pmcs)
+                past = then.get(first.pmc_idx)
                 enabled, running = times(held.events, past.events if past else ())
                 if held.wanted:
                     enabled_ns += enabled
