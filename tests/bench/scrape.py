@@ -18,6 +18,9 @@ from typing import Any
 from uuid import UUID
 
 from tests.support.arrays import Arrays
+from tests.support.guests import amd, found
+from tests.support.looks import pmc
+from vpmu_agent.counts.guests import Found
 from vpmu_agent.counts.recent import Recent
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.loader.program import MAX_ENTRIES
@@ -107,7 +110,7 @@ def fill(arrays: Arrays, vms: int) -> None:
             sizes = [0, 0, *some(SIZES["VPMU_SIZES"] - 2, 10**5)]
             slot = arrays.take_vcpu(tgid, vcpu, siblings=3 * 10**5, sizes=sizes, sizes_sum=10**6)
             for idx in range(PMCS):
-                pmc: dict[str, int | Sequence[int]] = {
+                entry: dict[str, int | Sequence[int]] = {
                     "vcpu_id": vcpu,
                     "pmc_idx": idx,
                     "state": list(State).index(State.RUNNING),
@@ -116,9 +119,9 @@ def fill(arrays: Arrays, vms: int) -> None:
                     "due": [0, 1, 0, 0],
                 }
                 for call in CALLS:
-                    pmc[f"{call}_ns"] = rng.randrange(10**11)
-                    pmc[f"{call}_buckets"] = some(SIZES["VPMU_BUCKETS"], 10**5)
-                arrays.take_pmc(tgid, tgid << 32 | vcpu << 16 | idx, slot, **pmc)
+                    entry[f"{call}_ns"] = rng.randrange(10**11)
+                    entry[f"{call}_buckets"] = some(SIZES["VPMU_BUCKETS"], 10**5)
+                arrays.take_pmc(tgid, tgid << 32 | vcpu << 16 | idx, slot, **entry)
         if tgid % 10 == 0:
             arrays.fail(tgid, 28, rng.randrange(1, 1000))
 
@@ -134,11 +137,24 @@ class _Names:
         raise AssertionError(f"{tgid} is not gone")
 
 
+def _guests(vms: int) -> Found:
+    """Return what the census finds of these VMs."""
+    names = {tgid: _Names().about(tgid).name for tgid in range(1, vms + 1)}
+    vcpus = [
+        amd(tgid=tgid, address=tgid << 8 | vcpu, vm=tgid, vcpu_id=vcpu)
+        for tgid in names
+        for vcpu in range(VCPUS)
+    ]
+    pmcs = [pmc(index, tgid=vcpu.tgid, vcpu=vcpu.address) for vcpu in vcpus for index in range(PMCS)]
+    return found(names, *vcpus, *pmcs)
+
+
 def _serve(vms: int, *, per_counter: bool) -> None:
     arrays = Arrays(**{name: MAX_ENTRIES[name] for name in ARRAYS})
     fill(arrays, vms)
     with closing(Server(Address("127.0.0.1", 0))) as server, arrays.probes() as probes:
         watch = Watch(probes, _Names(), per_counter=per_counter)
+        watch.show_guests(_guests(vms))
         server.start(application(Exporter(watch), Overview(watch, Recent(), str)))
         print(server.address, flush=True)
         sys.stdin.read()

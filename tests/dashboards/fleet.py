@@ -56,6 +56,8 @@ def hosts() -> dict[str, Host]:
     for name, reason in {"kvm2": "ring_full", "kvm3": "missed_return"}.items():
         found[name].losing = reason
     found["kvm2"].refuses = True
+    found["kvm2"].starving = frozenset({"web01"})
+    found["kvm3"].no_census = "this kernel has no iterator"
     blind = found["kvm4"]
     blind.maps.functions = ()
     blind.watch.replace(blind.maps)  # as when the kvm module is away

@@ -7,15 +7,22 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from tests.support.counted import Maps, Processes
+from tests.support.guests import Names, Pulls, amd, emulating
+from tests.support.looks import host_event, look, pmc, starved
 from tests.support.places import DATA
 from tests.support.scenes import Guest
-from vpmu_agent.counts.guests import Found
+from vpmu_agent.counts.guests import Guests
 from vpmu_agent.counts.recent import Recent
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.model.call import Call, CallName
 from vpmu_agent.trace.recording import Recording
-from vpmu_agent.vms.modes import Mode, Pmu
 from vpmu_agent.web.state import Overview
+
+_LOOK_EVERY = 10
+"""Steps from one pull of the census to the next."""
+
+_ROOM = 2
+"""How many counters a VM that is starved has room for."""
 
 
 def recorded(name: str) -> list[Call]:
@@ -57,11 +64,17 @@ class Host:
         """Whether a call of its first VM is refused in each step."""
         self.missing = ""
         """Why no probes are attached."""
+        self.starving: frozenset[str] = frozenset()
+        """VMs of which two of four counters are starved, by a profiler."""
+        self.no_census = ""
+        """Why there is no census."""
         self.recent = Recent()
         self._vms = Processes()
         self._vm = vm
         self._loads = loads
         self._steps = 0
+        self._guests = Guests(Names(self._vms.names), emulating)
+        self._census = Pulls()
         self.watch = Watch(self.maps, self._vms, durations=durations)
         self.overview = Overview(self.watch, self.recent, lambda: self.missing)
 
@@ -93,5 +106,27 @@ class Host:
         self._vms.alive = set(self._vms.names)
         for call, verdict in self.maps.feed(made):
             self.recent.add(call, verdict)
-        pmus = dict.fromkeys(self._vms.names.values(), (Pmu(Mode.EMULATED),))
-        self.watch.show_guests(Found(pmus=pmus))
+        if self._steps % _LOOK_EVERY == 0:
+            self._look()
+
+    def _look(self) -> None:
+        """Pull the census: each VM uses four counters of one vCPU."""
+        vcpus = [amd(tgid=tgid, address=tgid, vm=tgid) for tgid in self._vms.names]
+        pmcs = [
+            (starved if name in self.starving and index >= _ROOM else pmc)(
+                index,
+                tgid=tgid,
+                vcpu=tgid,
+                event=(tgid << 4) + index,
+                enabled_ns=self._steps * 10**8,
+                running_ns=self._steps * 10**8,
+            )
+            for tgid, name in self._vms.names.items()
+            for index in range(4)
+        ]
+        holders = [host_event(0x900 + i) for i in range(4)] if self.starving else []
+        holders += [host_event(0x990 + i, tgid=1200, comm="perf", attr_flags=0, cpu=5) for i in range(2)]
+        self._census.missing = self.no_census
+        self._census.look = look(*vcpus, *pmcs, *holders)
+        self._guests.look(self._census)
+        self.watch.show_guests(self._guests.found)

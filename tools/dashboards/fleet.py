@@ -26,12 +26,15 @@ _HOST, _VM = {"instance": "Host"}, {"instance": "Host", "vm": "VM"}
 
 _TAX = f"CPU time that hosts spend in KVM's calls for guests' counters; 100 % is one CPU. {UNMEASURED}"
 
+_STARVED = "Counters that guests have enabled and that the host's PMU has no room for all the time."
+
 _NOW = [
     stat(
         title="Hosts watched",
         unit="short",
         description="Hosts whose agent has probes attached.",
         expr="count(vpmu_agent_attached_probes > 0) or vector(0)",
+        span=3,
     ),
     stat(
         title="Hosts not watched",
@@ -40,18 +43,21 @@ _NOW = [
         expr='(count(up{job="vpmu-agent"} == 0) or vector(0))'
         " + (count(vpmu_agent_attached_probes == 0) or vector(0))",
         red_from=1,
+        span=3,
     ),
     stat(
         title="VMs",
         unit="short",
         description="VMs that have used their counters.",
         expr="sum(vpmu_agent_vms)",
+        span=3,
     ),
     stat(
         title="Tax",
         unit="percentunit",
         description=f"{_TAX} Sum of all hosts, over the last five minutes.",
         expr="sum(instance:vpmu_host_seconds:rate5m)",
+        span=3,
     ),
     stat(
         title="Divergences",
@@ -65,6 +71,13 @@ _NOW = [
         unit="short",
         description="Events that could not be created in the last five minutes.",
         expr="sum(instance_vm_errno:vpmu_create_failures:increase5m) or vector(0)",
+        red_from=1,
+    ),
+    stat(
+        title="Starved counters",
+        unit="short",
+        description=f"{_STARVED} The most of each VM in the last five minutes.",
+        expr="sum(instance_vm:vpmu_starved_pmcs:max5m) or vector(0)",
         red_from=1,
     ),
 ]
@@ -174,6 +187,20 @@ _WRONG = [
         },
         links={"Host": HOST_ROW, "VM": VM_ROW},
     ),
+    timeseries(
+        title="Starved counters",
+        unit="short",
+        description=f"{_STARVED} The ten hosts with the most. Empty as long as all is well.",
+        queries=[query("topk(10, sum by (instance) (instance_vm:vpmu_starved_pmcs:max5m))", "{{instance}}")],
+        stacked=True,
+    ),
+    table(
+        title="VMs with starved counters",
+        description=f"{_STARVED} The most in the last five minutes. Empty as long as all is well.",
+        columns=_VM,
+        values={"Starved": ("short", "sum by (instance, vm) (instance_vm:vpmu_starved_pmcs:max5m)")},
+        links={"Host": HOST_ROW, "VM": VM_ROW},
+    ),
 ]
 
 _AGENTS = [
@@ -229,6 +256,20 @@ _AGENTS = [
         unit="s",
         description="How long agents take to answer a scrape.",
         queries=[query("topk(10, max by (instance) (vpmu_agent_scrape_duration_seconds))", "{{instance}}")],
+    ),
+    timeseries(
+        title="Hosts without a census",
+        unit="short",
+        description="Agents that cannot read the census, so that nobody knows of starved counters there.",
+        queries=[query("count(vpmu_agent_census_up == 0) or vector(0)", "hosts")],
+    ),
+    timeseries(
+        title="Census' CPU time",
+        unit="percentunit",
+        description="The ten agents that spend most on pulls of the census; 100 % is one CPU.",
+        queries=[
+            query(f"topk(10, rate(vpmu_agent_census_cpu_seconds_total[{RATE}]))", "{{instance}}"),
+        ],
     ),
     timeseries(
         title="Agents' memory",

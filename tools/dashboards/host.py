@@ -25,6 +25,8 @@ _VM = {"instance": "Host", "vm": "VM"}
 
 _TAX = f"CPU time that this host spends in KVM's calls for guests' counters; 100 % is one CPU. {UNMEASURED}"
 
+_STARVED = "Counters that guests have enabled and that the host's PMU has no room for all the time."
+
 _NOW = [
     stat(
         title="Tax",
@@ -32,18 +34,21 @@ _NOW = [
         description=_TAX,
         expr=f"sum(rate(vpmu_host_seconds_total{_HERE}[{RATE}]))"
         f" or (vector(0) unless on () vpmu_agent_durations_enabled{_HERE} == 0)",
+        span=3,
     ),
     stat(
         title="VMs",
         unit="short",
         description="VMs that have used their counters.",
         expr=f"sum(vpmu_agent_vms{_HERE})",
+        span=3,
     ),
     stat(
         title="Events held",
         unit="short",
         description="Host perf events that VMs currently hold.",
         expr=f"sum(vpmu_events{_HERE}) or vector(0)",
+        span=3,
     ),
     stat(
         title="Divergences",
@@ -51,6 +56,7 @@ _NOW = [
         description="Calls that diverged from the model since the agent was started.",
         expr=f"sum(vpmu_divergences_total{_HERE}) or vector(0)",
         red_from=1,
+        span=3,
     ),
     stat(
         title="Create failures",
@@ -64,6 +70,13 @@ _NOW = [
         unit="short",
         description="Host perf events that VMs' counters left behind and that nothing will release.",
         expr=f"sum(vpmu_orphaned_events{_HERE}) or vector(0)",
+        red_from=1,
+    ),
+    stat(
+        title="Starved counters",
+        unit="short",
+        description=f"{_STARVED} No number where the census does not work.",
+        expr=f"sum(vpmu_starved_pmcs{_HERE}) or (vector(0) and on () vpmu_agent_census_up{_HERE} == 1)",
         red_from=1,
     ),
 ]
@@ -103,6 +116,7 @@ _WHO_PAYS = [
             ),
             "Events": ("short", f"sum by (instance, vm) (vpmu_events{_HERE})"),
             "Orphaned events": ("short", f"sum by (instance, vm) (vpmu_orphaned_events{_HERE})"),
+            "Starved counters": ("short", f"sum by (instance, vm) (vpmu_starved_pmcs{_HERE})"),
             "Divergences": ("short", f"sum by (instance, vm) (vpmu_divergences_total{_HERE})"),
             "Unknown": ("short", f"sum by (instance, vm) (vpmu_unknown_calls_total{_HERE})"),
         },
@@ -185,6 +199,49 @@ _WRONG = [
         ),
         TO_VM,
     ),
+    linked(
+        timeseries(
+            title="Starved counters",
+            unit="short",
+            description=f"{_STARVED} The ten VMs with the most.",
+            queries=[query(f"topk(10, vpmu_starved_pmcs{_HERE} > 0)", "{{vm}}")],
+            stacked=True,
+        ),
+        TO_VM,
+    ),
+    timeseries(
+        title="Who has the host's PMU",
+        unit="short",
+        description=(
+            "Open events on the host's PMU that are not KVM's, by the name of their process; pinned ones are "
+            "served before all others. The NMI watchdog has one more on each CPU where it runs."
+        ),
+        queries=[
+            query(
+                f"sum by (owner_comm, pinned) (vpmu_host_pmu_events{_HERE}) > 0",
+                "{{owner_comm}}, pinned: {{pinned}}",
+            )
+        ],
+        stacked=True,
+    ),
+    timeseries(
+        title="Counters by status",
+        unit="short",
+        description="What the counters in use do, according to the census.",
+        queries=[query(f'sum by (status) (vpmu_pmcs{{{_OF},status!="idle"}}) > 0', "{{status}}")],
+        stacked=True,
+    ),
+    linked(
+        timeseries(
+            title="Running ratio",
+            unit="percentunit",
+            description=(
+                "Part of the time that events were enabled in which they ran; the ten VMs with the smallest."
+            ),
+            queries=[query(f"bottomk(10, vpmu_running_ratio{_HERE})", "{{vm}}")],
+        ),
+        TO_VM,
+    ),
 ]
 
 _AGENT = [
@@ -249,6 +306,30 @@ _AGENT = [
         unit="s",
         description="How long the agent takes to answer a scrape.",
         queries=[query(f"vpmu_agent_scrape_duration_seconds{_HERE}", "scrape")],
+        span=8,
+    ),
+    timeseries(
+        title="Census",
+        unit="short",
+        description="Whether the last pull of the census worked (1), and pulls per second.",
+        queries=[
+            query(f"vpmu_agent_census_up{_HERE}", "up"),
+            query(f"rate(vpmu_agent_census_pulls_total{_HERE}[{RATE}])", "pulls per second"),
+        ],
+        span=8,
+    ),
+    timeseries(
+        title="Census: what it finds",
+        unit="short",
+        description="vCPUs, counters in use and their events, and events of others, in the last pull.",
+        queries=[query(f"vpmu_agent_census_records{_HERE}", "records")],
+        span=8,
+    ),
+    timeseries(
+        title="Census: CPU time",
+        unit="percentunit",
+        description="100 % is one CPU; it is pulled less often where that would be more than 1 %.",
+        queries=[query(f"rate(vpmu_agent_census_cpu_seconds_total{_HERE}[{RATE}])", "CPU")],
         span=8,
     ),
     timeseries(

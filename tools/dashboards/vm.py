@@ -30,18 +30,21 @@ _NOW = [
         unit="percentunit",
         description=_TAX,
         expr=f"sum(rate(vpmu_host_seconds_total{_IT}[{RATE}]))",
+        span=3,
     ),
     stat(
         title="Programs",
         unit="cps",
         description="Counters programmed per second; each time their events are created again.",
         expr=f"sum(rate(vpmu_group_size_events_count{_IT}[{RATE}]))",
+        span=3,
     ),
     stat(
         title="Events held",
         unit="short",
         description="Host perf events that the VM's counters currently hold.",
         expr=f"sum(vpmu_events{_IT})",
+        span=3,
     ),
     stat(
         title="Divergences",
@@ -62,6 +65,17 @@ _NOW = [
         unit="short",
         description="Calls that the model could not judge since the agent was started.",
         expr=f"sum(vpmu_unknown_calls_total{_IT})",
+        span=3,
+    ),
+    stat(
+        title="Starved counters",
+        unit="short",
+        description=(
+            "Counters that the guest has enabled and that the host's PMU has no room for all the time. No "
+            "number where the census does not work."
+        ),
+        expr=f"sum(vpmu_starved_pmcs{_IT})",
+        red_from=1,
     ),
 ]
 
@@ -176,6 +190,22 @@ _GROUPS = [
         description="Group members created pinned, which perf_event_open() refuses for all but the leader.",
         queries=[query(f"sum by (instance) (rate(vpmu_pinned_siblings_total{_IT}[{RATE}]))", "{{instance}}")],
         span=8,
+    ),
+    timeseries(
+        title="Counters by status",
+        unit="short",
+        description="What the counters that the guest uses do, according to the census.",
+        queries=[query(f'sum by (status) (vpmu_pmcs{{{_OF},status!="idle"}}) > 0', "{{status}}")],
+        stacked=True,
+    ),
+    timeseries(
+        title="Running ratio",
+        unit="percentunit",
+        description=(
+            "Part of the time that the VM's events were enabled in which they ran. A pinned event without "
+            "room is not enabled: it is among the starved counters."
+        ),
+        queries=[query(f"min by (instance) (vpmu_running_ratio{_IT})", "{{instance}}")],
     ),
 ]
 

@@ -35,7 +35,7 @@ def text() -> str:
 def unit(name: str) -> str:
     """Return a metric's unit, which ends its name by Prometheus's convention; empty where that is 0 or 1."""
     *_, last = name.removesuffix("_total").split("_")
-    return "" if last in ("info", "enabled") else last
+    return "" if last in ("info", "enabled", "up") else last
 
 
 def _row(name: str, kind: str, labels: Iterable[str], help: str) -> str:

@@ -56,6 +56,13 @@ class Found:
     """CPU time that all pulls took, in seconds."""
     records: int = 0
     """How many things the last pull found: vCPUs, events of counters, events of others."""
+    missing: str = ""
+    """Why the last pull found nothing; empty if it worked."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the last pull worked, so that what is not here is not there."""
+        return self.pulls > 0 and not self.missing
 
 
 class Guests:
@@ -91,7 +98,7 @@ class Guests:
         # A pull may make 100,000 objects, none of which is part of a cycle.
         gc.disable()
         try:
-            new = self._take(census.pull(), errnos(), is_known=not census.missing)
+            new = self._take(census.pull(), errnos(), census.missing)
         finally:
             gc.enable()
         now, cpu_s = time.monotonic(), time.thread_time() - before
@@ -108,9 +115,7 @@ class Guests:
         before, self._missing = self._missing, census.missing
         return "" if self._missing == before else self._missing
 
-    def _take(
-        self, look: Look, errnos: Mapping[tuple[int, Key], int], *, is_known: bool
-    ) -> list[tuple[str, Pmu]]:
+    def _take(self, look: Look, errnos: Mapping[tuple[int, Key], int], missing: str) -> list[tuple[str, Pmu]]:
         has = pmus(look.vcpus, self._kvm())
         counters = self._counters.take(look, errnos)
         names = {tgid: self._vms.name(tgid) for tgid in has}
@@ -131,9 +136,10 @@ class Guests:
             counters={names[tgid]: counters[tgid] for tgid in ordered},
             tgids={names[tgid]: tgid for tgid in ordered},
             holders=holders(look.host_events),
-            pulls=self.found.pulls + is_known,
+            pulls=self.found.pulls + (0 if missing else 1),
             cpu_s=self.found.cpu_s,
             records=len(look.vcpus) + len(look.pmcs) + len(look.host_events),
+            missing=missing,
         )
         return new
 

@@ -9,6 +9,7 @@ it, and one `%` fills in the numbers. prometheus-client writes the few families 
 from __future__ import annotations
 
 import time
+from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,19 +23,29 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.openmetrics import exposition
 from prometheus_client.registry import Collector
 
+from vpmu_agent.counts.counters import Holder
 from vpmu_agent.counts.counts import DURATION_BUCKETS, FIELDS, Counts, Pmc, Snapshot
+from vpmu_agent.counts.guests import Found
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.model.buckets import DURATION_BOUNDS_NS, SIZE_BOUNDS
 from vpmu_agent.model.call import CallName
+from vpmu_agent.model.counter_status import CounterStatus
 from vpmu_agent.model.rules import Kind, State
 from vpmu_agent.probes.layout import pmc_name
 from vpmu_agent.text import errno_name
+from vpmu_agent.vms.modes import Mode
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 CHUNK = 64 * 1024
 """About how many characters are collected before they are sent."""
+
+OWNERS = 10
+"""How many names of processes with events on the host's PMU have series of their own."""
+
+OTHERS = "all other processes"
+"""The rest of them; the kernel has 15 bytes for a name, so no process can have this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +211,34 @@ MODE = Family(
         "Also for VMs that made no call; no series where it cannot be determined."
     ),
 )
+STARVED = Family(
+    name="vpmu_starved_pmcs",
+    type="gauge",
+    labels=("vm",),
+    help=(
+        "Counters that the guest has enabled and whose events do not run on the host's PMU, or not all the "
+        "time. For every VM with an emulated vPMU; no series where the census does not work."
+    ),
+)
+PMCS = Family(
+    name="vpmu_pmcs",
+    type="gauge",
+    labels=("vm", "status"),
+    help=(
+        "Counters of the VM, by what they do according to the census; those that the guest does not use are "
+        "idle. For every VM with a vPMU; no series where the census does not work."
+    ),
+)
+RUNNING = Family(
+    name="vpmu_running_ratio",
+    type="gauge",
+    labels=("vm",),
+    help=(
+        "Part of the time that the VM's events were enabled in which they ran, between the last two pulls of "
+        "the census. A pinned event without room is not enabled: see vpmu_starved_pmcs. No series where "
+        "nothing was enabled, or where the census does not work."
+    ),
+)
 PMC_CALLS = Family(
     name="vpmu_pmc_calls_total",
     type="counter",
@@ -263,6 +302,43 @@ MAP_ROOM = Family(
     type="gauge",
     labels=("map",),
     help="Maximum number of entries in a BPF map.",
+)
+HOST_PMU_EVENTS = Family(
+    name="vpmu_host_pmu_events",
+    type="gauge",
+    labels=("owner_comm", "pinned"),
+    help=(
+        "Open events on the host's PMU that are not KVM's, by the name of the process that has them: the "
+        "names with the most events, and the rest as one. No series where the census does not work. The NMI "
+        "watchdog's events belong to no process and are not included."
+    ),
+)
+CENSUS_UP = Family(
+    name="vpmu_agent_census_up",
+    type="gauge",
+    labels=(),
+    help="1 if the last pull of the census worked, 0 if it did not or if there was none yet.",
+)
+CENSUS_PULLS = Family(
+    name="vpmu_agent_census_pulls_total",
+    type="counter",
+    labels=(),
+    help="Pulls of the census that worked.",
+)
+CENSUS_CPU = Family(
+    name="vpmu_agent_census_cpu_seconds_total",
+    type="counter",
+    labels=(),
+    help="CPU time that pulls of the census took, in the kernel and in the agent.",
+)
+CENSUS_RECORDS = Family(
+    name="vpmu_agent_census_records",
+    type="gauge",
+    labels=(),
+    help=(
+        "What the last pull of the census found: vCPUs, counters in use and their events, and events of "
+        "others. No series where the census does not work."
+    ),
 )
 SCRAPE = Family(
     name="vpmu_agent_scrape_duration_seconds",
@@ -344,11 +420,26 @@ _VM_FAMILIES = (
     _plain(REFUSED, FIELDS["refused"]),
 )
 
-VM_FAMILIES = (*(each.family for each in _VM_FAMILIES), ERRORS, VM_INFO, MODE)
+VM_FAMILIES = (*(each.family for each in _VM_FAMILIES), ERRORS, VM_INFO, MODE, STARVED, PMCS, RUNNING)
 _TIME_FAMILIES = (DURATION, HOST)  # which need durations
 PMC_FAMILIES = (PMC_CALLS, PMC_DIVERGENCES)
-AGENT_FAMILIES = (BUILD, PROBES, DURATIONS, LOADS, LOST, VMS, MAP_ENTRIES, MAP_ROOM, SCRAPE)
-FAMILIES = (*VM_FAMILIES, *PMC_FAMILIES, *AGENT_FAMILIES)
+HOST_FAMILIES = (HOST_PMU_EVENTS,)
+AGENT_FAMILIES = (
+    BUILD,
+    PROBES,
+    DURATIONS,
+    LOADS,
+    LOST,
+    VMS,
+    MAP_ENTRIES,
+    MAP_ROOM,
+    CENSUS_UP,
+    CENSUS_PULLS,
+    CENSUS_CPU,
+    CENSUS_RECORDS,
+    SCRAPE,
+)
+FAMILIES = (*VM_FAMILIES, *PMC_FAMILIES, *HOST_FAMILIES, *AGENT_FAMILIES)
 """All metrics but those of the process, which prometheus-client declares."""
 
 
@@ -392,6 +483,7 @@ class Exporter:
         for name, pmus in snapshot.guests.pmus.items():
             for mode in sorted({pmu.mode for pmu in pmus}):  # one process may have several VMs
                 yield MODE.lines([(_escaped(name), mode)], "1")
+        yield from _census_text(snapshot.guests, openmetrics=openmetrics)
         if snapshot.per_counter:
             yield from _pmc_text(vms, openmetrics=openmetrics)
         registry = CollectorRegistry()
@@ -403,7 +495,7 @@ class Exporter:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Agent(Collector):
-    """The families of the agent itself."""
+    """The families of the agent itself, and of the host's PMU."""
 
     snapshot: Snapshot
     version: str
@@ -416,6 +508,8 @@ class _Agent(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the families, with their current numbers."""
         snapshot = self.snapshot
+        guests = snapshot.guests
+        yield HOST_PMU_EVENTS.metric(_by_owner(guests.holders) if guests.is_known else {})
         yield BUILD.metric({(self.version,): 1})
         yield PROBES.metric({(snapshot.mode,): len(snapshot.functions)})
         yield DURATIONS.metric({(): int(snapshot.durations)})
@@ -425,7 +519,54 @@ class _Agent(Collector):
         occupancy = snapshot.occupancy.items()
         yield MAP_ENTRIES.metric({(name,): entries for name, (entries, _) in occupancy})
         yield MAP_ROOM.metric({(name,): room for name, (_, room) in occupancy})
+        yield CENSUS_UP.metric({(): int(guests.is_known)})
+        yield CENSUS_PULLS.metric({(): guests.pulls})
+        yield CENSUS_CPU.metric({(): guests.cpu_s})
+        yield CENSUS_RECORDS.metric({(): guests.records} if guests.is_known else {})
         yield SCRAPE.metric({(): time.perf_counter() - self.start})
+
+
+def _census_text(guests: Found, *, openmetrics: bool) -> Iterator[str]:
+    """Yield what the census says of each VM; of one whose vPMU is off there is nothing to say."""
+    known = {
+        _escaped(name): (counters, {pmu.mode for pmu in guests.pmus[name]})
+        for name, counters in guests.counters.items()
+        if guests.is_known
+    }
+    yield STARVED.head(openmetrics=openmetrics)
+    line = STARVED.lines([("%s",)])
+    for name, (counters, modes) in known.items():
+        if Mode.EMULATED in modes:
+            yield line % (name, counters.statuses[CounterStatus.STARVED])
+    yield PMCS.head(openmetrics=openmetrics)
+    pieces = PMCS.lines([(_VM, status) for status in CounterStatus]).split(_VM)
+    for name, (counters, modes) in known.items():
+        if modes != {Mode.OFF}:
+            # The name becomes part of a format string.
+            lines = name.replace("%", "%%").join(pieces)
+            yield lines % tuple([counters.statuses[status] for status in CounterStatus])
+    yield RUNNING.head(openmetrics=openmetrics)
+    line = RUNNING.lines([("%s",)], "%r")
+    for name, (counters, _) in known.items():
+        if counters.running is not None:
+            yield line % (name, counters.running)
+
+
+def _by_owner(holders: Iterable[Holder]) -> dict[tuple[str, ...], int]:
+    """Return the number of events by owner and `pinned`: that of the OWNERS names with the most events.
+
+    OTHERS are there even if they have none: 0 says that the census looked.
+    """
+    pinned, others = Tally[str](), Tally[str]()
+    for holder in holders:
+        pinned[holder.comm] += holder.pinned
+        others[holder.comm] += holder.events - holder.pinned
+    named = {comm for comm, _ in (pinned + others).most_common(OWNERS)}
+    found = Tally[tuple[str, ...]]({(OTHERS, "true"): 0, (OTHERS, "false"): 0})
+    for counts, is_pinned in ((pinned, "true"), (others, "false")):
+        for comm, count in counts.items():
+            found[comm if comm in named else OTHERS, is_pinned] += count
+    return found
 
 
 def _pmc_text(vms: Mapping[str, Counts], *, openmetrics: bool) -> Iterator[str]:

@@ -14,15 +14,30 @@ from prometheus_client.parser import text_string_to_metric_families as text_fami
 from prometheus_client.registry import Collector
 
 from tests.support.counted import Maps, Processes
+from tests.support.guests import Names, Pulls, amd, emulating
+from tests.support.guests import found as found_guests
+from tests.support.looks import host_event, pmc, starved, without_event
 from tests.support.scenes import Guest
-from vpmu_agent.counts.guests import Found
+from vpmu_agent.counts.guests import Found, Guests
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.model.buckets import DURATION_BOUNDS_NS
 from vpmu_agent.model.call import Call, CallName, PmcType
+from vpmu_agent.model.counter_status import CounterStatus
 from vpmu_agent.model.rules import Kind, State
+from vpmu_agent.probes.census import PINNED
 from vpmu_agent.vms.modes import Mode, Pmu, Why
 from vpmu_agent.web import metrics
-from vpmu_agent.web.metrics import AGENT_FAMILIES, FAMILIES, PMC_FAMILIES, VM_FAMILIES, Exporter, Family
+from vpmu_agent.web.metrics import (
+    AGENT_FAMILIES,
+    FAMILIES,
+    HOST_FAMILIES,
+    OTHERS,
+    OWNERS,
+    PMC_FAMILIES,
+    VM_FAMILIES,
+    Exporter,
+    Family,
+)
 
 WEB, DB = 4242, 777
 FORMATS = pytest.mark.parametrize("openmetrics", [False, True], ids=["text", "openmetrics"])
@@ -98,6 +113,100 @@ def test_a_vm_that_made_no_call_has_its_mode_too(openmetrics: bool) -> None:
         ('d"b', "off"): 1,
     }
     assert found("vpmu_agent_vms") == 1
+
+
+CENSUS_METRICS = (
+    "vpmu_starved_pmcs",
+    "vpmu_pmcs",
+    "vpmu_running_ratio",
+    "vpmu_host_pmu_events",
+    "vpmu_agent_census_records",
+)
+
+
+def scrape_guests(guests: Found, *, openmetrics: bool = False) -> Scraped:
+    watch = Watch(Maps(), Processes(web01=WEB, db01=DB))
+    watch.show_guests(guests)
+    return Scraped(Exporter(watch), openmetrics=openmetrics)
+
+
+@FORMATS
+def test_what_the_census_says_of_each_vm(openmetrics: bool) -> None:
+    # A vCPU of web01 has six counters; db01's guest uses none.
+    things = amd(), pmc(0), pmc(1), starved(2), starved(3), amd(tgid=DB, address=0x20, vm=2)
+    found = scrape_guests(found_guests({WEB: "web01", DB: 'd"b%d'}, *things), openmetrics=openmetrics)
+    assert found("vpmu_starved_pmcs", vm="web01") == 2
+    assert found("vpmu_starved_pmcs", vm='d"b%d') == 0
+    statuses = {status: found("vpmu_pmcs", vm="web01", status=status) for status in CounterStatus}
+    nothing = dict.fromkeys(CounterStatus, 0)
+    assert statuses == nothing | {
+        CounterStatus.COUNTING: 2,
+        CounterStatus.STARVED: 2,
+        CounterStatus.IDLE: 2,
+    }
+    assert found("vpmu_pmcs", vm='d"b%d', status="idle") == 6
+    assert found("vpmu_agent_census_up") == 1
+    assert found("vpmu_agent_census_pulls_total") == 2
+    assert found("vpmu_agent_census_records") == 6
+    assert (found("vpmu_agent_census_cpu_seconds_total") or 0) > 0
+
+
+def test_the_running_ratio_is_that_of_enabled_time_and_absent_without_any() -> None:
+    half = pmc(0, enabled_ns=10**9, running_ns=10**9 // 4)
+    guests = Guests(Names({WEB: "web01", DB: "db01"}), emulating)
+    things = amd(), half, amd(tgid=DB, address=0x20, vm=2), starved(0, tgid=DB, vcpu=0x20)
+    guests.look(Pulls(*things))
+    found = scrape_guests(guests.found)
+    assert found("vpmu_running_ratio", vm="web01") == 0.25
+    assert found("vpmu_running_ratio", vm="db01") is None
+    assert found("vpmu_starved_pmcs", vm="db01") == 1
+
+
+def test_vms_whose_vpmu_is_not_emulated_are_not_said_to_be_well() -> None:
+    things = amd(mediated=True), without_event(), amd(tgid=DB, address=0x20, vm=2, vm_pmu=False, gp=0)
+    found = scrape_guests(found_guests({WEB: "web01", DB: "db01"}, *things))
+    assert found("vpmu_pmcs", vm="web01", status="mediated") == 1
+    assert found("vpmu_starved_pmcs", vm="web01") is None
+    assert found.names(vm="db01") == {"vpmu_mode"}
+
+
+def test_who_has_events_on_the_hosts_pmu_is_bounded() -> None:
+    # Process n has n + 1 events, one of them pinned.
+    events = [
+        host_event(100 * n + i, tgid=n, comm=f"perf-{n:02}", attr_flags=PINNED if i == 0 else 0)
+        for n in range(OWNERS + 2)
+        for i in range(n + 1)
+    ]
+    twin = host_event(9999, tgid=99, comm="perf-11", attr_flags=0)  # another process of that name
+    found = scrape_guests(found_guests({}, *events, twin))
+    name = "vpmu_host_pmu_events"
+    owners = {dict(labels)["owner_comm"] for family, labels in found.samples if family == name}
+    assert owners == {OTHERS, *(f"perf-{n:02}" for n in range(2, OWNERS + 2))}
+    assert found(name, owner_comm="perf-11", pinned="true") == 1
+    assert found(name, owner_comm="perf-11", pinned="false") == 12
+    assert found(name, owner_comm=OTHERS, pinned="true") == 2
+    assert found(name, owner_comm=OTHERS, pinned="false") == 1
+
+
+def test_that_nobody_has_events_there_is_known() -> None:
+    found = scrape_guests(found_guests({}))
+    assert found("vpmu_host_pmu_events", owner_comm=OTHERS, pinned="true") == 0
+    assert found("vpmu_host_pmu_events", owner_comm=OTHERS, pinned="false") == 0
+    assert len(OTHERS.encode()) > 15  # TASK_COMM_LEN is 16: no process has this name
+
+
+def test_without_a_census_nothing_is_said_of_what_it_would_find() -> None:
+    guests, census = Guests(Names({WEB: "web01"}), emulating), Pulls(amd(), starved())
+    for failing in (False, True):
+        never = scrape_guests(guests.found)
+        assert not set(CENSUS_METRICS) & never.names()
+        assert never("vpmu_agent_census_up") == 0
+        assert never("vpmu_agent_census_pulls_total") == (1 if failing else 0)
+        census.missing = ""
+        guests.look(census)
+        assert scrape_guests(guests.found)("vpmu_starved_pmcs", vm="web01") == 1
+        census.missing = "cannot read the census"
+        guests.look(census)
 
 
 def test_a_diverging_counter_is_found() -> None:
@@ -236,7 +345,7 @@ def test_without_vms_there_are_only_the_agents_own_series(openmetrics: bool) -> 
 
 @FORMATS
 def test_every_family_is_declared_once_and_exported_with_its_help(openmetrics: bool) -> None:
-    assert (*VM_FAMILIES, *PMC_FAMILIES, *AGENT_FAMILIES) == FAMILIES
+    assert (*VM_FAMILIES, *PMC_FAMILIES, *HOST_FAMILIES, *AGENT_FAMILIES) == FAMILIES
     assert len({family.name for family in FAMILIES}) == len(FAMILIES)
     text = Scraped(exporter(Maps(Guest("web01", WEB).life())), openmetrics=openmetrics).text
     for family in FAMILIES:
@@ -307,7 +416,12 @@ def test_it_is_what_prometheus_client_would_write(openmetrics: bool) -> None:
         guest = Guest(name, tgid)
         maps.feed([*guest.life(size=1 + tgid % 4, vcpu=tgid % 3), *guest.unexpected_pause(pmc=1)])
         maps.feed([guest.failed_create(pmc=2)] * (tgid % 3))
-    found = Scraped(exporter(maps, Processes(**names)), openmetrics=openmetrics)
+    watch = Watch(maps, Processes(**names))
+    vcpus = [amd(tgid=tgid, address=tgid) for tgid in names.values()]
+    pmcs = [pmc(tgid=tgid, vcpu=tgid) for tgid in names.values()]
+    events = [host_event(0x900 + i, tgid=i, comm=name) for i, name in enumerate(ODD_NAMES)]
+    watch.show_guests(found_guests({tgid: name for name, tgid in names.items()}, *vcpus, *pmcs, *events))
+    found = Scraped(Exporter(watch), openmetrics=openmetrics)
     # The process's own families are prometheus-client's already.
     ours = {key: value for key, value in found.samples.items() if key[0].startswith("vpmu_")}
     assert {dict(labels)["vm"] for _, labels in found.samples if "vm" in dict(labels)} == set(ODD_NAMES)
