@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from vpmu_agent.counts.counters import Counter, VmCounters
 from vpmu_agent.counts.guests import Found
 from vpmu_agent.model.counter_status import CounterStatus, EventState
+from vpmu_agent.text import errno_name
 
 MAX_NAMED = 4
 """How many holders a sentence names; of the rest it gives the number."""
@@ -74,9 +75,8 @@ def sentence(vm: str, found: Found, *, nmi_watchdog: bool | None) -> str:
     lacking = starved(counters)
     if not lacking:
         return ""
-    wanted = sum(counters.statuses.values()) - counters.statuses[CounterStatus.IDLE]
     cpus = sorted({counter.cpu for counter in lacking if counter.cpu is not None})
-    said = f"{vm}: {len(lacking)} of {wanted} counters starved"
+    said = f"{vm}: {len(lacking)} of {_wanted(counters)} counters starved"
     where = f"CPU {', '.join(map(str, cpus))}" if cpus else "the host"
     has = shares(vm, found, cpus, nmi_watchdog=nmi_watchdog)
     if not has:
@@ -92,3 +92,31 @@ def _events(share: Share) -> str:
     if not share.pinned:
         return count
     return f"{count}, pinned" if share.pinned == share.events else f"{count}, {share.pinned} of them pinned"
+
+
+def failing_sentence(vm: str, found: Found, *, nmi_watchdog: bool | None) -> str:
+    """Return sentence(), and how many counters of a VM fail in another way; empty if none does.
+
+    Failed creations have the errno, if it is known.
+    """
+    counters = found.counters[vm]
+    said = sentence(vm, found, nmi_watchdog=nmi_watchdog)
+    others = [
+        f"{counters.statuses[status]} {status}{_errnos(counters, status)}"
+        for status in CounterStatus
+        if status.is_failing and status is not CounterStatus.STARVED and counters.statuses[status]
+    ]
+    if not others:
+        return said
+    if said:
+        return f"{said}; also {', '.join(others)}"
+    return f"{vm}: of {_wanted(counters)} counters {', '.join(others)}"
+
+
+def _errnos(counters: VmCounters, status: CounterStatus) -> str:
+    errnos = {counter.errno for counter in counters.counters if counter.status is status and counter.errno}
+    return f" ({', '.join(map(errno_name, sorted(errnos)))})" if errnos else ""
+
+
+def _wanted(counters: VmCounters) -> int:
+    return sum(counters.statuses.values()) - counters.statuses[CounterStatus.IDLE]

@@ -14,6 +14,7 @@ from vpmu_agent.counts.guests import Guests
 from vpmu_agent.counts.recent import Recent
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.daemon.attachment import Attachment, ProbeSource
+from vpmu_agent.daemon.failing import FailingCounters
 from vpmu_agent.daemon.report import Report, tell_refused, tell_state, tell_untraced
 from vpmu_agent.daemon.separation import give_up_privileges, require_switch, separate
 from vpmu_agent.daemon.settings import Configuration, Settings
@@ -80,6 +81,7 @@ def run(read_settings: Callable[[], Settings], *, duration_s: float | None, sour
                         watch,
                         Guests(vms),
                         report,
+                        FailingCounters(),
                         reload=lambda: configuration.reload_if(reload_requested(), watch, web),
                         duration_s=duration_s,
                         stopped=stopped,
@@ -94,6 +96,7 @@ def watch_over(
     watch: Watch,
     guests: Guests,
     report: Report,
+    failing: FailingCounters,
     *,
     reload: Callable[[], None],
     duration_s: float | None,
@@ -114,6 +117,7 @@ def watch_over(
             watch.give_back()
             tell_refused(watch.newly_refused())
             look_at_guests(attachment.probes, guests, watch)
+            failing.tell_of(guests.found)
             report.sweep()
             notify("WATCHDOG=1")
             swept = time.monotonic()
