@@ -56,6 +56,7 @@ class Shown:
         start_ns = now_ns - int(_UP_S * 1e9) if guests else now_ns
         with patch("time.time_ns", return_value=start_ns):
             self.host = Host(*loads) if guests else Host()
+        self.host.starving = frozenset(["web02"])
         self.host.maps.functions = tuple(FUNCTIONS.values())
         if guests:
             # What they go wrong with is programmed, and stays so until its turn comes again.

@@ -111,7 +111,10 @@ class Host:
 
     def _look(self) -> None:
         """Pull the census: each VM uses four counters of one vCPU."""
-        vcpus = [amd(tgid=tgid, address=tgid, vm=tgid) for tgid in self._vms.names]
+        vcpus = [
+            amd(tgid=tgid, address=tgid, vm=tgid, cpu=3 if name in self.starving else 4)
+            for tgid, name in self._vms.names.items()
+        ]
         pmcs = [
             (starved if name in self.starving and index >= _ROOM else pmc)(
                 index,

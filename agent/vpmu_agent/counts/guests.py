@@ -102,7 +102,7 @@ class Guests:
         finally:
             gc.enable()
         now, cpu_s = time.monotonic(), time.thread_time() - before
-        self.found = replace(self.found, cpu_s=self.found.cpu_s + cpu_s)
+        self.found = replace(self.found, cpu_s=self.found.cpu_s + cpu_s, no_holders=census.no_host_events)
         self._next_at = now + max(PULL_S, cpu_s / CPU_SHARE)
         for tgid, since in list(self._gone.items()):
             if now - since >= FORGET_S:
@@ -158,4 +158,4 @@ def guests_now(vms: Names) -> Found:
             raise KernelError(census.missing)
     finally:
         census.close()
-    return replace(guests.found, no_holders=census.no_host_events)
+    return guests.found

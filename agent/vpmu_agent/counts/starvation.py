@@ -79,6 +79,8 @@ def sentence(vm: str, found: Found, *, nmi_watchdog: bool | None) -> str:
     said = f"{vm}: {len(lacking)} of {_wanted(counters)} counters starved"
     where = f"CPU {', '.join(map(str, cpus))}" if cpus else "the host"
     has = shares(vm, found, cpus, nmi_watchdog=nmi_watchdog)
+    if not has and found.no_holders:
+        return f"{said}; who else has events on {where} is not known"
     if not has:
         return f"{said}; nobody else is known to have events on {where}, so it wants more than the PMU has"
     named = [f"{share.name} has {_events(share)}" for share in has[:MAX_NAMED]]

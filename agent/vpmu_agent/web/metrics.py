@@ -309,8 +309,8 @@ HOST_PMU_EVENTS = Family(
     labels=("owner_comm", "pinned"),
     help=(
         "Open events on the host's PMU that are not KVM's, by the name of the process that has them: the "
-        "names with the most events, and the rest as one. No series where the census does not work. The NMI "
-        "watchdog's events belong to no process and are not included."
+        "names with the most events, and the rest as one. No series where the census does not find them. The "
+        "NMI watchdog's events belong to no process and are not included."
     ),
 )
 CENSUS_UP = Family(
@@ -509,7 +509,9 @@ class _Agent(Collector):
         """Yield the families, with their current numbers."""
         snapshot = self.snapshot
         guests = snapshot.guests
-        yield HOST_PMU_EVENTS.metric(_by_owner(guests.holders) if guests.is_known else {})
+        yield HOST_PMU_EVENTS.metric(
+            _by_owner(guests.holders) if guests.is_known and not guests.no_holders else {}
+        )
         yield BUILD.metric({(self.version,): 1})
         yield PROBES.metric({(snapshot.mode,): len(snapshot.functions)})
         yield DURATIONS.metric({(): int(snapshot.durations)})

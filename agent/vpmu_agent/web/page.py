@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from html import escape
 from importlib.resources import files
 from string import Template
 
 from vpmu_agent.model.call import Call, CallName
+from vpmu_agent.model.counter_status import MIN_RUNNING, CounterStatus
 from vpmu_agent.model.create_errors import cause
 from vpmu_agent.model.verdict import Observation
 from vpmu_agent.text import attr_text, duration_text, errno_name, event_text
 from vpmu_agent.vms.modes import Mode, Pmu, Why, sentence, untraced
-from vpmu_agent.web.state import Diverging, Failing, HostState, VmState
+from vpmu_agent.web.state import Diverging, Failing, HolderState, HostState, Starving, VmState
 
 SHOWN = 20
 """How many of the last divergences and failures the page has; the JSON has all that are kept."""
@@ -36,6 +37,8 @@ def html(state: HostState) -> str:
         state=_attached(state) + _lost(state),
         totals=_totals(state),
         vms=_vms(state) + _untraced(state),
+        starving=_starving(state),
+        holders=_holders(state),
         diverging=_diverging(state),
         last=_last(state),
     )
@@ -104,6 +107,7 @@ def _totals(state: HostState) -> str:
         ("VMs", _number(state.all_vms), ""),
         ("Host events held", _number(state.all_events), ""),
         ("Tax", _tax(state.all_host_ns), _now(state.all_host_share)),
+        ("Starved counters", "?" if state.all_starved is None else _alarming(state.all_starved), ""),
         ("Divergences", _alarming(state.all_divergences), ""),
         ("Failed creations", _alarming(state.all_failed), ""),
     )
@@ -120,7 +124,9 @@ def _vms(state: HostState) -> str:
         return _NO_VMS
     heads = {
         "VM": "",
-        "Groups": "",
+        # There is no room for both on a telephone.
+        "Groups": "" if state.no_census else "wide",
+        "Counters": "wide" if state.no_census else "",
         "Calls": "number wide",
         "Failed": "number wide",
         "Diverged": "number",
@@ -131,7 +137,7 @@ def _vms(state: HostState) -> str:
     if state.all_host_ns is None:
         tax, less = "Tax is not measured: the agent runs with --no-durations.", "fewer calls"
     more = f"{_number(left_out)} more VMs with {less}; the metrics include them all. " if left_out else ""
-    return f'{_table(heads, rows=map(_vm, state.vms))}<p class="quiet">{more}{tax}</p>'
+    return f'{_table(heads, rows=[_vm(vm, state) for vm in state.vms])}<p class="quiet">{more}{tax}</p>'
 
 
 def _untraced(state: HostState) -> str:
@@ -151,17 +157,106 @@ the events are not supported, the VM has no PMU; QEMU provides one with <code>-c
 """
 
 
-def _vm(vm: VmState) -> str:
+_WIDE = ' class="wide"'
+
+
+def _vm(vm: VmState, state: HostState) -> str:
     groups = ", ".join(f"{count} {escape(state)}" for state, count in vm.groups.items()) or "none"
     orphans = f', <span class="warn">{_number(vm.orphans)} orphaned</span>' if vm.orphans else ""
+    groups_class, counters_class = ("", _WIDE) if state.no_census else (_WIDE, "")
     return (
         f'<th scope="row">{escape(vm.vm)}<span class="quiet">{escape(vm.vmm)}, pid {vm.pid}</span></th>'
-        f'<td>{groups}<span class="quiet">{_count(vm.events, "event")}{orphans}</span></td>'
+        f'<td{groups_class}>{groups}<span class="quiet">{_count(vm.events, "event")}{orphans}</span></td>'
+        f"<td{counters_class}>{_counters(vm)}</td>"
         f'<td class="number wide">{_number(vm.calls)}</td>'
         f'<td class="number wide">{_alarming(vm.failed)}</td>'
         f'<td class="number">{_alarming(vm.divergences)}</td>'
         f'<td class="number">{_tax(vm.host_ns)}<span class="quiet">{_now(vm.host_share)}</span></td>'
     )
+
+
+def _counters(vm: VmState) -> str:
+    """Return how many counters have each status; idle ones only if there are no others."""
+    if vm.counters is None:
+        return "?"
+    used = {status: count for status, count in vm.counters.items() if status != CounterStatus.IDLE}
+    said = ", ".join(_status(status, count) for status, count in (used or vm.counters).items()) or "none"
+    if vm.running is None or vm.running > MIN_RUNNING:
+        return said
+    return f'{said}<span class="quiet">running {_percent(vm.running)} of the time</span>'
+
+
+def _status(status: str, count: int) -> str:
+    text = f"{_number(count)} {escape(status)}"
+    return f'<span class="bad">{text}</span>' if CounterStatus(status).is_failing else text
+
+
+def _starving(state: HostState) -> str:
+    if state.no_census:
+        return f'<p class="warn">Not known: {escape(state.no_census)}.</p>'
+    if not state.starving:
+        return "<p>None: the host's PMU has room for every counter that a guest has enabled.</p>"
+    left_out = state.all_starving - len(state.starving)
+    more = f'<p class="quiet">{_number(left_out)} more VMs with fewer.</p>' if left_out else ""
+    return _table({"VM": "", "What its counters lack": ""}, rows=map(_starving_row, state.starving)) + more
+
+
+def _starving_row(each: Starving) -> str:
+    said = each.sentence.removeprefix(f"{each.vm}: ")
+    return f'<th scope="row">{escape(each.vm)}</th><td>{escape(said)}</td>'
+
+
+def _holders(state: HostState) -> str:
+    if state.holders is None or state.all_holders is None:
+        return f'<p class="warn">Not known: {escape(state.no_holders)}.</p>'
+    rows = list(map(_holder_row, state.holders))
+    if state.nmi_watchdog:
+        rows.append(_holder_cells("NMI watchdog", "the kernel's", "1 a CPU", "1 a CPU", "all", "?"))
+    left_out = state.all_holders - len(state.holders)
+    more = f'<p class="quiet">{_number(left_out)} more with fewer events.</p>' if left_out else ""
+    heads = {
+        "Owner": "",
+        "Events": "number",
+        "Pinned": "number",
+        "CPUs": "wide",
+        "Without room": "number wide",
+    }
+    return (_table(heads, rows) if rows else "<p>Nobody but KVM.</p>") + more
+
+
+def _holder_row(each: HolderState) -> str:
+    return _holder_cells(
+        each.comm,
+        f"pid {each.pid}",
+        _number(each.events),
+        _number(each.pinned),
+        _ranges(each.cpus) or "-",
+        _number(each.failed),
+    )
+
+
+def _holder_cells(owner: str, who: str, events: str, pinned: str, cpus: str, failed: str) -> str:
+    return (
+        f'<th scope="row">{escape(owner)}<span class="quiet">{who}</span></th>'
+        f'<td class="number">{events}</td><td class="number">{pinned}</td>'
+        f'<td class="wide">{cpus}</td><td class="number wide">{failed}</td>'
+    )
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return numbers, which are in order, as the kernel writes lists of CPUs: 0-3,8."""
+    ranges: list[tuple[int, int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1] = ranges[-1][0], number
+        else:
+            ranges.append((number, number))
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+
+
+def _percent(ratio: float) -> str:
+    """Return a ratio in percent, rounded down: 100 % is all of it."""
+    return f"{int(100 * ratio)} %"
 
 
 def _diverging(state: HostState) -> str:

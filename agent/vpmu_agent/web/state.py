@@ -5,15 +5,21 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from heapq import nlargest
 from importlib.metadata import version
+from itertools import islice
 
+from vpmu_agent.counts.counters import Counter, Holder, VmCounters
 from vpmu_agent.counts.counts import FIELDS, Counts, Snapshot
 from vpmu_agent.counts.failures import Story
+from vpmu_agent.counts.guests import Found
 from vpmu_agent.counts.recent import Recent
+from vpmu_agent.counts.starvation import failing_sentence, sentence
 from vpmu_agent.counts.watch import Watch
+from vpmu_agent.kernel import facts
+from vpmu_agent.model.counter_status import CounterStatus
 from vpmu_agent.model.create_errors import cause
 from vpmu_agent.model.event_names import event_name
 from vpmu_agent.model.rules import Kind, State
@@ -26,11 +32,35 @@ from vpmu_agent.vms.names import VmInfo
 ROWS = 50
 """How many VMs are listed, by tax or else by calls, and how many diverging counters, by divergences."""
 
+SENTENCES = 20
+"""Of how many VMs with failing counters there is a sentence: those with the most."""
+
+COUNTERS = 16
+"""How many failing counters of a VM are listed."""
+
 MAX_AGE_S = 1.0
 """How old a state may be when it is served: however many clients ask, the maps are read no more often."""
 
 NOW_S = 10.0
 """How long ago the previous read may be for its difference to this one to be called the present."""
+
+
+@dataclass(frozen=True, slots=True)
+class CounterState:
+    """A counter of a VM whose guest reads wrong numbers; as in `counts.counters.Counter`."""
+
+    vcpu: int
+    pmc: str
+    status: str
+    event: str | None
+    """What the guest asked for, in perf's raw notation; None if it has no event."""
+    events: int
+    """How many it has."""
+    size: int
+    """How many it should have."""
+    cpu: int | None
+    running: float | None
+    errno: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +84,36 @@ class VmState:
     host_ns: int | None
     host_share: float | None
     """Share of one CPU's time since the previous read, 1 being all of it; None if that is not known."""
+    counters: Mapping[str, int] | None
+    """How many there are by status, according to the census; None if that is not known."""
+    running: float | None
+    """Which part of the time that its events were enabled they ran; None if that is not known."""
+    starved: str
+    """A sentence about its starved counters, and who has what they lack; empty if none is."""
+    failing: Sequence[CounterState]
+    """The first of its counters that fail."""
+
+
+@dataclass(frozen=True, slots=True)
+class Starving:
+    """A VM with counters that fail, most of them because they are starved."""
+
+    vm: str
+    failing: Mapping[str, int]
+    """How many, by status."""
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class HolderState:
+    """A process with events on the host's PMU; as in `counts.counters.Holder`."""
+
+    pid: int
+    comm: str
+    events: int
+    pinned: int
+    cpus: Sequence[int]
+    failed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +181,19 @@ class HostState:
     vms: Sequence[VmState]
     all_untraced: int
     untraced: Sequence[Untraced]
+    no_census: str
+    """Why the census is not known; empty if it is. Without it what it finds is None or empty here."""
+    all_starved: int | None
+    """How many counters of all VMs are starved."""
+    all_starving: int
+    starving: Sequence[Starving]
+    no_holders: str
+    """Why it is not known who has events on the host's PMU; empty if it is."""
+    all_holders: int | None
+    holders: Sequence[HolderState] | None
+    """Who has events on the host's PMU, other than KVM, those with the most first; None if not known."""
+    nmi_watchdog: bool | None
+    """Whether the NMI watchdog has one more on each CPU; None if that is not known."""
     all_diverging: int
     diverging: Sequence[Diverging]
     failures: Sequence[Failing]
@@ -136,6 +209,8 @@ def state_json(state: HostState) -> str:
     plain |= {
         "vms": [asdict(vm) for vm in state.vms],
         "untraced": [asdict(each) for each in state.untraced],
+        "starving": [asdict(each) for each in state.starving],
+        "holders": None if state.holders is None else [asdict(each) for each in state.holders],
         "diverging": [asdict(each) for each in state.diverging],
         "failures": [asdict(each) for each in state.failures],
     }
@@ -144,14 +219,28 @@ def state_json(state: HostState) -> str:
 
 
 class Overview:
-    """Makes the state for the threads that answer requests.
+    """Makes the state for the threads that answer requests."""
 
-    `missing` returns why no probes are attached; `vendor` is the CPU's, as in event_names.py.
-    """
+    def __init__(
+        self,
+        watch: Watch,
+        recent: Recent,
+        missing: Callable[[], str],
+        vendor: str = "",
+        nmi_watchdog: Callable[[], bool | None] = facts.nmi_watchdog,
+    ) -> None:
+        """Take what is shown.
 
-    def __init__(self, watch: Watch, recent: Recent, missing: Callable[[], str], vendor: str = "") -> None:
+        Args:
+            watch: the counts.
+            recent: the last divergences and failed creations.
+            missing: returns why no probes are attached.
+            vendor: the CPU's, as in event_names.py.
+            nmi_watchdog: returns whether it runs, None if that is not known.
+        """
         self.missing = missing
         self._vendor = vendor
+        self._nmi_watchdog = nmi_watchdog
         self._watch = watch
         self._recent = recent
         self._lock = threading.Lock()
@@ -187,6 +276,11 @@ class Overview:
         pmus = [(vm, pmu) for vm, has in snapshot.guests.pmus.items() for pmu in has]
         without = [Untraced(vm, pmu.mode, pmu.why) for pmu, vms in untraced(pmus).items() for vm in vms]
         all_counts = snapshot.vms.values()
+        guests, nmi_watchdog = snapshot.guests, self._nmi_watchdog()
+        no_holders = _no_census(guests) or guests.no_holders
+        starving = {
+            vm: fails for vm, counters in guests.counters.items() if (fails := _failing_counts(counters))
+        }
         return HostState(
             time_ns=time.time_ns(),
             host=os.uname().nodename,
@@ -206,10 +300,33 @@ class Overview:
             all_host_ns=sum(host_ns.values()) if snapshot.durations else None,
             all_host_share=sum(share.values()) if is_recent and snapshot.durations else None,
             vms=[
-                _vm(vm, snapshot.about[vm], snapshot.vms[vm], host_ns.get(vm), share.get(vm)) for vm in first
+                _vm(
+                    snapshot.about[vm],
+                    snapshot.vms[vm],
+                    host_ns.get(vm),
+                    share.get(vm),
+                    guests.counters.get(vm),
+                    sentence(vm, guests, nmi_watchdog=nmi_watchdog) if vm in guests.counters else "",
+                )
+                for vm in first
             ],
             all_untraced=len(without),
             untraced=without[:ROWS],
+            no_census=_no_census(guests),
+            all_starved=(
+                sum(counters.statuses[CounterStatus.STARVED] for counters in guests.counters.values())
+                if guests.is_known
+                else None
+            ),
+            all_starving=len(starving),
+            starving=[
+                Starving(vm, starving[vm], failing_sentence(vm, guests, nmi_watchdog=nmi_watchdog))
+                for vm in nlargest(SENTENCES, starving, key=lambda vm: sum(starving[vm].values()))
+            ],
+            all_holders=None if no_holders else len(guests.holders),
+            holders=[_holder(holder) for holder in guests.holders[:ROWS]] if not no_holders else None,
+            no_holders=no_holders,
+            nmi_watchdog=nmi_watchdog,
             all_diverging=len(diverging),
             diverging=nlargest(ROWS, diverging, key=lambda each: each.count),
             failures=[_failing(story, self._vendor) for story in self._recent.failures()],
@@ -225,11 +342,18 @@ _EVENTS = FIELDS["events"].start
 _ORPHANS = FIELDS["orphans"].start
 
 
-def _vm(vm: str, about: VmInfo, counts: Counts, host_ns: int | None, share: float | None) -> VmState:
+def _vm(
+    about: VmInfo,
+    counts: Counts,
+    host_ns: int | None,
+    share: float | None,
+    counters: VmCounters | None,
+    starved: str,
+) -> VmState:
     numbers = counts.numbers
     groups = zip(State, numbers[_GROUPS], strict=True)
     return VmState(
-        vm=vm,
+        vm=about.name,
         uuid=about.uuid,
         vmm=about.vmm,
         pid=about.tgid,
@@ -241,6 +365,10 @@ def _vm(vm: str, about: VmInfo, counts: Counts, host_ns: int | None, share: floa
         divergences=_divergences(counts),
         host_ns=host_ns,
         host_share=share,
+        counters=_present(counters, CounterStatus) if counters else None,
+        running=counters.running if counters else None,
+        starved=starved,
+        failing=_failing_counters(counters.counters) if counters else (),
     )
 
 
@@ -258,6 +386,41 @@ def _failing(story: Story, vendor: str) -> Failing:
         since_ns=story.since_ns,
         last_ns=call.time_ns,
     )
+
+
+def _failing_counts(counters: VmCounters) -> dict[str, int]:
+    return _present(counters, [status for status in CounterStatus if status.is_failing])
+
+
+def _present(counters: VmCounters, statuses: Iterable[CounterStatus]) -> dict[str, int]:
+    """Return how many counters have each of these statuses that any has."""
+    return {status: counters.statuses[status] for status in statuses if counters.statuses[status]}
+
+
+def _failing_counters(counters: Iterable[Counter]) -> list[CounterState]:
+    return [
+        CounterState(
+            vcpu=counter.vcpu,
+            pmc=counter.pmc,
+            status=counter.status,
+            event=None if counter.config is None else f"r{counter.config:03x}",
+            events=len(counter.events),
+            size=counter.size,
+            cpu=counter.cpu,
+            running=counter.running,
+            errno=counter.errno,
+        )
+        for counter in islice((counter for counter in counters if counter.status.is_failing), COUNTERS)
+    ]
+
+
+def _holder(holder: Holder) -> HolderState:
+    return HolderState(holder.tgid, holder.comm, holder.events, holder.pinned, holder.cpus, holder.failed)
+
+
+def _no_census(guests: Found) -> str:
+    """Return why the census is not known; empty if it is."""
+    return "" if guests.is_known else guests.missing or "it has not been read yet"
 
 
 def _by_kind(counts: Counts) -> dict[Kind, int]:

@@ -195,6 +195,12 @@ def test_that_nobody_has_events_there_is_known() -> None:
     assert len(OTHERS.encode()) > 15  # TASK_COMM_LEN is 16: no process has this name
 
 
+def test_where_events_of_the_host_are_not_found_it_is_not_said_that_there_are_none() -> None:
+    found = scrape_guests(replace(found_guests({}), no_holders="perf_read() is not there"))
+    assert "vpmu_host_pmu_events" not in found.names()
+    assert found("vpmu_agent_census_up") == 1
+
+
 def test_without_a_census_nothing_is_said_of_what_it_would_find() -> None:
     guests, census = Guests(Names({WEB: "web01"}), emulating), Pulls(amd(), starved())
     for failing in (False, True):

@@ -9,10 +9,13 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.support.counted import Maps, Processes
+from tests.support.guests import amd, found
+from tests.support.looks import host_event, pmc, starved, without_event
 from tests.support.scenes import Guest, checked
 from vpmu_agent.counts.recent import Recent
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.model.call import CallName
+from vpmu_agent.probes.census import HostEvent, Pmc, Vcpu
 from vpmu_agent.web.page import HEADERS, html, observed
 from vpmu_agent.web.state import HostState, Overview, Untraced
 
@@ -104,7 +107,7 @@ def test_without_durations_there_is_no_tax() -> None:
     unmeasured = replace(state(Guest("web01", 42), durations=False), all_vms=2)
     text = Reader(html(unmeasured)).text
     for shown in (
-        "Host events held 1 Tax - Divergences",
+        "Host events held 1 Tax - Starved counters ? Divergences",
         "1 more VMs with fewer calls; the metrics include them all. Tax is not measured: the agent runs with "
         "--no-durations.",
         "Event r076:uGD",
@@ -112,6 +115,64 @@ def test_without_durations_there_is_no_tax() -> None:
         assert shown in text
     assert " took " not in text
     assert " ns" not in text
+
+
+def test_counters_that_are_starved_and_by_whom() -> None:
+    maps = Maps(Guest("web01", 42).life(), Guest(HOSTILE, 43).life())
+    watch = Watch(maps, Processes(**{"web01": 42, HOSTILE: 43}))
+    things: list[Vcpu | Pmc | HostEvent] = [
+        *(amd(tgid=tgid, address=tgid, vm=tgid) for tgid in (42, 43)),
+        *(pmc(index, tgid=42, vcpu=42) for index in range(2)),
+        *(starved(index, tgid=42, vcpu=42) for index in (2, 3)),
+        without_event(tgid=43, vcpu=43),
+        *(host_event(0x900 + cpu, comm="<b>", cpu=cpu, oncpu=cpu) for cpu in (0, 1, 2, 3, 8)),
+        host_event(0x950, tgid=98, comm="perf", attr_flags=0, cpu=-1, oncpu=-1, state=-2),
+    ]
+    watch.show_guests(found({42: "web01", 43: HOSTILE}, *things))
+    read = Reader(html(Overview(watch, Recent(), str, nmi_watchdog=lambda: True).state()))
+    assert read.open == []
+    for text in (
+        "Starved counters 2 Divergences",
+        "2 counting, 2 starved 4",
+        "web01 2 of 4 counters starved; on CPU 3 ",
+        f"{HOSTILE} of 1 counters 1 denied",
+        "<b> pid 99 5 5 0-3,8 0",
+        "perf pid 98 1 0 - 1",
+        "NMI watchdog the kernel's 1 a CPU 1 a CPU all ?",
+    ):
+        assert text in read.text
+
+
+def test_how_much_of_the_time_events_run_is_said_if_it_is_not_all() -> None:
+    one = state(Guest("web01", 42))
+    counting = replace(one.vms[0], counters={"counting": 4}, running=1.0)
+    assert "4 counting 4 1 1" in Reader(html(replace(one, vms=[counting], no_census=""))).text
+    lacking = replace(counting, counters={"starved": 1234}, running=0.339)
+    text = Reader(html(replace(one, vms=[lacking], no_census=""))).text
+    assert "1,234 starved running 33 % of the time 4 1 1" in text
+
+
+def test_without_a_census_nothing_is_called_well() -> None:
+    why = "cannot read the census: <refused>"
+    without = replace(state(Guest("web01", 42)), no_census=why, no_holders=why)
+    text = Reader(html(without)).text
+    for shown in (
+        "Starved counters ? Divergences",
+        f"Starved and failing counters Not known: {why}.",
+        f"Who has events on the host's PMU Not known: {why}.",
+    ):
+        assert shown in text
+    assert "None: the host's PMU has room" not in text
+    assert "Nobody but KVM" not in text
+
+
+def test_nothing_is_starved() -> None:
+    watch = Watch(Maps(), Processes())
+    watch.show_guests(found({}))
+    text = Reader(html(Overview(watch, Recent(), str, nmi_watchdog=lambda: False).state())).text
+    assert "Starved counters 0 Divergences" in text
+    assert "None: the host's PMU has room for every counter that a guest has enabled." in text
+    assert "Nobody but KVM." in text
 
 
 def test_nobody_has_used_its_pmu() -> None:

@@ -6,13 +6,24 @@ from dataclasses import replace
 import pytest
 
 from tests.support.counted import Maps, Processes
+from tests.support.guests import amd, found
+from tests.support.looks import host_event, pmc, starved, without_event
 from tests.support.scenes import Guest, checked
 from vpmu_agent.counts.guests import Found
 from vpmu_agent.counts.recent import Recent
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.model.call import Call, CallName
 from vpmu_agent.vms.modes import Mode, Pmu, Why
-from vpmu_agent.web.state import NOW_S, ROWS, Diverging, HostState, Overview, state_json
+from vpmu_agent.web.state import (
+    COUNTERS,
+    NOW_S,
+    ROWS,
+    SENTENCES,
+    Diverging,
+    HostState,
+    Overview,
+    state_json,
+)
 
 WEB, DB = 4242, 4343
 
@@ -66,6 +77,86 @@ def test_vms_of_which_there_is_nothing_to_trace(shown: Overview, watch: Watch) -
         {"vm": "vm000", "mode": "mediated", "reason": None},
     ]
     assert [vm["vm"] for vm in state["vms"]] == ["web01"]
+
+
+def test_what_the_census_says(watch: Watch) -> None:
+    things = amd(), pmc(0), starved(2), starved(3), host_event(0x900), host_event(0x901)
+    watch.show_guests(found({WEB: "web01"}, *things, without_event(1)))
+    state = json.loads(state_json(Overview(watch, Recent(), str, nmi_watchdog=lambda: None).state()))
+    (web01,) = state["vms"]
+    said = "web01: 2 of 4 counters starved; on CPU 3 otel-profiler (pid 99) has 2 events, pinned"
+    assert web01["counters"] == {"counting": 1, "idle": 2, "starved": 2, "denied": 1}
+    assert (web01["running"], web01["starved"]) == (None, said)  # no time between the two looks
+    assert [(each["pmc"], each["status"]) for each in web01["failing"]] == [
+        ("gp1", "denied"),
+        ("gp2", "starved"),
+        ("gp3", "starved"),
+    ]
+    assert web01["failing"][1] == {
+        "vcpu": 0,
+        "pmc": "gp2",
+        "status": "starved",
+        "event": "r076",
+        "events": 1,
+        "size": 1,
+        "cpu": 3,
+        "running": None,
+        "errno": 0,
+    }
+    assert (web01["failing"][0]["event"], web01["failing"][0]["events"]) == (None, 0)
+    assert (state["all_starved"], state["all_starving"]) == (2, 1)
+    assert state["starving"] == [
+        {"vm": "web01", "failing": {"starved": 2, "denied": 1}, "sentence": f"{said}; also 1 denied"}
+    ]
+    assert state["holders"] == [
+        {"pid": 99, "comm": "otel-profiler", "events": 2, "pinned": 2, "cpus": [3], "failed": 0}
+    ]
+    assert (state["no_census"], state["nmi_watchdog"], state["all_holders"]) == ("", None, 1)
+
+
+def test_where_there_is_no_census_what_it_would_find_is_unknown(shown: Overview, watch: Watch) -> None:
+    assert shown.state().no_census == "it has not been read yet"
+    watch.show_guests(Found(pulls=3, missing="cannot read the census"))
+    state = Overview(watch, Recent(), str).state()
+    assert (state.no_census, state.all_starved, state.starving) == ("cannot read the census", None, [])
+    assert (state.no_holders, state.all_holders, state.holders) == ("cannot read the census", None, None)
+    (web01,) = state.vms
+    assert (web01.counters, web01.running, web01.starved, web01.failing) == (None, None, "", ())
+
+
+def test_a_census_that_finds_no_events_of_the_host(watch: Watch) -> None:
+    watch.show_guests(replace(found({WEB: "web01"}, amd(), starved()), no_holders="perf_read() is not there"))
+    state = json.loads(state_json(Overview(watch, Recent(), str).state()))
+    assert (state["no_census"], state["all_starved"]) == ("", 1)
+    assert (state["no_holders"], state["holders"]) == ("perf_read() is not there", None)
+
+
+def test_a_host_full_of_starved_vms_is_bounded(watch: Watch, vms: Processes) -> None:
+    names = {tgid: f"vm{tgid:03}" for tgid in range(1, 101)}
+    vms.names |= names
+    vcpus = [
+        amd(tgid=tgid, address=tgid << 8 | cpu, vm=tgid, vcpu_id=cpu) for tgid in names for cpu in range(4)
+    ]
+    counters = [
+        starved(index, tgid=vcpu.tgid, vcpu=vcpu.address)
+        for vcpu in vcpus
+        for index in range(6 if vcpu.tgid == 77 else 1)
+    ]
+    events = [host_event(0x900 + pid, tgid=pid) for pid in range(1000, 1100)]
+    watch.show_guests(found(names, *vcpus, *counters, *events))
+    state = Overview(watch, Recent(), str).state()
+    assert (len(state.starving), state.all_starving, state.starving[0].vm) == (SENTENCES, 100, "vm077")
+    assert state.all_starved == 99 * 4 + 24
+    assert (len(state.holders or ()), state.all_holders) == (ROWS, 100)
+
+
+def test_only_so_many_counters_of_a_vm_are_listed(watch: Watch) -> None:
+    vcpus = [amd(address=cpu, vcpu_id=cpu) for cpu in range(4)]
+    counters = [starved(index, vcpu=cpu) for cpu in range(4) for index in range(6)]
+    watch.show_guests(found({WEB: "web01"}, *vcpus, *counters))
+    (web01,) = Overview(watch, Recent(), str).state().vms
+    assert len(web01.failing) == COUNTERS
+    assert web01.counters == {"starved": 24}
 
 
 def test_a_vm_with_what_it_holds_and_its_tax(shown: Overview, maps: Maps) -> None:
@@ -145,8 +236,8 @@ def test_diverging_counters_and_those_that_diverge_most_first(
     shown: Overview, maps: Maps, vms: Processes
 ) -> None:
     maps.feed(diverging(Guest("web01", WEB), 1))
-    for pmc in (2, 2, 3):
-        maps.feed(replace(call, vcpu=1) for call in diverging(Guest("db01", DB), pmc))
+    for index in (2, 2, 3):
+        maps.feed(replace(call, vcpu=1) for call in diverging(Guest("db01", DB), index))
     state = shown.state()
     assert state.diverging[0] == Diverging("db01", 1, "gp2", "unexpected_call", 2)
     assert {(each.vm, each.pmc, each.count) for each in state.diverging[1:]} == {
