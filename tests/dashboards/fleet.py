@@ -17,7 +17,7 @@ from itertools import chain, cycle
 from tests.support.hosts import Host, Load, orphans, recorded
 from tests.support.scenes import Guest
 from tests.support.web import LOOPBACK
-from vpmu_agent.model.call import Call
+from vpmu_agent.model.call import Call, CallName
 from vpmu_agent.system.readable import is_readable
 from vpmu_agent.web.app import application
 from vpmu_agent.web.metrics import Exporter
@@ -30,6 +30,11 @@ def with_losses(calls: list[Call]) -> list[Call]:
     """Return the calls with records lost before the middle one: what follows cannot be judged."""
     middle = len(calls) // 2
     return [*calls[:middle], replace(calls[middle], lost=1), *calls[middle + 1 :]]
+
+
+def without_room(calls: list[Call]) -> list[Call]:
+    """Return the calls as where the PMU has no room for an event that is created."""
+    return [replace(call, starved=call.name is CallName.CREATE and not call.result) for call in calls]
 
 
 def hosts() -> dict[str, Host]:
@@ -45,7 +50,7 @@ def hosts() -> dict[str, Host]:
         "kvm1": Host(Load(cycle(storm), 1280), Load(cycle(groups), 23)),
         # One VM of several processes, which no real one has: the dashboard for one VM can show it all.
         "kvm2": Host(
-            Load(chain(lossy, cycle(shared)), 13),
+            Load(chain(lossy, cycle(without_room(shared))), 13),
             Load(cycle(failing)),
             Load(orphans(made_up)),
             vm="web01",

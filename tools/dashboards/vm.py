@@ -197,6 +197,17 @@ _GROUPS = [
         description="What the counters that the guest uses do, according to the census.",
         queries=[query(f'sum by (status) (vpmu_pmcs{{{_OF},status!="idle"}}) > 0', "{{status}}")],
         stacked=True,
+        span=8,
+    ),
+    timeseries(
+        title="Starvations",
+        unit="cps",
+        description=(
+            "Calls that left a counter starved, however short the measurement: the host's PMU had no room "
+            "for its events."
+        ),
+        queries=[query(f"sum by (instance) (rate(vpmu_starvations_total{_IT}[{RATE}]))", "{{instance}}")],
+        span=8,
     ),
     timeseries(
         title="Running ratio",
@@ -206,6 +217,7 @@ _GROUPS = [
             "room is not enabled: it is among the starved counters."
         ),
         queries=[query(f"min by (instance) (vpmu_running_ratio{_IT})", "{{instance}}")],
+        span=8,
     ),
 ]
 
