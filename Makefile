@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 # What the agent runs with: bcc and libbpf, and the Python packages of the Debian package, so that the tests meet
 # those versions and not only PyPI's newest.
 PACKAGES := python3-bpfcc libbpf1 \
-	python3-bcrypt python3-click python3-prometheus-client python3-psutil python3-yaml
+	python3-bcrypt python3-click python3-prometheus-client python3-psutil python3-urwid python3-yaml
 
 # What the tests compile with, what makes the lab's root file systems, what virtme-ng boots them with.
 PACKAGES += python3-venv curl openssl gcc libc6-dev make \

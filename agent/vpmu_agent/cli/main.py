@@ -94,12 +94,13 @@ def _explained(error: Exception) -> click.ClickException | None:
     from vpmu_agent.kernel.errors import KernelError
     from vpmu_agent.system.notify import NotifyError
     from vpmu_agent.system.stdout import OutputError
+    from vpmu_agent.top.sources import SourceError
     from vpmu_agent.trace.recording import RecordingError
     from vpmu_agent.web.address import ListenError
     from vpmu_agent.web.errors import WebConfigError
 
     match error:
-        case KernelError() | ListenError() | NotifyError():
+        case KernelError() | ListenError() | NotifyError() | SourceError():
             return _CannotRun(str(error))
         case OutputError():
             settle_stdout()
@@ -153,6 +154,17 @@ def _web_config(_ctx: click.Context, _param: click.Parameter, path: Path | None)
         except WebConfigError as error:
             raise click.BadParameter(str(error)) from error
     return path
+
+
+def _daemon_url(_ctx: click.Context, _param: click.Parameter, url: str | None) -> str | None:
+    if url is None:
+        return None
+    from vpmu_agent.top.sources import checked_url
+
+    try:
+        return checked_url(url)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 def _known_user(_ctx: click.Context, _param: click.Parameter, name: str) -> User:
@@ -480,6 +492,49 @@ def list_counters(ctx: click.Context, /, *, vm: tuple[str, ...], output: str, wi
         print_line(line)
     settle_stdout()
     sys.exit(PROBLEM if listing.is_failing else 0)
+
+
+@cli.command()
+@click.option("--once", is_flag=True, help="Print one table and end; needs no terminal.")
+@_output
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=1),
+    default=2,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time between two readings.",
+)
+@click.option(
+    "--url",
+    callback=_daemon_url,
+    metavar="URL",
+    help="The daemon to ask; by default the one at http://127.0.0.1:9775 if it runs, else own probes.",
+)
+@_attach
+@click.pass_context
+def top(
+    ctx: click.Context, /, *, once: bool, output: str, interval: float, url: str | None, attach: Mode
+) -> None:
+    """Show all VMs live, those first that cost the host the most.
+
+    Reads the state of the daemon where one runs, which takes no privileges, and attaches probes of its own
+    where none does. JSON is one object for each interval, or with --once, one.
+    """
+    from vpmu_agent import probes
+    from vpmu_agent.top.run import top as run_top
+
+    has_screen = not once and output == "text"
+    if has_screen and not (sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"):
+        raise click.UsageError("this is no terminal for a full screen: use --once, or --output json")
+    run_top(
+        once=once,
+        as_json=output == "json",
+        interval_s=interval,
+        url=url,
+        mode=attach,
+        attach=ctx.ensure_object(StandIns).attach or probes.attach,
+    )
 
 
 @cli.command()

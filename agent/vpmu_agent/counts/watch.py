@@ -250,6 +250,11 @@ class Watch:
                 if any(pmu.mode is Mode.EMULATED for pmu in found.pmus[vm]) and self._vms.is_alive(tgid)
             }
 
+    def guests(self) -> Found:
+        """Return the `guests` of snapshots, without reading the maps for one."""
+        with self._lock:
+            return self._guests
+
     def count_per_counter(self, wanted: bool) -> None:
         """Set whether snapshots have the counts of each pmc from now on."""
         with self._lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
 
 from vpmu_agent.web import page
 from vpmu_agent.web.metrics import OPENMETRICS, TEXT, Exporter
@@ -29,6 +30,10 @@ def application(exporter: Exporter, overview: Overview) -> WSGIApplication:
             start_response("200 OK", [*page.HEADERS, _NO_SNIFFING])
         elif path == "/api/v1/state":
             body = [f"{state_json(overview.state())}\n".encode()]
+            start_response("200 OK", [("Content-Type", "application/json"), _NO_STORE, _NO_SNIFFING])
+        elif path == "/api/v1/counters":
+            (vm, *_) = parse_qs(environ.get("QUERY_STRING", "")).get("vm", [""])
+            body = [f"{overview.counters_json(vm)}\n".encode()]
             start_response("200 OK", [("Content-Type", "application/json"), _NO_STORE, _NO_SNIFFING])
         elif path == "/-/healthy":
             body = _text(start_response, "200 OK", b"healthy\n")

@@ -28,6 +28,7 @@ from vpmu_agent.text import attr_text, errno_name
 from vpmu_agent.trace.call_json import SCHEMA, call_json, dumps
 from vpmu_agent.vms.modes import untraced
 from vpmu_agent.vms.names import VmInfo
+from vpmu_agent.web.counters import counters_json
 
 ROWS = 50
 """How many VMs are listed, by tax or else by calls, and how many diverging counters, by divergences."""
@@ -258,6 +259,10 @@ class Overview:
                 self._state = self._make(snapshot, passed_s)
                 self._read_at = now
             return self._state
+
+    def counters_json(self, vm: str) -> str:
+        """Return the counters of a VM as JSON, as the census found them last."""
+        return counters_json(vm, self._watch.guests())
 
     def _make(self, snapshot: Snapshot, passed_s: float) -> HostState:
         before, is_recent = self._host_ns, self._state is not None and passed_s <= NOW_S

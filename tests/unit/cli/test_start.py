@@ -15,7 +15,7 @@ MOST = 1.5
 """Times the processor time that click itself takes."""
 
 # What only some commands need, of the packages and of the standard library.
-HEAVY = ("bcrypt", "prometheus_client", "psutil", "yaml", "ctypes", "ssl", "tomllib", "wsgiref")
+HEAVY = ("bcrypt", "prometheus_client", "psutil", "yaml", "ctypes", "ssl", "tomllib", "urwid", "wsgiref")
 
 BARE = """
 import click
