@@ -24,6 +24,9 @@ from vpmu_agent.probes import FUNCTIONS, Mode
 from vpmu_agent.probes.census import Census
 from vpmu_agent.probes.decoder import VmNames
 
+NOBODY = "http://127.0.0.1:9"
+"""Where no daemon listens: the port is that of the discard protocol."""
+
 
 class ScriptedProbes(Maps):
     """What `Probes` promises. The calls are this process's own, so that their VM is alive."""
@@ -48,6 +51,8 @@ class ScriptedProbes(Maps):
 
     def poll(self, timeout_s: float) -> list[Observation]:
         """The next batch; waits if there is none, as the real one does."""
+        if refusal := os.environ.get("POLL_FAILS"):
+            raise KernelError(refusal)
         if self._batches:
             calls = self._batches.pop(0)
             self.feed(calls)
@@ -93,7 +98,7 @@ def adopt(_channel: socket.socket, *, vms: VmNames) -> ScriptedProbes:
 
 def attach(*, mode: Mode, vms: VmNames, stream: bool) -> ScriptedProbes:
     """In place of `probes.attach()`."""
-    assert stream
+    _ = stream
     return scripted(mode, vms)
 
 
@@ -113,6 +118,7 @@ def stand_ins() -> StandIns:
     """What makes the host of a command such a one. No process holds a VM, unless the test says so."""
     return StandIns(
         attach=attach,
+        daemon_url=os.environ.get("DAEMON_URL", NOBODY),
         source=ProbeSource(loader_command=loader_command, adopt=adopt),
     )
 

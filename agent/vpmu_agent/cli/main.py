@@ -53,6 +53,8 @@ class StandIns:
     source: ProbeSource | None = None
     running: Callable[[], Iterable[int]] | None = None
     guests: Callable[[Names], Found] | None = None
+    daemon_url: str | None = None
+    """Where `top` looks for the daemon of this host."""
 
 
 class _Problem(click.ClickException):
@@ -523,17 +525,20 @@ def top(
     """
     from vpmu_agent import probes
     from vpmu_agent.top.run import top as run_top
+    from vpmu_agent.top.sources import DEFAULT_URL
 
     has_screen = not once and output == "text"
     if has_screen and not (sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"):
         raise click.UsageError("this is no terminal for a full screen: use --once, or --output json")
+    stand_ins = ctx.ensure_object(StandIns)
     run_top(
         once=once,
         as_json=output == "json",
         interval_s=interval,
         url=url,
+        default_url=stand_ins.daemon_url or DEFAULT_URL,
         mode=attach,
-        attach=ctx.ensure_object(StandIns).attach or probes.attach,
+        attach=stand_ins.attach or probes.attach,
     )
 
 

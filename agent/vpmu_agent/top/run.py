@@ -10,12 +10,22 @@ from vpmu_agent.top.sources import chosen
 from vpmu_agent.trace.live import Attach
 
 
-def top(*, once: bool, as_json: bool, interval_s: float, url: str | None, mode: Mode, attach: Attach) -> None:
+def top(
+    *,
+    once: bool,
+    as_json: bool,
+    interval_s: float,
+    url: str | None,
+    default_url: str,
+    mode: Mode,
+    attach: Attach,
+) -> None:
     """Show the state of a host until the user or a signal ends it, or once.
 
+    It is that of the daemon at `url`; if that is None, of the one at `default_url` or of probes of our own.
     Raise SourceError, KernelError and OutputError.
     """
-    with chosen(url, mode, attach) as source:
+    with chosen(url, default_url, mode, attach) as source:
         if not (once or as_json):
             from vpmu_agent.top.screen import show  # urwid, which the others have no use for
 

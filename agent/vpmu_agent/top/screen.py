@@ -6,7 +6,7 @@ import os
 import signal
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ MIN_ROWS = 14
 MAX_HOLDERS = 8
 """How many holders are shown where there is room."""
 
-_STOP, _UPDATE = b"s", b"u"
+_STOP, _SUSPEND, _UPDATE = b"s", b"z", b"u"
 _PATIENCE_S = 1.0  # how long to wait for the feed's thread at the end
 
 # Only the terminal's own two colours, its red, bold and reverse: to be read on dark and on light.
@@ -46,7 +46,7 @@ _HELP = [
     ("Up Down PgUp PgDn Home End", "choose a VM"),
     ("Enter, Right", "open it: its vCPUs, and their counters"),
     ("Esc, Left, Backspace", "back to all VMs"),
-    *((sort.key, f"sort by {sort.name}") for sort in SORTS),
+    (" ".join(sort.key for sort in SORTS), f"sort by {', '.join(sort.name for sort in SORTS)}"),
     ("r", "the other way round"),
     ("p, Space", "pause; again to go on"),
     ("?, h", "this help"),
@@ -92,28 +92,32 @@ def show(source: Source, interval_s: float) -> None:
         unhandled_input=shown.key,
     )
     pipe = loop.watch_pipe(shown.woken)
-    feed = Feed(source, interval_s, lambda: _write(pipe, _UPDATE))
+
+    def wake(what: bytes) -> None:
+        os.write(pipe, what)
+
+    feed = Feed(source, interval_s, lambda: wake(_UPDATE))
     shown.use(feed)
     feed.start()
     try:
-        with _signals(lambda: _write(pipe, _STOP)):
+        with _signals(wake):
             loop.run()
     finally:
         feed.stop(_PATIENCE_S)
 
 
-def _write(pipe: int, what: bytes) -> None:
-    os.write(pipe, what)
-
-
 @contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Have Ctrl-C and SIGTERM end the loop, which restores the terminal, and not the process."""
+def _signals(wake: Callable[[bytes], None]) -> Iterator[None]:
+    """Have the loop end or pause for a signal, because it restores the terminal.
 
-    def request_stop(_number: int, _frame: FrameType | None) -> None:
-        stop()
+    Newer versions of urwid have a handler of their own for Ctrl-Z, which they put before this one.
+    """
+    asks = {signal.SIGINT: _STOP, signal.SIGTERM: _STOP, signal.SIGTSTP: _SUSPEND}
 
-    former = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    def ask(number: int, _frame: FrameType | None) -> None:
+        wake(asks[signal.Signals(number)])
+
+    former = {number: signal.signal(number, ask) for number in asks}
     try:
         yield
     finally:
@@ -142,9 +146,13 @@ class _Screen:
         self._draw()
 
     def woken(self, data: bytes) -> None:
-        """End if a signal asked for it, or else draw what the feed has read."""
+        """Do what signals asked for, and draw what the feed has read."""
         if _STOP in data:
             raise urwid.ExitMainLoop
+        if _SUSPEND in data:
+            self._screen.stop()
+            os.kill(os.getpid(), signal.SIGSTOP)  # until the shell lets it go on
+            self._screen.start()
         assert self._feed
         if self._feed.failure:
             raise self._feed.failure
@@ -288,7 +296,7 @@ class _Screen:
     def _footer(self, width: int, rows: int) -> Any:
         reading, lines = self._update.reading, []
         if reading is not None and not self._choice.has_help:
-            lines += [_text([("bad", line)]) for line in self._sentence(width)]
+            lines += [_text([("bad", line)]) for line in self._sentence(width, rows)]
             if rows >= MIN_ROWS and not self._choice.opened:
                 lines.append(urwid.Text(""))
                 lines += self._holders(rows)
@@ -300,13 +308,14 @@ class _Screen:
         lines.append(urwid.AttrMap(_text([("", f" {state}{keys}")]), "bar"))
         return urwid.Pile(lines)
 
-    def _sentence(self, width: int) -> list[str]:
+    def _sentence(self, width: int, rows: int) -> list[str]:
         """Return who has what the chosen VM's counters lack."""
         assert self._update.reading
+        room = 3 if rows >= MIN_ROWS else 1
         name = self._choice.opened or self._choice.vm
         for vm in self._update.reading.vms:
             if vm.vm == name and vm.starved:
-                return textwrap.wrap(vm.starved, width, break_on_hyphens=False)[:3]
+                return textwrap.wrap(vm.starved, width, break_on_hyphens=False)[:room]
         return []
 
     def _holders(self, rows: int) -> list[Any]:
@@ -343,7 +352,11 @@ def _markup(line: Line) -> list[Any]:
 
 
 def _help(width: int) -> list[Any]:
-    lines: Sequence[Line] = [[("bold", f"{keys:28}"), ("", what)] for keys, what in _HELP]
+    lines: list[Line] = []
+    for keys, what in _HELP:
+        first, *rest = textwrap.wrap(what, max(20, width - 28))
+        lines.append([("bold", f"{keys:28}"), ("", first)])
+        lines += [[("", " " * 28 + more)] for more in rest]
     explained = textwrap.wrap(" ".join(_EXPLAINED.split()), min(width, 100))
     return [*(_row(line) for line in lines), urwid.Text(""), *(_row([("", line)]) for line in explained)]
 

@@ -198,12 +198,12 @@ class OwnSource:
 
 
 @contextmanager
-def chosen(url: str | None, mode: Mode, attach: Attach) -> Iterator[Source]:
-    """Yield the daemon at `url`; without one the daemon of this host if it runs, or else probes of our own.
+def chosen(url: str | None, default_url: str, mode: Mode, attach: Attach) -> Iterator[Source]:
+    """Yield the daemon at `url`; if that is None, the one at `default_url`, or probes of our own.
 
     Raise SourceError if the daemon cannot be asked, or if there is none and probes cannot be attached.
     """
-    daemon = DaemonSource(url or DEFAULT_URL)
+    daemon = DaemonSource(url or default_url)
     try:
         daemon.state()
     except NoDaemonError as nobody:
