@@ -87,7 +87,7 @@ def state(*vms: dict[str, Any], **other: Any) -> dict[str, Any]:
         "all_diverging": 0,
         "diverging": [],
         "last": [],
-        "all_starved": sum((each.get("counters") or {}).get("starved", 0) for each in vms),
+        "all_starved": sum(each["counters"].get("starved", 0) for each in vms),
         "holders": [],
     }
     return usual | other

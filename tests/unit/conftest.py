@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import hypothesis
 import pytest
+
+from tests.support import pki
 
 # A busy machine makes any example slow at times; what matters to be fast is measured elsewhere.
 hypothesis.settings.register_profile("unhurried", deadline=None)
@@ -14,3 +18,19 @@ hypothesis.settings.load_profile("unhurried")
 def _as_users_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever runs the tests may have set this; it hides what goes wrong when buffered output is flushed."""
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where pki.py has made some."""
+    folder = tmp_path_factory.mktemp("pki")
+    pki.make(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(certificates: Path, tmp_path: Path) -> Path:
+    """A place for a file, with all of these beside it."""
+    for file in certificates.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path

@@ -135,8 +135,7 @@ class DaemonSource:
         except TimeoutError as error:
             raise SourceError(f"{self.name} did not answer within {TIMEOUT_S:.0f} s") from error
         except (HTTPException, OSError) as error:
-            hint = "; does it want https?" if self.name.startswith("http:") else ""
-            raise SourceError(f"{self.name} hung up without an answer{hint}") from error
+            raise SourceError(f"{self.name} hung up without an answer") from error
         except ValueError as error:
             raise SourceError(f"{self.name} answered with something that is not JSON") from error
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import pki
 from tests.support.counted import Maps, Processes
 from tests.support.scenes import Guest
 from tests.support.web import serving
@@ -37,22 +36,6 @@ def watch(maps: Maps, vms: Processes) -> Watch:
 def running(watch: Watch) -> Iterator[Server]:
     with serving(watch=watch) as server:
         yield server
-
-
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where pki.py has made some."""
-    folder = tmp_path_factory.mktemp("pki")
-    pki.make(folder)
-    return folder
-
-
-@pytest.fixture
-def folder(certificates: Path, tmp_path: Path) -> Path:
-    """A place for a file, with all of these beside it."""
-    for file in certificates.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    return tmp_path
 
 
 @pytest.fixture
