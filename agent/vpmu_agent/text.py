@@ -1,8 +1,9 @@
-"""How an event, a duration and an errno are written."""
+"""How an event, a duration, an errno and a list of CPUs are written."""
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 
 from vpmu_agent.model.call import Attr, Call, PmcType
 from vpmu_agent.model.event_names import TYPE_HARDWARE, TYPE_RAW, event_name, hardware_name
@@ -116,3 +117,14 @@ def errno_name(number: int) -> str:
 
 # Python knows them as ENOTSUP and EDEADLOCK.
 _KERNELS_NAMES = {errno.EOPNOTSUPP: "EOPNOTSUPP", errno.EDEADLK: "EDEADLK"}
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Return numbers that are in order as `0-3,8`, `-` if there are none."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ",".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else f"{part[0]}" for part in parts) or "-"

@@ -13,7 +13,7 @@ from vpmu_agent.counts.starvation import WATCHDOG, sentence
 from vpmu_agent.model.call import PmcType
 from vpmu_agent.model.counter_status import CounterStatus, EventState
 from vpmu_agent.system.stdout import Style
-from vpmu_agent.text import errno_name, selected_text
+from vpmu_agent.text import errno_name, ranges, selected_text
 from vpmu_agent.trace.call_json import SCHEMA, dumps
 from vpmu_agent.vms.modes import Mode, Pmu, reason
 
@@ -257,17 +257,6 @@ def _holders_text(listing: Listing, style: Style) -> Iterator[str]:
             yield f"{WATCHDOG[0].upper()}{WATCHDOG[1:]} has a pinned event on each CPU."
         case None:
             yield f"Whether {WATCHDOG} runs, which has an event on each CPU, is not known."
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Return numbers that are in order as `0-3,8`, "-" if there are none."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ",".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else f"{part[0]}" for part in parts) or "-"
 
 
 def _wrapped(text: str, indent: str) -> list[str]:

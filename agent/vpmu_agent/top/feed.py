@@ -26,7 +26,6 @@ class Update:
     reading: Reading | None = None
     error: str = ""
     """Why the last reading failed, so that `reading` is an older one; "" if it did not."""
-    note: str = ""
     opened: Opened | None = None
 
 
@@ -85,7 +84,7 @@ class Feed:
             self._tell()
 
     def _read(self, *, everything: bool) -> None:
-        update = replace(self.update, note=self._source.note)
+        update = self.update
         try:
             if everything:
                 update = replace(update, reading=self._readings.take(self._source.state()), error="")

@@ -29,7 +29,7 @@ def once(source: Source, interval_s: float, *, as_json: bool, stopped: Callable[
     if stopped():
         return
     reading = _reading(source, readings)
-    _print([top_json(reading, source.name)] if as_json else list(text(reading, source.name, source.note)))
+    _print([top_json(reading, source.name)] if as_json else list(text(reading, source.name)))
 
 
 def stream(source: Source, interval_s: float, stopped: Callable[[], bool]) -> None:
@@ -68,7 +68,7 @@ def top_json(reading: Reading, source: str) -> str:
     return dumps({**reading.state, **added})
 
 
-def text(reading: Reading, source: str, note: str) -> Iterator[str]:
+def text(reading: Reading, source: str) -> Iterator[str]:
     """Yield the lines of a table: as wide as stdout, or where that is no terminal, as wide as it takes."""
     style = Style(sys.stdout)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
@@ -82,7 +82,7 @@ def text(reading: Reading, source: str, note: str) -> Iterator[str]:
 
     yield styled(table.title(reading, source))
     yield styled(table.totals(reading))
-    for line in table.warnings(reading, note):
+    for line in table.warnings(reading):
         yield styled(line)
     yield ""
     vms = table.ordered(reading.vms, SORTS[0])
@@ -99,8 +99,8 @@ def text(reading: Reading, source: str, note: str) -> Iterator[str]:
         for sentence in starved:
             yield from textwrap.wrap(sentence, width or 100, subsequent_indent="  ", break_on_hyphens=False)
     yield ""
-    if reading.holders:
-        heading, holders = table.holder_table(reading.holders)
+    heading, holders = table.holder_table(reading)
+    if holders:
         yield styled(heading)
         for line in holders:
             yield styled(line)

@@ -51,6 +51,19 @@ class DivergingLine:
 
 
 @dataclass(frozen=True, slots=True)
+class FailureLine:
+    """A creation that failed, once or again and again."""
+
+    vcpu: int
+    pmc: str
+    event: str
+    """Its name if it has one, else in perf's notation."""
+    errno: str
+    cause: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class VmLine:
     """A VM."""
 
@@ -76,6 +89,7 @@ class VmLine:
     """A sentence about its starved counters."""
     failing: Sequence[CounterLine] = ()
     diverging: Sequence[DivergingLine] = ()
+    failures: Sequence[FailureLine] = ()
 
     @property
     def is_traced(self) -> bool:
@@ -119,7 +133,12 @@ class Reading:
     all_starved: int | None
     vms: Sequence[VmLine]
     all_untraced: int
+    no_census: str
+    """Why nothing is known of counters and holders; "" if it is, or if the daemon is too old to say."""
     holders: Sequence[HolderLine] | None
+    all_holders: int
+    nmi_watchdog: bool
+    """Whether it is known to run: it has an event on each CPU."""
     calls_per_s: float | None
     """Of the VMs listed."""
     host_share: float | None
@@ -186,17 +205,20 @@ def _reading(state: Mapping[str, Any], before: Reading | None) -> Reading:
     for each in state.get("diverging", ()):
         line = DivergingLine(each["vcpu"], each["pmc"], str(each["kind"]), int(each["count"]))
         diverging.setdefault(each["vm"], []).append(line)
+    failures: dict[str, list[FailureLine]] = {}
+    for each in state.get("failures", ()):
+        failures.setdefault(each["vm"], []).append(_failure(each))
     past = {vm.vm: vm for vm in before.vms} if before else {}
     is_same = before is not None and before.time_ns == time_ns
     vms = []
     for each in state["vms"]:
-        vm = _vm(each, diverging.get(each["vm"], ()))
+        vm = _vm(each, diverging.get(each["vm"], ()), failures.get(each["vm"], ()))
         vms.append(_with_rates(vm, past.get(vm.vm), passed_s, is_same=is_same))
     listed = {vm.vm for vm in vms}
     for each in state.get("untraced", ()):
         if each["vm"] not in listed:
             vms.append(VmLine(str(each["vm"]), mode=str(each["mode"]), reason=str(each.get("reason") or "")))
-    holders = state.get("holders")
+    holders, no_census = state.get("holders"), str(state.get("no_census") or "")
     calls = [vm.calls_per_s for vm in vms if vm.calls_per_s is not None]
     shares = [vm.host_share for vm in vms if vm.host_share is not None]
     return Reading(
@@ -215,7 +237,10 @@ def _reading(state: Mapping[str, Any], before: Reading | None) -> Reading:
         all_starved=_maybe(int, state.get("all_starved")),
         vms=vms,
         all_untraced=int(state.get("all_untraced", 0)),
-        holders=None if holders is None else [_holder(each) for each in holders],
+        no_census=no_census,
+        holders=None if holders is None or no_census else [_holder(each) for each in holders],
+        all_holders=int(state.get("all_holders") or len(holders or ())),
+        nmi_watchdog=state.get("nmi_watchdog") is True,
         calls_per_s=sum(calls) if calls else None,
         host_share=sum(shares) if shares else None,
         interval_s=passed_s,
@@ -223,7 +248,7 @@ def _reading(state: Mapping[str, Any], before: Reading | None) -> Reading:
     )
 
 
-def _vm(vm: Mapping[str, Any], diverging: Sequence[DivergingLine]) -> VmLine:
+def _vm(vm: Mapping[str, Any], diverging: Sequence[DivergingLine], failures: Sequence[FailureLine]) -> VmLine:
     counters = vm.get("counters")
     return VmLine(
         vm=str(vm["vm"]),
@@ -241,6 +266,7 @@ def _vm(vm: Mapping[str, Any], diverging: Sequence[DivergingLine]) -> VmLine:
         starved=str(vm.get("starved") or ""),
         failing=[_counter(each) for each in vm.get("failing") or ()],
         diverging=diverging,
+        failures=failures,
     )
 
 
@@ -257,6 +283,17 @@ def _with_rates(vm: VmLine, past: VmLine | None, passed_s: float | None, *, is_s
     if vm.host_ns is not None and past.host_ns is not None and vm.host_ns >= past.host_ns:
         share = (vm.host_ns - past.host_ns) / (passed_s * 1e9)
     return replace(vm, calls_per_s=calls / passed_s, host_share=share)
+
+
+def _failure(failure: Mapping[str, Any]) -> FailureLine:
+    return FailureLine(
+        vcpu=int(failure["vcpu"]),
+        pmc=str(failure["pmc"]),
+        event=str(failure["event_name"] or failure["event"]),
+        errno=str(failure["errno"]),
+        cause=str(failure["cause"]),
+        count=int(failure["count"]),
+    )
 
 
 def _holder(holder: Mapping[str, Any]) -> HolderLine:

@@ -252,7 +252,7 @@ class _Screen:
             assert self._feed
             lines.append(_text(table.title(reading, self._feed.source_name)))
             lines.append(_text(table.totals(reading)))
-            lines += [_text(line) for line in table.warnings(reading, self._update.note)]
+            lines += [_text(line) for line in table.warnings(reading)]
         if self._update.error:
             since = f"; shown is what was {_age(reading.time_ns)} ago" if reading else ""
             lines.append(_text([("bad", f"{self._update.error}{since}")]))
@@ -278,7 +278,7 @@ class _Screen:
         if not found:
             return None, [urwid.Text(f"{name} is gone, or no longer among the VMs that are shown.")]
         (vm,) = found[:1]
-        body = [_row(table.vm_title(vm)), *map(_row, table.diverging_lines(vm))]
+        body = [_row(table.vm_title(vm)), *map(_row, table.trouble(vm))]
         opened = self._update.opened
         if not vm.is_traced:
             body.append(urwid.Text("It has no perf events: there is nothing to trace."))
@@ -321,13 +321,14 @@ class _Screen:
     def _holders(self, rows: int) -> list[Any]:
         reading = self._update.reading
         assert reading
-        if not reading.holders:
+        heading, lines = table.holder_table(reading)
+        if not lines:
             return [urwid.Text(table.no_holders(reading))]
         room = min(MAX_HOLDERS, max(1, rows // 5))
-        heading, lines = table.holder_table(reading.holders)
         shown = [_text(line) for line in (heading, *lines[:room])]
-        if len(lines) > room:
-            shown.append(urwid.Text(f"and {len(lines) - room} more"))
+        # Of a long list the state has only the first.
+        if (more := max(len(lines), reading.all_holders) - room) > 0:
+            shown.append(urwid.Text(f"and {more} more"))
         return shown
 
 

@@ -19,6 +19,7 @@ from vpmu_agent.counts.guests import Guests
 from vpmu_agent.counts.recent import Recent
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.kernel.errors import KernelError
+from vpmu_agent.kernel.facts import cpu_vendor
 from vpmu_agent.kernel.kvm import kvm_instance
 from vpmu_agent.probes import Mode
 from vpmu_agent.trace.live import POLL_S, Attach, LiveProbes
@@ -54,10 +55,6 @@ class Source(Protocol):
     def name(self) -> str:
         """What to call it in front of the user."""
 
-    @property
-    def note(self) -> str:
-        """What it cannot know, and why; "" if there is no such thing."""
-
     def state(self) -> Any:
         """Return the state as its JSON has it. Raise SourceError if there is none now."""
 
@@ -90,8 +87,6 @@ class DaemonSource:
 
     A password comes from ~/.netrc, and further certificates from $SSL_CERT_FILE, as for other clients.
     """
-
-    note = ""
 
     def __init__(self, url: str) -> None:
         """Remember where to ask: at a URL that checked_url() returned."""
@@ -153,13 +148,12 @@ class OwnSource:
     def __init__(self, probes: LiveProbes, vms: Vms) -> None:
         """Take what is there already into account."""
         self.name = f"own {probes.mode} probes"
-        self.note = ""
         self._probes = probes
         self._instance = kvm_instance()
         self._recent = Recent()
         self._watch = Watch(probes, vms)
         self._guests = Guests(vms)
-        self._overview = Overview(self._watch, self._recent, str)
+        self._overview = Overview(self._watch, self._recent, str, cpu_vendor())
         self._swept = time.monotonic()
         self._look()
 
@@ -192,8 +186,6 @@ class OwnSource:
     def _look(self) -> None:
         self._guests.sweep(self._probes.census)
         self._watch.show_guests(self._guests.found)
-        missing = self._probes.census.missing
-        self.note = f"there is no census, so what counters do is unknown: {missing}" if missing else ""
 
 
 @contextmanager

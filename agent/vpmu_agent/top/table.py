@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vpmu_agent.text import duration_text, errno_name
-from vpmu_agent.top.reading import CounterLine, HolderLine, Reading, VmLine, is_failing
+from vpmu_agent.text import duration_text, errno_name, ranges
+from vpmu_agent.top.reading import CounterLine, Reading, VmLine, is_failing
 
 Look = Literal["", "bold", "bad", "sorted"]
 Part = tuple[Look, str]
@@ -82,13 +82,13 @@ def totals(reading: Reading) -> Line:
     return line
 
 
-def warnings(reading: Reading, note: str) -> list[Line]:
+def warnings(reading: Reading) -> list[Line]:
     """Return why not all is known, a line for each reason."""
     lines: list[Line] = []
     if reading.missing:
         lines.append([("bad", f"no probes are attached: {reading.missing}")])
-    if note:
-        lines.append([("bad", note)])
+    if reading.no_census:
+        lines.append([("bad", f"there is no census: {reading.no_census}")])
     if reading.lost:
         lines.append([("bad", f"{_count(reading.lost, 'record')} lost: the counts are incomplete")])
     listed = len(reading.vms)
@@ -227,28 +227,34 @@ def _counter_line(counter: CounterLine) -> Line:
     return [("bad" if is_failing(counter.status) else "", text.rstrip())]
 
 
-def diverging_lines(vm: VmLine) -> list[Line]:
-    """Return how counters of a VM diverged."""
-    return [
-        [
-            (
-                "bad",
-                f"diverged: {each.kind}: {each.count}"
-                + (f" (vCPU {each.vcpu} {each.pmc})" if each.pmc is not None else ""),
-            )
-        ]
-        for each in vm.diverging
-    ]
+def trouble(vm: VmLine) -> list[Line]:
+    """Return how counters of a VM diverged, and which creations failed, a line for each."""
+    lines: list[Line] = []
+    for each in vm.diverging:
+        which = "" if each.pmc is None else f"vCPU {each.vcpu} {each.pmc} "
+        lines.append([("bad", f"{which}diverged: {each.kind}, {_times(each.count)}")])
+    for failure in vm.failures:
+        which = f"vCPU {failure.vcpu} " if failure.vcpu >= 0 else ""
+        what = f"{which}{failure.pmc} {failure.event}: {failure.errno}, {_times(failure.count)}: "
+        lines.append([("bad", f"{what}{failure.cause}")])
+    return lines
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 # Who else uses the host's PMU
 
 
-def holder_table(holders: Sequence[HolderLine]) -> tuple[Line, list[Line]]:
-    """Return the heading and a line for each process with events on the host's PMU."""
+def holder_table(reading: Reading) -> tuple[Line, list[Line]]:
+    """Return the heading and a line for each process with events on the host's PMU; none if it has none.
+
+    The NMI watchdog, which is no process, comes last.
+    """
     heading: Line = [("bold", _HOLDER.format("HOST PMU HELD BY", "PID", "EVENTS", "PINNED", "ERROR", "CPUS"))]
     lines: list[Line] = []
-    for holder in holders:
+    for holder in reading.holders or ():
         text = _HOLDER.format(
             _cut(holder.comm, 24),
             holder.pid,
@@ -258,6 +264,8 @@ def holder_table(holders: Sequence[HolderLine]) -> tuple[Line, list[Line]]:
             ranges(holder.cpus),
         )
         lines.append([("", text)])
+    if reading.nmi_watchdog:
+        lines.append([("", _HOLDER.format("the NMI watchdog", _NONE, 1, 1, 0, "each"))])
     return heading, lines
 
 
@@ -302,17 +310,6 @@ def rate_text(rate: float | None) -> str:
 def running_text(running: float | None) -> str:
     """Return a running ratio as a percentage, without the sign; only what ran all the time has 100."""
     return _NONE if running is None else str(int(running * 100))
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Return numbers that are in order as `0-3,8`; `-` if there are none."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ",".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else f"{part[0]}" for part in parts) or _NONE
 
 
 def _cut(text: str, width: int, *, at_front: bool = False) -> str:

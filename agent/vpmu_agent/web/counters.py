@@ -6,6 +6,7 @@ from typing import Any
 
 from vpmu_agent.counts.counters import Counter
 from vpmu_agent.counts.guests import Found
+from vpmu_agent.text import selected_text
 from vpmu_agent.trace.call_json import SCHEMA, dumps
 
 
@@ -24,7 +25,7 @@ def _counter(counter: Counter) -> dict[str, Any]:
         "vcpu": counter.vcpu,
         "pmc": counter.pmc,
         "status": counter.status,
-        "event": None if counter.config is None else f"r{counter.config:03x}",
+        "event": selected_text(counter.pmc, counter.control),
         "events": len(counter.events),
         "size": counter.size,
         "cpu": counter.cpu,

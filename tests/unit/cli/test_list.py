@@ -15,7 +15,7 @@ from tests.support.commands import invoke, lines
 from tests.support.looks import ENABLED, WEB, host_event, look, pmc, starved, without_event
 from tests.support.looks import vcpu as a_vcpu
 from tests.support.places import ROOT
-from vpmu_agent.cli.listing import WIDTH, ranges
+from vpmu_agent.cli.listing import WIDTH
 from vpmu_agent.cli.main import StandIns
 from vpmu_agent.counts.guests import Found, Guests, Names
 from vpmu_agent.counts.pmus import KvmPmu
@@ -23,6 +23,7 @@ from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.kernel.facts import nmi_watchdog
 from vpmu_agent.model.counter_status import CounterStatus
 from vpmu_agent.probes.census import Census, HostEvent, Look, Pmc, Vcpu
+from vpmu_agent.text import ranges
 
 DB, PLAIN = 777, 88
 vcpu = partial(a_vcpu, pmu_version=1)  # without a global control, as on AMD before PerfMonV2

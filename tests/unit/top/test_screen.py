@@ -116,7 +116,7 @@ def test_a_vm_opens_down_to_its_counters(terminal: Terminal) -> None:
     terminal.press("esc")
     terminal.wait_for("otel-profiler", without="vCPU 1")
     terminal.press("s", "down", "down", "enter")
-    terminal.wait_for("diverged: unexpected_call: 1 (vCPU 0 gp1)", "No counter is enabled or has events.")
+    terminal.wait_for("vCPU 0 gp1 diverged: unexpected_call, once", "No counter is enabled or has events.")
 
 
 def test_a_pause_holds_what_is_there(terminal: Terminal, daemon: Daemon) -> None:

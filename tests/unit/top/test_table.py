@@ -61,10 +61,12 @@ def test_totals_name_what_is_not_known() -> None:
 
 
 def test_warnings() -> None:
-    shown = Readings().take(state(vm("a"), missing="KVM was unloaded", lost={"ring_full": 3}, all_vms=120))
-    assert [written(line) for line in table.warnings(shown, "there is no census")] == [
+    shown = Readings().take(
+        state(vm("a"), missing="KVM was unloaded", lost={"ring_full": 3}, all_vms=120, no_census="no BTF")
+    )
+    assert [written(line) for line in table.warnings(shown)] == [
         "no probes are attached: KVM was unloaded",
-        "there is no census",
+        "there is no census: no BTF",
         "3 records lost: the counts are incomplete",
         "1 of 120 VMs are shown, those with the most tax",
     ]
@@ -102,11 +104,28 @@ def test_counters_by_vcpu() -> None:
 
 
 def test_holders() -> None:
-    shown = Readings().take(state(holders=[holder("x" * 40, cpus=[0, 1, 2, 3, 8], failed=1)]))
-    assert shown.holders
-    heading, (line,) = table.holder_table(shown.holders)
+    held = [holder("x" * 40, cpus=[0, 1, 2, 3, 8], failed=1)]
+    heading, (line, watchdog) = table.holder_table(Readings().take(state(holders=held, nmi_watchdog=True)))
     assert " ".join(written(heading).split()) == "HOST PMU HELD BY PID EVENTS PINNED ERROR CPUS"
     assert written(line).split() == ["x" * 23 + "…", "99", "4", "4", "1", "0-3,8"]
+    assert written(watchdog).split() == ["the", "NMI", "watchdog", "-", "1", "1", "0", "each"]
+    assert table.holder_table(Readings().take(state(holders=None, nmi_watchdog=None)))[1] == []
+
+
+def test_trouble_of_a_vm() -> None:
+    failure = {
+        "vm": "web01", "vcpu": 1, "pmc": "gp2", "event": "r0c0:GD", "event_name": "instructions",
+        "errno": "ENOSPC", "cause": "no room", "count": 40,
+    }  # fmt: skip
+    diverging = {"vm": "web01", "vcpu": None, "pmc": None, "kind": "unexpected_call", "count": 1}
+    lbr = failure | {"vcpu": -1, "pmc": "lbr", "event_name": None, "count": 1}
+    shown = Readings().take(state(vm("web01"), vm("b"), failures=[failure, lbr], diverging=[diverging]))
+    assert [written(line) for line in table.trouble(shown.vms[0])] == [
+        "diverged: unexpected_call, once",
+        "vCPU 1 gp2 instructions: ENOSPC, 40 times: no room",
+        "lbr r0c0:GD: ENOSPC, once: no room",
+    ]
+    assert table.trouble(shown.vms[1]) == []
 
 
 @pytest.mark.parametrize(
