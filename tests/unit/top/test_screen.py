@@ -128,7 +128,7 @@ def test_a_pause_holds_what_is_there(terminal: Terminal, daemon: Daemon) -> None
     terminal.press("down", "enter")  # what it opens is read nevertheless
     terminal.wait_for("vCPU 1 on CPU 3")
     terminal.press("esc")
-    terminal.wait_for("otel-profiler")
+    terminal.wait_for("Enter open")
     terminal.press("p")
     terminal.wait_for("later", without="PAUSED")
 

@@ -90,11 +90,11 @@ def test_tls(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving_file(folder, text) as (server, _):
         port = server.address.port
         with pytest.raises(SourceError, match="answered 400 this port speaks TLS: use https://"):
-            DaemonSource(f"http://localhost:{port}").state()
+            DaemonSource(f"http://127.0.0.1:{port}").state()
         with pytest.raises(SourceError, match="certificate verify failed"):
-            DaemonSource(f"https://localhost:{port}").state()
+            DaemonSource(f"https://127.0.0.1:{port}").state()
         monkeypatch.setenv("SSL_CERT_FILE", str(folder / "ca.crt"))
-        assert DaemonSource(f"https://localhost:{port}").state()["kind"] == "state"
+        assert DaemonSource(f"https://127.0.0.1:{port}").state()["kind"] == "state"
 
 
 def test_a_proxy_is_for_others(source: DaemonSource, monkeypatch: pytest.MonkeyPatch) -> None:
