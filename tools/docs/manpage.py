@@ -23,8 +23,9 @@ with BPF, per VM, vCPU and counter, without touching the guest, and checks every
 model of what it should do.
 
 `run` is the daemon that serves metrics to Prometheus; once the probes are attached, it needs no privileges.
-`trace` prints the calls as they happen, and `list` what every guest's counters do now. `doctor` reports what
-a host lacks for these; `replay` and `predict` work on any machine.
+`trace` prints the calls as they happen, and `list` what every guest's counters do now. `top` shows all VMs
+live, from the daemon where one runs. `doctor` reports what a host lacks for these; `replay` and `predict`
+work on any machine.
 """
 
 JOURNAL = """
@@ -40,6 +41,8 @@ FILES = {
     "/usr/share/doc/vpmu-agent/dashboards/README.md": "The runbooks of the alerts.",
     "/usr/share/doc/vpmu-agent/docs/metrics.md": "All metrics.",
     "/usr/share/doc/vpmu-agent/docs/census.md": "What `list` prints, and its JSON.",
+    "/usr/share/doc/vpmu-agent/docs/top.md": "What `top` shows, its keys, and its JSON.",
+    "~/.netrc": "The user and password for a daemon that `top` asks, if it wants any.",
     "/usr/share/doc/vpmu-agent/examples/web.yml": "An example for `--web.config.file`.",
 }
 
@@ -55,6 +58,8 @@ FIELDS = {
 EXAMPLES = {
     "Check whether this host can be traced:": "vpmu-agent doctor",
     "Print what every guest's counters do now:": "vpmu-agent list",
+    "Show all VMs live, from the daemon of another host:": "vpmu-agent top --url http://node7:9775",
+    "Print the state of all VMs every ten seconds, as JSON:": "vpmu-agent top --output json --interval 10",
     "Print all calls for one VM for a minute, and keep them for later:": (
         "vpmu-agent trace --vm web01 --duration 60 --record web01.jsonl"
     ),
