@@ -136,6 +136,8 @@ class Reading:
     no_census: str
     """Why nothing is known of counters and holders; "" if it is, or if the daemon is too old to say."""
     holders: Sequence[HolderLine] | None
+    no_holders: str
+    """Why it is not known who has events on the host's PMU; "" as for `no_census`."""
     all_holders: int
     nmi_watchdog: bool
     """Whether it is known to run: it has an event on each CPU."""
@@ -238,7 +240,8 @@ def _reading(state: Mapping[str, Any], before: Reading | None) -> Reading:
         vms=vms,
         all_untraced=int(state.get("all_untraced", 0)),
         no_census=no_census,
-        holders=None if holders is None or no_census else [_holder(each) for each in holders],
+        holders=None if holders is None else [_holder(each) for each in holders],
+        no_holders=str(state.get("no_holders") or ""),
         all_holders=int(state.get("all_holders") or len(holders or ())),
         nmi_watchdog=state.get("nmi_watchdog") is True,
         calls_per_s=sum(calls) if calls else None,

@@ -184,7 +184,7 @@ class OwnSource:
             self._swept = time.monotonic()
 
     def _look(self) -> None:
-        self._guests.sweep(self._probes.census)
+        self._guests.sweep(self._probes.census, self._probes.errnos)
         self._watch.show_guests(self._guests.found)
 
 

@@ -272,7 +272,8 @@ def holder_table(reading: Reading) -> tuple[Line, list[Line]]:
 def no_holders(reading: Reading) -> str:
     """Return what to write in place of an empty table of holders."""
     if reading.holders is None:
-        return "Who else has events on the host's PMU is unknown."
+        why = f": {reading.no_holders}" if reading.no_holders else ""
+        return f"Who else has events on the host's PMU is unknown{why}."
     return "No process has events on the host's PMU."
 
 

@@ -1,13 +1,46 @@
-"""All counters of one VM as JSON, for who opens it in `vpmu-agent top`."""
+"""Counters of one VM as JSON: all for who opens it in `vpmu-agent top`, those that fail in the state."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from vpmu_agent.counts.counters import Counter
 from vpmu_agent.counts.guests import Found
 from vpmu_agent.text import selected_text
 from vpmu_agent.trace.call_json import SCHEMA, dumps
+
+
+@dataclass(frozen=True, slots=True)
+class CounterState:
+    """A counter of a VM that is enabled or has events; as in `counts.counters.Counter`."""
+
+    vcpu: int
+    pmc: str
+    status: str
+    event: str
+    """What the guest asked for, in perf's raw notation: selected_text()."""
+    events: int
+    """How many it has."""
+    size: int
+    """How many it should have."""
+    cpu: int | None
+    running: float | None
+    errno: int
+
+
+def counter_state(counter: Counter) -> CounterState:
+    """Return a counter as JSON has it."""
+    return CounterState(
+        vcpu=counter.vcpu,
+        pmc=counter.pmc,
+        status=counter.status,
+        event=selected_text(counter.pmc, counter.control),
+        events=len(counter.events),
+        size=counter.size,
+        cpu=counter.cpu,
+        running=counter.running,
+        errno=counter.errno,
+    )
 
 
 def counters_json(vm: str, found: Found) -> str:
@@ -16,19 +49,5 @@ def counters_json(vm: str, found: Found) -> str:
     None are listed of a VM that the census did not find.
     """
     of_vm = found.counters.get(vm)
-    counters = [_counter(each) for each in of_vm.counters] if of_vm else []
+    counters = [asdict(counter_state(each)) for each in of_vm.counters] if of_vm else []
     return dumps({"schema": SCHEMA, "kind": "counters", "vm": vm, "counters": counters})
-
-
-def _counter(counter: Counter) -> dict[str, Any]:
-    return {
-        "vcpu": counter.vcpu,
-        "pmc": counter.pmc,
-        "status": counter.status,
-        "event": selected_text(counter.pmc, counter.control),
-        "events": len(counter.events),
-        "size": counter.size,
-        "cpu": counter.cpu,
-        "running": counter.running,
-        "errno": counter.errno,
-    }

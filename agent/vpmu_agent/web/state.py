@@ -28,7 +28,7 @@ from vpmu_agent.text import attr_text, errno_name
 from vpmu_agent.trace.call_json import SCHEMA, call_json, dumps
 from vpmu_agent.vms.modes import untraced
 from vpmu_agent.vms.names import VmInfo
-from vpmu_agent.web.counters import counters_json
+from vpmu_agent.web.counters import CounterState, counter_state, counters_json
 
 ROWS = 50
 """How many VMs are listed, by tax or else by calls, and how many diverging counters, by divergences."""
@@ -44,24 +44,6 @@ MAX_AGE_S = 1.0
 
 NOW_S = 10.0
 """How long ago the previous read may be for its difference to this one to be called the present."""
-
-
-@dataclass(frozen=True, slots=True)
-class CounterState:
-    """A counter of a VM whose guest reads wrong numbers; as in `counts.counters.Counter`."""
-
-    vcpu: int
-    pmc: str
-    status: str
-    event: str | None
-    """What the guest asked for, in perf's raw notation; None if it has no event."""
-    events: int
-    """How many it has."""
-    size: int
-    """How many it should have."""
-    cpu: int | None
-    running: float | None
-    errno: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,20 +385,8 @@ def _present(counters: VmCounters, statuses: Iterable[CounterStatus]) -> dict[st
 
 
 def _failing_counters(counters: Iterable[Counter]) -> list[CounterState]:
-    return [
-        CounterState(
-            vcpu=counter.vcpu,
-            pmc=counter.pmc,
-            status=counter.status,
-            event=None if counter.config is None else f"r{counter.config:03x}",
-            events=len(counter.events),
-            size=counter.size,
-            cpu=counter.cpu,
-            running=counter.running,
-            errno=counter.errno,
-        )
-        for counter in islice((counter for counter in counters if counter.status.is_failing), COUNTERS)
-    ]
+    failing = (counter for counter in counters if counter.status.is_failing)
+    return [counter_state(counter) for counter in islice(failing, COUNTERS)]
 
 
 def _holder(holder: Holder) -> HolderState:

@@ -96,14 +96,14 @@ def test_what_the_census_says(watch: Watch) -> None:
         "vcpu": 0,
         "pmc": "gp2",
         "status": "starved",
-        "event": "r076",
+        "event": "r076:h",
         "events": 1,
         "size": 1,
         "cpu": 3,
         "running": None,
         "errno": 0,
     }
-    assert (web01["failing"][0]["event"], web01["failing"][0]["events"]) == (None, 0)
+    assert (web01["failing"][0]["event"], web01["failing"][0]["events"]) == ("r076:h", 0)
     assert (state["all_starved"], state["all_starving"]) == (2, 1)
     assert state["starving"] == [
         {"vm": "web01", "failing": {"starved": 2, "denied": 1}, "sentence": f"{said}; also 1 denied"}
