@@ -21,6 +21,7 @@ AGENT = (
     "python3-click",
     "python3-prometheus-client",
     "python3-psutil",
+    "python3-urwid",
     "python3-yaml",
 )
 # What boots, tests, and is a host of guests.

@@ -32,9 +32,7 @@ def application(exporter: Exporter, overview: Overview) -> WSGIApplication:
             body = [f"{state_json(overview.state())}\n".encode()]
             start_response("200 OK", [("Content-Type", "application/json"), _NO_STORE, _NO_SNIFFING])
         elif path == "/api/v1/counters":
-            (vm, *_) = parse_qs(environ.get("QUERY_STRING", "")).get("vm", [""])
-            body = [f"{overview.counters_json(vm)}\n".encode()]
-            start_response("200 OK", [("Content-Type", "application/json"), _NO_STORE, _NO_SNIFFING])
+            body = _counters(start_response, overview, environ.get("QUERY_STRING", ""))
         elif path == "/-/healthy":
             body = _text(start_response, "200 OK", b"healthy\n")
         elif path == "/-/ready":
@@ -54,6 +52,14 @@ def _ready(start_response: StartResponse, missing: str) -> list[bytes]:
     if missing:
         return _text(start_response, "503 Service Unavailable", f"not ready: {missing}\n".encode())
     return _text(start_response, "200 OK", b"ready\n")
+
+
+def _counters(start_response: StartResponse, overview: Overview, query: str) -> list[bytes]:
+    asked = parse_qs(query).get("vm", [])
+    if len(asked) != 1:
+        return _text(start_response, "400 Bad Request", b"name a VM: /api/v1/counters?vm=NAME\n")
+    start_response("200 OK", [("Content-Type", "application/json"), _NO_STORE, _NO_SNIFFING])
+    return [f"{overview.counters_json(asked[0])}\n".encode()]
 
 
 def _metrics(exporter: Exporter, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

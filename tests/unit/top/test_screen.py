@@ -146,6 +146,8 @@ def test_it_follows_the_size_of_its_terminal(terminal: Terminal) -> None:
     assert terminal.line("busy").endswith("4242")
     terminal.resize(60, 10)
     terminal.wait_for("busy", "web01", "q quit", without="otel-profiler")
+    terminal.resize(1, 1)
+    terminal.settle()
     terminal.resize(20, 3)
     terminal.settle()
     terminal.resize(80, 24)

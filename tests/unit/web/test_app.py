@@ -8,8 +8,11 @@ import json
 import pytest
 
 from tests.support.counted import Maps, Processes
+from tests.support.looks import WEB, look, pmc, starved, vcpu
 from tests.support.scenes import Guest
 from tests.support.web import get, serving
+from vpmu_agent.counts.counters import Counters
+from vpmu_agent.counts.guests import Found
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.web import metrics
 from vpmu_agent.web.app import accepts_gzip, accepts_openmetrics
@@ -146,3 +149,31 @@ def test_ready_is_another_thing_than_healthy(missing: str) -> None:
         assert (healthy.status, healthy.text) == (200, "healthy\n")
         expected = (503, f"not ready: {missing}\n") if missing else (200, "ready\n")
         assert (ready.status, ready.text) == expected
+
+
+def test_the_counters_of_a_vm(running: Server, watch: Watch) -> None:
+    found = Counters().take(look(vcpu(global_ctrl=0x3F), pmc(0), starved(1)))
+    watch.show_guests(Found(counters={"web 01&": found[WEB]}))
+    answer = get(running, "/api/v1/counters?vm=web%2001%26")
+    assert answer.headers["Content-Type"] == "application/json"
+    counters = json.loads(answer.text)
+    assert (counters["schema"], counters["kind"], counters["vm"]) == (1, "counters", "web 01&")
+    assert counters["counters"][1] == {
+        "vcpu": 0,
+        "pmc": "gp1",
+        "status": "starved",
+        "event": "r076:h",
+        "events": 1,
+        "size": 1,
+        "cpu": 3,
+        "running": None,
+        "errno": 0,
+    }
+    assert "0x" not in answer.text  # no address of the kernel's
+    assert json.loads(get(running, "/api/v1/counters?vm=web02").text)["counters"] == []
+
+
+@pytest.mark.parametrize("query", ["", "?", "?vm=", "?pmc=gp0", "?vm=a&vm=b"])
+def test_counters_of_no_vm(running: Server, query: str) -> None:
+    answer = get(running, f"/api/v1/counters{query}")
+    assert (answer.status, answer.text) == (400, "name a VM: /api/v1/counters?vm=NAME\n")
