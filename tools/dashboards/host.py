@@ -209,6 +209,18 @@ _WRONG = [
         ),
         TO_VM,
     ),
+    linked(
+        timeseries(
+            title="Starvations",
+            unit="cps",
+            description=(
+                "Calls that left a counter starved, the short ones between two pulls of the census included; "
+                "the ten VMs with the most."
+            ),
+            queries=[query(f"topk(10, rate(vpmu_starvations_total{_HERE}[{RATE}]) > 0)", "{{vm}}")],
+        ),
+        TO_VM,
+    ),
     timeseries(
         title="Who has the host's PMU",
         unit="short",
