@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vpmu_agent.counts.counters import Counter, VmCounters
 from vpmu_agent.counts.guests import Found
+from vpmu_agent.kernel import facts
 from vpmu_agent.model.counter_status import CounterStatus, EventState
 from vpmu_agent.text import errno_name
 
@@ -23,6 +24,48 @@ class Share:
     name: str
     events: int
     pinned: int
+
+
+@dataclass(frozen=True, slots=True)
+class Starvation:
+    """A VM with starved counters: which they are, and sentence()."""
+
+    vm: str
+    counters: Sequence[Counter]
+    sentence: str
+
+
+class NewlyStarved:
+    """Remembers which VMs were starved, so that it can be told when it begins."""
+
+    def __init__(self, nmi_watchdog: Callable[[], bool | None] = facts.nmi_watchdog) -> None:
+        """`nmi_watchdog` returns what sentence() needs to know."""
+        self._nmi_watchdog = nmi_watchdog
+        self._pulls = 0
+        self._most: dict[str, int] = {}
+
+    def take(self, found: Found) -> list[Starvation]:
+        """Return the VMs that have more starved counters than at any time since theirs began to be starved.
+
+        Without a census nothing begins or ends.
+        """
+        if not found.is_known or found.pulls == self._pulls:
+            return []
+        before, self._pulls = self._most, found.pulls
+        now = {
+            vm: count
+            for vm, counters in found.counters.items()
+            if (count := counters.statuses[CounterStatus.STARVED])
+        }
+        self._most = {vm: max(count, before.get(vm, 0)) for vm, count in now.items()}
+        worse = [vm for vm, count in now.items() if count > before.get(vm, 0)]
+        if not worse:
+            return []
+        nmi_watchdog = self._nmi_watchdog()
+        return [
+            Starvation(vm, starved(found.counters[vm]), sentence(vm, found, nmi_watchdog=nmi_watchdog))
+            for vm in worse
+        ]
 
 
 def starved(counters: VmCounters) -> list[Counter]:

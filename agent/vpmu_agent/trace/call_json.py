@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from json.encoder import encode_basestring_ascii
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vpmu_agent.model.call import Attr, Call, CallName, PmcType
 from vpmu_agent.model.create_errors import cause
@@ -18,6 +18,9 @@ from vpmu_agent.text import errno_name
 from vpmu_agent.trace.tally import Tally
 from vpmu_agent.vms.clean import clean_name
 from vpmu_agent.vms.modes import Pmu
+
+if TYPE_CHECKING:
+    from vpmu_agent.counts.starvation import Starvation
 
 SCHEMA = 1
 
@@ -68,6 +71,27 @@ def vpmu_json(vm: str, pmu: Pmu) -> str:
     `mode` is "mediated" or "off"; `reason` is why it is off (modes.Why), null if it is mediated.
     """
     return dumps({"schema": SCHEMA, "kind": "vpmu", "vm": vm, "mode": pmu.mode, "reason": pmu.why})
+
+
+def starved_json(starvation: Starvation) -> str:
+    """Return the object that says in a stream of calls that counters of a VM began to be starved.
+
+    It has those counters that are followed, each with the CPU that its vCPU ran on last; `sentence` is about
+    the whole VM.
+    """
+    counters = [
+        {"vcpu": counter.vcpu, "pmc": counter.pmc, "cpu": counter.cpu, "running": counter.running}
+        for counter in starvation.counters
+    ]
+    return dumps(
+        {
+            "schema": SCHEMA,
+            "kind": "starved",
+            "vm": starvation.vm,
+            "sentence": starvation.sentence,
+            "counters": counters,
+        }
+    )
 
 
 def summary_json(tally: Tally, lost: int) -> list[str]:

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from vpmu_agent.counts.guests import Guests
+from vpmu_agent.counts.starvation import NewlyStarved, Starvation
 from vpmu_agent.counts.watch import Maps
 from vpmu_agent.system.signals import stop_requests
 
@@ -62,6 +63,7 @@ class Source:
         self._vms = vms
         self._stopped = stopped
         self._guests = Guests(vms)
+        self._starved = NewlyStarved()
         self._gone: set[int] = set()  # ended processes whose names are still kept
 
     @property
@@ -72,6 +74,10 @@ class Source:
     def new_pmus(self) -> list[tuple[str, Pmu]]:
         """Return the VMs that are new or have another PMU than before; see Guests.sweep()."""
         return self._guests.sweep(self._probes.census, self._probes.errnos)
+
+    def newly_starved(self) -> list[Starvation]:
+        """Return the VMs whose counters began to be starved, by what new_pmus() found last."""
+        return self._starved.take(self._guests.found)
 
     def missing_census(self) -> str:
         """Return why the PMUs of VMs are not known; "" if they are, or if it was returned before."""
@@ -134,8 +140,12 @@ def follow(source: Source, session: Session, duration_s: float | None) -> None:
     for calls in source.batches(duration_s):
         session.feed(calls)
         session.feed_pmus(source.new_pmus())
+        session.feed_starved(source.newly_starved())
         if missing := source.missing_census():
-            print(f"which vPMU each VM has cannot be determined: {missing}", file=sys.stderr)
+            print(
+                f"which vPMU each VM has cannot be determined: {missing}",
+                file=sys.stderr,
+            )
         if session.unread:
             break
     session.feed(source.rest())

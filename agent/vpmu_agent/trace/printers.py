@@ -6,7 +6,7 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from vpmu_agent.counts.failures import Key, Story, key
 from vpmu_agent.model.call import Call, CallName
@@ -15,9 +15,12 @@ from vpmu_agent.model.rules import Kind
 from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.system.stdout import Style
 from vpmu_agent.text import attr_text, errno_name, event_text, measured_text
-from vpmu_agent.trace.call_json import call_json, lost_json, summary_json, vpmu_json
+from vpmu_agent.trace.call_json import call_json, lost_json, starved_json, summary_json, vpmu_json
 from vpmu_agent.trace.tally import Tally
 from vpmu_agent.vms.modes import Pmu, sentence
+
+if TYPE_CHECKING:
+    from vpmu_agent.counts.starvation import Starvation
 
 
 class Printer(Protocol):
@@ -31,6 +34,9 @@ class Printer(Protocol):
 
     def untraced(self, vms: Sequence[str], pmu: Pmu) -> list[str]:
         """Return the lines that say that these VMs cannot be traced, and why."""
+
+    def starved(self, starvation: Starvation) -> list[str]:
+        """Return the lines that say that counters of a VM are starved."""
 
     def summary(self, tally: Tally, lost: int) -> list[str]:
         """Return the lines that end the stream; `lost` is the total of lost records."""
@@ -50,6 +56,10 @@ class JsonPrinter:
     def untraced(self, vms: Sequence[str], pmu: Pmu) -> list[str]:
         """Return the object of `vpmu_json()` for each VM."""
         return [vpmu_json(vm, pmu) for vm in vms]
+
+    def starved(self, starvation: Starvation) -> list[str]:
+        """Return the object of `starved_json()`."""
+        return [starved_json(starvation)]
 
     def summary(self, tally: Tally, lost: int) -> list[str]:
         """Return the objects of `summary_json()`."""
@@ -136,8 +146,15 @@ class TextPrinter:
 
     def untraced(self, vms: Sequence[str], pmu: Pmu) -> list[str]:
         """Return `modes.sentence()`, wrapped to the width."""
+        return self._remark(sentence(vms, pmu))
+
+    def starved(self, starvation: Starvation) -> list[str]:
+        """Return `starvation.sentence()`, wrapped to the width."""
+        return self._remark(starvation.sentence)
+
+    def _remark(self, text: str) -> list[str]:
         lines = textwrap.wrap(
-            f"-- {sentence(vms, pmu)} --",
+            f"-- {text} --",
             self._width,
             subsequent_indent="   ",
             break_long_words=False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from vpmu_agent.model.call import Call, CallName
 from vpmu_agent.model.verdict import Observation
@@ -14,6 +14,9 @@ from vpmu_agent.trace.printers import Printer
 from vpmu_agent.trace.recording import Recorder
 from vpmu_agent.trace.tally import Tally
 from vpmu_agent.vms.modes import Pmu, untraced
+
+if TYPE_CHECKING:
+    from vpmu_agent.counts.starvation import Starvation
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +34,11 @@ class Filters:
 
     def keep(self, call: Call) -> bool:
         """Return whether the call is for a counter that is followed."""
-        return (
-            self.keep_vm(call.vm)
-            and (not self.vcpus or call.vcpu in self.vcpus)
-            and (not self.pmcs or call.pmc_name in self.pmcs)
-        )
+        return self.keep_vm(call.vm) and self.keep_counter(call.vcpu, call.pmc_name)
+
+    def keep_counter(self, vcpu: int, pmc: str) -> bool:
+        """Return whether a counter is followed, if its VM is."""
+        return (not self.vcpus or vcpu in self.vcpus) and (not self.pmcs or pmc in self.pmcs)
 
     def keep_vm(self, vm: str) -> bool:
         """Return whether a VM is followed."""
@@ -124,6 +127,20 @@ class Session:
         self._print(
             [line for pmu, vms in untraced(kept).items() for line in self._printer.untraced(vms, pmu)]
         )
+
+    def feed_starved(self, new: Iterable[Starvation]) -> None:
+        """Take which VMs began to be starved, and print those with a starved counter that is followed.
+
+        As with feed_pmus(), even if only the summary is wanted.
+        """
+        lines: list[str] = []
+        for each in new:
+            counters = [
+                counter for counter in each.counters if self._filters.keep_counter(counter.vcpu, counter.pmc)
+            ]
+            if counters and self._filters.keep_vm(each.vm):
+                lines += self._printer.starved(replace(each, counters=counters))
+        self._print(lines)
 
     def end(self, lost: int | None) -> None:
         """End the recording and print the summary.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -19,9 +20,14 @@ import pytest
 
 from tests.support.commands import daemon, daemon_of, invoke, lines, read_until, record, started
 from tests.support.counted import Maps
+from tests.support.guests import Pulls, amd
+from tests.support.looks import pmc, starved
 from tests.support.scenes import Guest
+from vpmu_agent.counts.guests import PULL_S
 from vpmu_agent.model.verdict import Observation
-from vpmu_agent.trace.live import Source
+from vpmu_agent.trace.live import Source, follow
+from vpmu_agent.trace.printers import JsonPrinter
+from vpmu_agent.trace.session import Filters, Session
 from vpmu_agent.vms.names import Vms
 
 if TYPE_CHECKING:
@@ -161,14 +167,30 @@ def test_a_long_trace_lets_go_of_vms_that_are_gone() -> None:
         stays.kill()
 
 
+def test_a_trace_says_once_that_counters_are_starved() -> None:
+    probes, out = Polled(), io.StringIO()
+    pid = os.getpid()
+    probes.census = Pulls(amd(tgid=pid), pmc(0, tgid=pid), starved(1, tgid=pid))
+    session = Session(Filters(), JsonPrinter(), out)
+    follow(Source(cast("Probes", probes), Vms(), lambda: False), session, PULL_S + 0.5)
+    (said,) = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert (said["kind"], said["vm"]) == ("starved", f"pid-{pid}")
+    assert [counter["pmc"] for counter in said["counters"]] == ["gp1"]
+    assert said["sentence"].startswith(f"pid-{pid}: 1 of 2 counters starved; ")
+
+
 class Polled(Maps):
     """Probes that send nothing."""
 
     polls = 0
+    census = Pulls()
 
     def poll(self, timeout_s: float) -> list[Observation]:
         self.polls += 1
         time.sleep(timeout_s)
+        return []
+
+    def stop(self) -> list[Observation]:
         return []
 
 

@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from tests.support.guests import amd, found
+from tests.support.looks import WEB, host_event, pmc, starved
 from tests.support.scenes import USER_CYCLES, Guest, checked
+from vpmu_agent.counts.starvation import NewlyStarved
 from vpmu_agent.model.call import Call, CallName, PmcType
 from vpmu_agent.model.create_errors import UNKNOWN
 from vpmu_agent.model.rules import Kind
@@ -367,6 +370,42 @@ def test_it_is_an_object_in_json_and_only_of_vms_that_are_followed() -> None:
         {"schema": 1, "kind": "vpmu", "vm": "web01", "mode": "mediated", "reason": None},
         {"schema": 1, "kind": "vpmu", "vm": "old", "mode": "off", "reason": "no_irqchip"},
     ]
+
+
+STARVED = found({WEB: "web01"}, amd(), pmc(0), starved(2), starved(3), host_event())
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_vm_that_begins_to_be_starved_is_said_to_be(quiet: bool) -> None:
+    out = io.StringIO()
+    session = Session(Filters(), TextPrinter(out), out, quiet=quiet)
+    session.feed_starved(NewlyStarved(lambda: True).take(STARVED))
+    assert [line.strip() for line in out.getvalue().splitlines()] == [
+        "-- web01: 2 of 3 counters starved; on CPU 3 otel-profiler (pid 99) has 1 event, pinned, the NMI",
+        "watchdog has 1 event, pinned --",
+    ]
+    session.feed_starved([])
+    assert len(out.getvalue().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("filters", "pmcs"),
+    [
+        (Filters(), ["gp2", "gp3"]),
+        (Filters(pmcs=frozenset({"gp3"})), ["gp3"]),
+        (Filters(vms=frozenset({"db01"})), []),
+        (Filters(vcpus=frozenset({1})), []),
+        (Filters(vms=frozenset({"web01"}), pmcs=frozenset({"gp0"})), []),
+    ],
+)
+def test_in_json_there_are_the_starved_counters_that_are_followed(filters: Filters, pmcs: list[str]) -> None:
+    out = io.StringIO()
+    session = Session(filters, JsonPrinter(), out)
+    session.feed_starved(NewlyStarved(lambda: None).take(STARVED))
+    sentence = "web01: 2 of 3 counters starved; on CPU 3 otel-profiler (pid 99) has 1 event, pinned"
+    counters = [{"vcpu": 0, "pmc": pmc, "cpu": 3, "running": None} for pmc in pmcs]
+    expected = {"schema": 1, "kind": "starved", "vm": "web01", "sentence": sentence, "counters": counters}
+    assert [json.loads(line) for line in out.getvalue().splitlines()] == ([expected] if pmcs else [])
 
 
 def test_quiet_prints_the_summary_only() -> None:
