@@ -116,17 +116,17 @@ def watch_over(
             watch.sweep(processes)
             watch.give_back()
             tell_refused(watch.newly_refused())
-            look_at_guests(attachment.probes, guests, watch)
-            failing.tell_of(guests.found)
+            look_at_guests(attachment.probes, guests, watch, failing)
             report.sweep()
             notify("WATCHDOG=1")
             swept = time.monotonic()
 
 
-def look_at_guests(probes: LiveProbes, guests: Guests, watch: Watch) -> None:
-    """Show what the census finds, and tell of VMs that have no vPMU to trace."""
+def look_at_guests(probes: LiveProbes, guests: Guests, watch: Watch, failing: FailingCounters) -> None:
+    """Show what the census finds, and tell of VMs that have no vPMU to trace or whose counters fail."""
     tell_untraced(guests.sweep(probes.census, probes.errnos))
     watch.show_guests(guests.found)
+    failing.tell_of(guests.found)
     if missing := guests.newly_missing(probes.census):
         tell(f"there is no census, all else works: {missing}", Level.WARNING)
 
