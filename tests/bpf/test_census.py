@@ -186,7 +186,11 @@ def test_a_pull_of_many_files_is_cheap(probes: Probes) -> None:
 @pytest.mark.skipif(vpmu_enabled() is not False, reason="KVM has a PMU here, and these VMs no CPUID")
 def test_the_daemon_without_privileges_tells_of_vms_that_made_no_call(start: Start) -> None:
     with start(census=True) as daemon, running("2i", name="web01"):
-        daemon.wait_for('vpmu_mode{mode="off",vm="web01"} 1')
+        text = daemon.wait_for('vpmu_mode{mode="off",vm="web01"} 1')
+        assert "\nvpmu_agent_census_up 1.0\n" in text
+        assert 'vpmu_host_pmu_events{owner_comm="all other processes",pinned="true"} ' in text
+        assert "\nvpmu_agent_census_pulls_total " in text
+        assert "vpmu_pmcs{" not in text  # of VMs without a PMU
         said = read_until(daemon.process.stderr, b"web01").decode()
         assert said == (
             "web01 has no vPMU: KVM's parameter enable_pmu is N on this host, so there is nothing to trace\n"
