@@ -6,64 +6,20 @@ The test PMU's account says which events there are, which were put on a CPU and 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 import pytest
 
 from . import agent, pmu
-from .agent import COMMAND, Line
-from .guests import Guest, guest_a
+from .guests import guest_a
+from .listed import listed, parsed, programmed
 from .scrape import parse, read, total
 
 LISTEN = "127.0.0.1:9775"
-
-
-@dataclass(frozen=True)
-class Listed:
-    """What `vpmu-agent list` said."""
-
-    status: int
-    lines: list[Line]
-
-    def of(self, kind: str) -> list[Line]:
-        return [line for line in self.lines if line["kind"] == kind]
-
-    def vm(self, name: str) -> Line:
-        (line,) = (line for line in self.of("vm") if line["vm"] == name)
-        return line
-
-    def counters(self) -> dict[str, dict[str, str]]:
-        """The statuses of the counters that are in use, by VM and counter."""
-        found: defaultdict[str, dict[str, str]] = defaultdict(dict)
-        for line in self.of("counter"):
-            found[line["vm"]][line["pmc"]] = line["status"]
-        return dict(found)
-
-    def events(self, vm: str) -> int:
-        return sum(len(line["events"]) for line in self.of("counter") if line["vm"] == vm)
-
-
-def listed() -> Listed:
-    done = subprocess.run([*COMMAND, "list", "--output", "json"], capture_output=True, text=True, check=False)
-    assert done.returncode in (0, 1), done.stderr
-    return Listed(done.returncode, [json.loads(line) for line in done.stdout.splitlines()])
-
-
-def programmed(stack: ExitStack, guest: Guest) -> Guest:
-    """The guest, with its counters enabled and its vCPU asleep."""
-    stack.enter_context(guest)
-    for stage in ("ready", "programmed"):
-        assert guest.wait_for("stage")["stage"] == stage
-        if stage == "ready":
-            guest.go_on()
-    return guest
 
 
 HOLDER = """
@@ -147,7 +103,6 @@ def test_every_status_of_guests_that_were_there_before() -> None:
     assert counts[starved.tgid].refused >= 2
 
 
-@pytest.mark.slim
 def test_a_process_that_took_the_room_first_is_named() -> None:
     pmu.set_room(2)
     with holder() as pid, ExitStack() as stack:
@@ -187,7 +142,7 @@ def test_a_counter_that_counts() -> None:
             check=False,
         )
     assert done.returncode == 0, done.stderr
-    found = Listed(done.returncode, [json.loads(line) for line in done.stdout.splitlines()])
+    found = parsed(done)
     assert found.counters() == {"busy01": {"gp0": "counting"}, "other01": {"gp0": "descheduled"}}
     (busy,) = (line for line in found.of("counter") if line["vm"] == "busy01")
     assert busy["config"] == 0x76
@@ -196,7 +151,6 @@ def test_a_counter_that_counts() -> None:
     assert busy["cpu"] == 0
 
 
-@pytest.mark.slim
 def test_a_daemon_that_comes_late_knows_them_at_its_first_scrape() -> None:
     with ExitStack() as stack:
         guests = {

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from . import agent, live, pmu, scrape
+from .listed import listed
 
 VENDOR = "kvm_amd"
 PARAMETER = Path(f"/sys/module/{VENDOR}/parameters/enable_mediated_pmu")
@@ -102,6 +103,20 @@ def test_metrics_and_log_say_it_too() -> None:
         log = daemon.stderr()
     assert "web01 has a mediated vPMU: the guest owns the host's counters" in log
     assert "old has lost the vPMU: " in log
+
+
+@pytest.mark.usefixtures("_mediated")
+def test_list_says_whose_counters_it_cannot_see() -> None:
+    with host_of_vms():
+        found = listed()
+    assert {vm["vm"]: vm["pmus"] for vm in found.of("vm")} == {
+        "web01": [{"mode": "mediated", "reason": None}],
+        "old": [{"mode": "off", "reason": "no_irqchip"}],
+        "plain": [{"mode": "off", "reason": "turned_off"}],
+    }
+    assert found.counters() == {"web01": {"gp0": "mediated"}}
+    assert found.events("web01") == 0
+    assert found.status == 0
 
 
 @pytest.mark.usefixtures("_mediated")
