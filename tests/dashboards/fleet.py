@@ -52,7 +52,7 @@ def hosts() -> dict[str, Host]:
         "kvm2": Host(
             Load(chain(lossy, cycle(without_room(shared))), 13),
             Load(cycle(failing)),
-            Load(replace(call, starved=True) for call in orphans(made_up)),
+            Load(orphans(made_up)),
             vm="web01",
         ),
         "kvm3": Host(Load(cycle(lossy), 13), durations=False),

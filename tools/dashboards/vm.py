@@ -219,15 +219,6 @@ _GROUPS = [
         queries=[query(f"min by (instance) (vpmu_running_ratio{_IT})", "{{instance}}")],
         span=8,
     ),
-    timeseries(
-        title="Starvations",
-        unit="cps",
-        description=(
-            "Calls that left a counter starved, the short ones between two pulls of the census included, by "
-            "host."
-        ),
-        queries=[query(f"sum by (instance) (rate(vpmu_starvations_total{_IT}[{RATE}]))", "{{instance}}")],
-    ),
 ]
 
 _TIME = [
