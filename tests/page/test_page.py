@@ -78,7 +78,13 @@ def test_what_is_shown_can_be_true(shown: Shown) -> None:
 
 @pytest.mark.parametrize(
     ("name", "width", "height", "scheme"),
-    [("light", 1180, 1400, "light"), ("dark", 1180, 1400, "dark"), ("phone", 390, 1400, "light")],
+    [
+        ("light", 1180, 1400, "light"),
+        ("dark", 1180, 1400, "dark"),
+        ("tablet", 720, 1400, "light"),
+        ("phone", 390, 1400, "light"),
+        ("small", 360, 1400, "dark"),
+    ],
 )
 def test_it_can_be_read(
     browser: Browser, shown: Shown, name: str, width: int, height: int, scheme: str

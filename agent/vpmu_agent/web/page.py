@@ -187,8 +187,8 @@ def _counters(vm: VmState) -> str:
 
 
 def _status(status: str, count: int) -> str:
-    text = f"{_number(count)} {escape(status)}"
-    return f'<span class="bad">{text}</span>' if CounterStatus(status).is_failing else text
+    css = "status bad" if CounterStatus(status).is_failing else "status"
+    return f'<span class="{css}">{_number(count)} {escape(status)}</span>'
 
 
 def _starving(state: HostState) -> str:

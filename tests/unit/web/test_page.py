@@ -133,7 +133,7 @@ def test_counters_that_are_starved_and_by_whom() -> None:
     assert read.open == []
     for text in (
         "Starved counters 2 Divergences",
-        "2 counting, 2 starved 4",
+        "2 counting , 2 starved 4",
         "web01 2 of 4 counters starved; on CPU 3 ",
         f"{HOSTILE} of 1 counters 1 denied",
         "<b> pid 99 5 5 0-3,8 0",
