@@ -100,26 +100,34 @@ def show(source: Source, interval_s: float) -> None:
     shown.use(feed)
     feed.start()
     try:
-        with _signals(wake):
+        with _signals(wake) as claim:
+            shown.claim_signals = claim
+            loop.set_alarm_in(0, lambda *_: claim())  # once the screen has started
             loop.run()
     finally:
         feed.stop(_PATIENCE_S)
 
 
 @contextmanager
-def _signals(wake: Callable[[bytes], None]) -> Iterator[None]:
+def _signals(wake: Callable[[bytes], None]) -> Iterator[Callable[[], None]]:
     """Have the loop end or pause for a signal, because it restores the terminal.
 
-    Newer versions of urwid have a handler of their own for Ctrl-Z, which they put before this one.
+    Yield what does so again: whenever the screen starts, newer versions of urwid put in a handler of Ctrl-Z of
+    their own, which stops the screen wherever the loop is, in the middle of drawing too.
     """
     asks = {signal.SIGINT: _STOP, signal.SIGTERM: _STOP, signal.SIGTSTP: _SUSPEND}
 
     def ask(number: int, _frame: FrameType | None) -> None:
         wake(asks[signal.Signals(number)])
 
-    former = {number: signal.signal(number, ask) for number in asks}
+    def claim() -> None:
+        for number in asks:
+            signal.signal(number, ask)
+
+    former = {number: signal.getsignal(number) for number in asks}
+    claim()
     try:
-        yield
+        yield claim
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
@@ -138,6 +146,8 @@ class _Screen:
         self._list = urwid.ListBox(self._walker)
         self.frame = urwid.Frame(self._list)
         self._is_drawing = False
+        self.claim_signals: Callable[[], None] = lambda: None
+        """To be called when the screen has started."""
         urwid.connect_signal(self._walker, "modified", self._moved)
 
     def use(self, feed: Feed) -> None:
@@ -153,6 +163,7 @@ class _Screen:
             self._screen.stop()
             os.kill(os.getpid(), signal.SIGSTOP)  # until the shell lets it go on
             self._screen.start()
+            self.claim_signals()
         assert self._feed
         if self._feed.failure:
             raise self._feed.failure
