@@ -112,8 +112,8 @@ def show(source: Source, interval_s: float) -> None:
 def _signals(wake: Callable[[bytes], None]) -> Iterator[Callable[[], None]]:
     """Have the loop end or pause for a signal, because it restores the terminal.
 
-    Yield what does so again: whenever the screen starts, newer versions of urwid put in a handler of Ctrl-Z of
-    their own, which stops the screen wherever the loop is, in the middle of drawing too.
+    Yield what does so again: whenever the screen starts, newer versions of urwid put in a handler of
+    their own for Ctrl-Z, which stops the screen wherever the loop is, in the middle of drawing too.
     """
     asks = {signal.SIGINT: _STOP, signal.SIGTERM: _STOP, signal.SIGTSTP: _SUSPEND}
 
@@ -297,11 +297,13 @@ class _Screen:
             body.append(urwid.Text("reading…"))
         elif opened.counters is None and not vm.failing:
             body.append(urwid.Text("The counters of a VM are not told by this version of the daemon."))
-        else:
-            counters = vm.failing if opened.counters is None else opened.counters
+        elif counters := vm.failing if opened.counters is None else opened.counters:
             heading, lines = table.counter_table(counters)
-            body.append(_row(heading))
-            body += [_row(line) for line in lines] or [urwid.Text("No counter is enabled or has events.")]
+            body += [_row(heading), *map(_row, lines)]
+        elif vm.counters is None:
+            body.append(urwid.Text("What its counters do is unknown: the census has not found it."))
+        else:
+            body.append(urwid.Text("No counter is enabled or has events."))
         return None, body
 
     def _footer(self, width: int, rows: int) -> Any:

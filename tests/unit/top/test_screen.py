@@ -228,7 +228,7 @@ def test_own_probes_on_the_screen() -> None:
     with on_terminal("top", "--interval", "1") as terminal:
         terminal.wait_for("own fexit probes", "1 VM", "q quit")
         terminal.press("enter")
-        terminal.wait_for("Esc back")
+        terminal.wait_for("Esc back", "What its counters do is unknown: the census has not found it.")
         terminal.press("q")
         assert terminal.end() == 0
         assert terminal.is_restored()
