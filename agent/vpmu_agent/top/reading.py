@@ -87,7 +87,6 @@ class VmLine:
     running: float | None = None
     starved: str = ""
     """A sentence about its starved counters."""
-    failing: Sequence[CounterLine] = ()
     diverging: Sequence[DivergingLine] = ()
     failures: Sequence[FailureLine] = ()
 
@@ -180,7 +179,7 @@ _FAILING = {str(status) for status in CounterStatus if status.is_failing}
 
 
 def counter_lines(counters: Sequence[Mapping[str, Any]]) -> list[CounterLine]:
-    """Return counters from the JSON of web/counters.py, or those failing of a state. Raise StateError."""
+    """Return counters from the JSON of web/counters.py. Raise StateError."""
     try:
         return [_counter(_clean(each)) for each in counters]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -267,7 +266,6 @@ def _vm(vm: Mapping[str, Any], diverging: Sequence[DivergingLine], failures: Seq
         counters=None if counters is None else {str(key): int(count) for key, count in counters.items()},
         running=_maybe(float, vm.get("running")),
         starved=str(vm.get("starved") or ""),
-        failing=[_counter(each) for each in vm.get("failing") or ()],
         diverging=diverging,
         failures=failures,
     )

@@ -295,10 +295,10 @@ class _Screen:
             body.append(urwid.Text("It has no perf events: there is nothing to trace."))
         elif opened is None or opened.vm != name:
             body.append(urwid.Text("reading…"))
-        elif opened.counters is None and not vm.failing:
+        elif opened.counters is None:
             body.append(urwid.Text("The counters of a VM are not told by this version of the daemon."))
-        elif counters := vm.failing if opened.counters is None else opened.counters:
-            heading, lines = table.counter_table(counters)
+        elif opened.counters:
+            heading, lines = table.counter_table(opened.counters)
             body += [_row(heading), *map(_row, lines)]
         elif vm.counters is None:
             body.append(urwid.Text("What its counters do is unknown: the census has not found it."))

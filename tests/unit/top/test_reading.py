@@ -49,7 +49,7 @@ def test_what_an_older_daemon_does_not_tell_is_unknown() -> None:
     reading = Readings().take(older(state(starved_vm("web01"), holders=[holder("perf")])))
     (web01,) = reading.vms
     assert (reading.holders, reading.all_starved) == (None, None)
-    assert (web01.counters, web01.running, web01.starved, web01.failing) == (None, None, "", [])
+    assert (web01.counters, web01.running, web01.starved) == (None, None, "")
 
 
 def test_what_a_newer_one_tells_besides_is_left_out() -> None:
