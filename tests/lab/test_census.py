@@ -17,7 +17,7 @@ import pytest
 from . import agent, pmu
 from .guests import guest_a
 from .listed import listed, parsed, programmed
-from .scrape import parse, read, total
+from .scrape import parse, read, scrape_until, total
 
 LISTEN = "127.0.0.1:9775"
 
@@ -152,6 +152,7 @@ def test_a_counter_that_counts() -> None:
 
 
 def test_a_daemon_that_comes_late_knows_them_at_its_first_scrape() -> None:
+    pmu.set_room(2)
     with ExitStack() as stack:
         guests = {
             name: programmed(stack, guest_a(name, counters=counters, stepwise=True))
@@ -161,8 +162,15 @@ def test_a_daemon_that_comes_late_knows_them_at_its_first_scrape() -> None:
             first = parse(read(LISTEN))
             for name, guest in guests.items():
                 alive = pmu.kvm_counts(guest.tgid).alive
-                assert alive > 0
+                assert alive == {"four01": 4, "two01": 2}[name]
                 assert total(first, "vpmu_events", vm=name) == alive
             assert total(first, "vpmu_mode", mode="emulated") == 2
-            assert total(first, "vpmu_divergences_total") == 0
+            assert total(first, "vpmu_starved_pmcs", vm="four01") == 2
+            assert total(first, "vpmu_starved_pmcs") == 2
+            # The guest turns its counters off and reads them: nothing is starved any more.
+            guests["four01"].go_on()
+            last = scrape_until(LISTEN, lambda now: total(now, "vpmu_starved_pmcs") == 0)
+            assert total(last, "vpmu_divergences_total") == 0
+            assert "four01: 2 of 4 counters starved" in daemon.stderr()
+            assert "two01: " not in daemon.stderr()
             assert daemon.stop().status == 0

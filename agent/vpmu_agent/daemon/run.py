@@ -68,7 +68,10 @@ def run(read_settings: Callable[[], Settings], *, duration_s: float | None, sour
             watch = Watch(
                 attachment.probes, vms, per_counter=settings.per_counter, durations=settings.durations
             )
+            guests = Guests(vms)
             with stop_requests() as stopped:
+                # Before the first scrape, which shows what VMs held before the agent came.
+                look_at_guests(attachment.probes, guests, watch)
                 overview = Overview(watch, recent, lambda: attachment.missing, vendor)
                 server.start(application(Exporter(watch), overview))
                 tell(f"serving {server.url}/metrics")
@@ -79,7 +82,7 @@ def run(read_settings: Callable[[], Settings], *, duration_s: float | None, sour
                     watch_over(
                         attachment,
                         watch,
-                        Guests(vms),
+                        guests,
                         report,
                         FailingCounters(),
                         reload=lambda: configuration.reload_if(reload_requested(), watch, web),
