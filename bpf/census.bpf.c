@@ -50,6 +50,7 @@ static __always_inline u64 census_pointer(u64 from)
 static __always_inline long census_event(struct vpmu_census_pmc *found, u64 pmc, u64 slot)
 {
 	u64 event = found->event, task;
+	u8 on_cpu = 0;
 	long failed;
 
 	failed = census_read(&found->state, sizeof(found->state), event + VPMU_EVENT_STATE);
@@ -64,7 +65,9 @@ static __always_inline long census_event(struct vpmu_census_pmc *found, u64 pmc,
 	failed |= census_read(&found->attr_flags, sizeof(found->attr_flags),
 			      event + VPMU_EVENT_ATTR + CENSUS_ATTR_FLAGS);
 	task = census_pointer(census_pointer(event + VPMU_EVENT_CTX) + VPMU_CONTEXT_TASK);
-	failed |= census_read(&found->on_cpu, sizeof(found->on_cpu), task + VPMU_TASK_ON_CPU);
+	/* Its lowest byte: 0 or 1, in an int or, as in Linux 7.3, in a byte. */
+	failed |= census_read(&on_cpu, sizeof(on_cpu), task + VPMU_TASK_ON_CPU);
+	found->on_cpu = on_cpu;
 	if (census_pointer(event + VPMU_EVENT_CONTEXT) != pmc || census_pointer(slot) != event)
 		return -1;
 	return failed;

@@ -29,7 +29,7 @@ _FIELDS = {
     "VPMU_TASK_TGID": ("task_struct", "tgid", 4),
     "VPMU_TASK_MM": ("task_struct", "mm", 8),
     "VPMU_TASK_COMM": ("task_struct", "comm", 16),
-    "VPMU_TASK_ON_CPU": ("task_struct", "on_cpu", 4),
+    "VPMU_TASK_ON_CPU": ("task_struct", "on_cpu", 0),  # 0 or 1: an int, or a byte as in Linux 7.3
     "VPMU_KVM_MM": ("kvm", "mm", 8),
     "VPMU_KVM_IRQCHIP_MODE": ("kvm", "arch.irqchip_mode", 4),
     "VPMU_KVM_ENABLE_PMU": ("kvm", "arch.enable_pmu", 1),  # since Linux 5.18

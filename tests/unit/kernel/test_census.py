@@ -20,7 +20,7 @@ struct file_operations {{
 	void *llseek[2]; void (*read)(void); void *others[2]; long (*unlocked_ioctl)(void);
 }} the_ops;
 struct file {{ void *lock; const struct file_operations *f_op; void *mapping, *private_data; }} the_file;
-struct task_struct {{ long others[3]; void *mm; int pid, tgid; int on_cpu; char comm[16]; }} the_task;
+struct task_struct {{ long others[3]; void *mm; int pid, tgid; {on_cpu} char comm[16]; }} the_task;
 enum kvm_irqchip_mode {{ KVM_IRQCHIP_NONE = {none}, KVM_IRQCHIP_KERNEL, KVM_IRQCHIP_SPLIT }};
 struct kvm_arch {{
 	enum kvm_irqchip_mode irqchip_mode; u8 nr; _Bool x2apic; {enable} {mediated}
@@ -58,6 +58,7 @@ def layout(folder: Path, *, perf_read: int | None = None, **other: str | int) ->
         "none": 0,
         "enable": "_Bool enable_pmu;",
         "mediated": "",
+        "on_cpu": "int on_cpu;",
         "context": 0,
         "groups": "",
         "event": "struct perf_event *perf_event;",
@@ -119,6 +120,12 @@ def test_a_kernel_before_the_mediated_vpmu(tmp_path: Path) -> None:
 def test_a_kernel_with_it(tmp_path: Path) -> None:
     found = layout(tmp_path, mediated="_Bool created_mediated_pmu;")
     assert found == EXPECTED | {"VPMU_KVM_CREATED_MEDIATED_PMU": 23}
+
+
+def test_a_kernel_where_on_cpu_is_a_byte(tmp_path: Path) -> None:
+    """As in Linux 7.3; in KERNEL the struct's next field comes after it at once."""
+    found = layout(tmp_path, on_cpu="u8 on_cpu;")
+    assert found == EXPECTED | {"VPMU_TASK_COMM": EXPECTED["VPMU_TASK_ON_CPU"] + 1}
 
 
 def test_the_events_of_the_host_are_found_by_the_address_of_perf_read(tmp_path: Path) -> None:
