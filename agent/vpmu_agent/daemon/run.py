@@ -68,10 +68,10 @@ def run(read_settings: Callable[[], Settings], *, duration_s: float | None, sour
             watch = Watch(
                 attachment.probes, vms, per_counter=settings.per_counter, durations=settings.durations
             )
-            guests = Guests(vms)
+            guests, failing = Guests(vms), FailingCounters()
             with stop_requests() as stopped:
                 # Before the first scrape, which shows what VMs held before the agent came.
-                look_at_guests(attachment.probes, guests, watch)
+                look_at_guests(attachment.probes, guests, watch, failing)
                 overview = Overview(watch, recent, lambda: attachment.missing, vendor)
                 server.start(application(Exporter(watch), overview))
                 tell(f"serving {server.url}/metrics")
@@ -84,7 +84,7 @@ def run(read_settings: Callable[[], Settings], *, duration_s: float | None, sour
                         watch,
                         guests,
                         report,
-                        FailingCounters(),
+                        failing,
                         reload=lambda: configuration.reload_if(reload_requested(), watch, web),
                         duration_s=duration_s,
                         stopped=stopped,
