@@ -6,7 +6,7 @@ import errno
 from collections.abc import Sequence
 
 from vpmu_agent.model.call import Attr, Call, PmcType
-from vpmu_agent.model.event_names import TYPE_HARDWARE, TYPE_RAW, event_name, hardware_name
+from vpmu_agent.model.event_names import INTEL, TYPE_HARDWARE, TYPE_RAW, event_name, hardware_name
 
 
 def attr_text(attr: Attr) -> str:
@@ -60,8 +60,9 @@ def _where_counted(attr: Attr) -> str:
 _RAW_EVENT = 0xF_FF84_FFFF
 _SELECT_USR, _SELECT_OS = 1 << 16, 1 << 17  # ARCH_PERFMON_EVENTSEL_USR, _OS
 _FIXED_OS, _FIXED_USR = 1 << 0, 1 << 1  # INTEL_FIXED_0_KERNEL, _USER
-# Intel's manual (SDM, volume 3), "Association of Fixed-Function Performance Counters with ... Events".
-_FIXED_EVENTS = ("instructions", "cycles", "ref-cycles", "slots")
+# By index, from the configs that KVM gives their events (fixed_pmc_events in
+# arch/x86/kvm/vmx/pmu_intel.c), and perf's pseudo event of the fourth.
+_FIXED_EVENTS = tuple(INTEL[config] for config in (0xC0, 0x3C, 0x300, 0x400))
 
 
 def selected_text(pmc: str, control: int) -> str:

@@ -20,7 +20,7 @@ ENABLED = 1 << 22
 
 
 def vcpu(**other: Any) -> Vcpu:
-    """A vCPU of AMD's kind: six counters, no global control."""
+    """A vCPU with six counters and a global control that lets none of them count; guests.amd() has none."""
     usual: dict[str, Any] = {
         "tgid": WEB,
         "address": 0x10,
