@@ -30,7 +30,7 @@ GENERATE_PACKAGES := graphviz
 # What `make bench` measures the monitor against, and with.
 BENCH_PACKAGES := bpftrace bpftool
 
-.PHONY: demo demo-grouped test check lint format unit slow bpf verifier fuzz lab lab-stock lab-service lab-grouped \
+.PHONY: demo demo-grouped test check lint format unit slow bpf verifier fuzz faults faults-slim lab lab-stock lab-service lab-grouped \
 	lab-debian13 lab-matrix lab-kernel generate dashboards dashboards-check docs page recordings \
 	deb deb-test image image-test image-lab rules bench clean
 
@@ -44,7 +44,7 @@ demo: .venv/ready
 demo-grouped: .venv/ready lab-kernel
 	$(PYTHON) -m tests.lab.demo --kernel grouped
 
-test: check bpf dashboards-check page deb-test lab
+test: check bpf faults-slim dashboards-check page deb-test lab
 
 check: lint unit
 
@@ -113,6 +113,15 @@ fuzz: .venv/ready
 	$(PYTHON) -m tests.bpf.fuzz
 	$(PYTHON) -m tests.bpf.fuzz --all 4
 	.venv/bin/pytest -q tests/bpf/test_monitor.py -m slow
+
+# Attacks on a running agent: hostile clients, unlucky operators, other people's files. Ends with a table of what was
+# tried, survived and lost.
+faults: .venv/ready
+	.venv/bin/pytest -q tests/faults -m 'slow or not slow' --timeout 900
+
+# The part of it that takes seconds.
+faults-slim: .venv/ready
+	.venv/bin/pytest -q tests/faults
 
 # Writes dashboards/*.json from tools/dashboards/.
 dashboards: .venv/ready
