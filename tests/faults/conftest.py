@@ -40,7 +40,7 @@ _ATTACKS = pytest.StashKey[list[Attack]]()
 
 @pytest.fixture
 def attack(request: pytest.FixtureRequest) -> Iterator[Attack]:
-    """Give the attack that the test's first line describes; the test fails if a try was lost or none was made."""
+    """Give the attack that the test describes; the test fails if a try was lost or none was made."""
     name = (request.function.__doc__ or "").partition("\n")[0].rstrip(".")
     assert name, "a test of tests/faults says in its docstring what the attack is"
     attack = Attack(name)
