@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Probes on the calls that KVM makes to perf for its guests' counters, and the monitor that checks them.
+ * Probes on the calls that KVM makes to perf for its guests' counters, and the monitor that checks them. Two of
+ * the calls, to read a counter and to set its period, are only counted (unless VPMU_NO_READS).
  *
  * The same functions are attached as fentry/fexit programs (VPMU_FEXIT) or as kprobes and kretprobes. The
  * latter also serve as uprobes (VPMU_USER_MEMORY) where a kernel offers nothing else to attach to, and as
@@ -63,6 +64,8 @@ _Static_assert(__builtin_offsetof(struct vpmu_pmc, pmc) == 5 * CACHE_LINE, "and 
 _Static_assert(__builtin_offsetof(struct vpmu_pmc, due) % CACHE_LINE == 0, "and a group's members");
 _Static_assert(sizeof(struct vpmu_pmc) % CACHE_LINE == 0, "and no line is two entries'");
 _Static_assert(sizeof(struct vpmu_vcpu) % CACHE_LINE == 0, "and no line is two entries'");
+_Static_assert(__builtin_offsetof(struct vpmu_vcpu, reads) % CACHE_LINE == 0, "and reads have lines");
+_Static_assert(__builtin_offsetof(struct vpmu_vcpu, periods) % CACHE_LINE == 0, "and periods, too");
 _Static_assert(sizeof(struct vpmu_thread) % CACHE_LINE == 0, "and no line is two entries'");
 _Static_assert(__builtin_offsetof(struct vpmu_thread, event) == CACHE_LINE,
 	       "a usual call's is the first line");
@@ -131,6 +134,17 @@ static __always_inline bool is_kvm_handler(u64 handler)
 {
 	/* Before 5.17 KVM had a second handler, for counters that raise an interrupt. */
 	return handler && (handler == VPMU_HANDLER || handler == VPMU_HANDLER_INTR);
+}
+
+/* An event's overflow handler, and what it is given: of KVM's events the pmc. */
+static __always_inline void read_handler(u64 *handler, u64 event)
+{
+#if VPMU_EVENT_CONTEXT == VPMU_EVENT_HANDLER + 8
+	vpmu_read(handler, 2 * sizeof(*handler), event + VPMU_EVENT_HANDLER);
+#else
+	vpmu_read(&handler[0], sizeof(handler[0]), event + VPMU_EVENT_HANDLER);
+	vpmu_read(&handler[1], sizeof(handler[1]), event + VPMU_EVENT_CONTEXT);
+#endif
 }
 
 static __always_inline bool is_guest_lbr(const struct vpmu_attr *attr)
@@ -1031,12 +1045,7 @@ static __always_inline struct vpmu_thread *follow(u32 name, u64 event, struct vp
 
 	if (!event)
 		return 0;
-#if VPMU_EVENT_CONTEXT == VPMU_EVENT_HANDLER + 8
-	vpmu_read(handler, sizeof(handler), event + VPMU_EVENT_HANDLER);
-#else
-	vpmu_read(&handler[0], sizeof(handler[0]), event + VPMU_EVENT_HANDLER);
-	vpmu_read(&handler[1], sizeof(handler[1]), event + VPMU_EVENT_CONTEXT);
-#endif
+	read_handler(handler, event);
 	is_kvms = is_kvm_handler(handler[0]);
 	if (!is_kvms) {
 		vpmu_read(&attr, sizeof(attr), event + VPMU_EVENT_ATTR);
@@ -1115,6 +1124,103 @@ static __always_inline int event_return(u32 name)
 		finish(name, call, pmc, duration, 0, starved);
 	return 0;
 }
+
+/* Reads and new periods: the model says nothing of them. They are counted for their vCPU. */
+
+#ifndef VPMU_NO_READS
+
+/* The pmc that holds the event, if this thread has seen it before: as in is_usual(). */
+static __always_inline struct vpmu_pmc *known_holder(u64 event, struct vpmu_thread *thread)
+{
+	u32 slot = 0, index = 0;
+	struct vpmu_pmc *pmc;
+
+	if (!find_hint(thread, event, &slot, &index))
+		return 0;
+	pmc = pmcs.lookup(&slot);
+	if (!pmc)
+		return 0;
+#if VPMU_SLOTS > 1
+	index &= VPMU_SLOTS - 1;
+#else
+	index = 0;
+#endif
+	if (EVENT_AT(pmc, index) != event || !(((pmc->members | pmc->orphans) >> index) & 1))
+		return 0;
+	return pmc;
+}
+
+/* The entry of the thread, with that of the vCPU whose event this is; NULL if it is not KVM's. */
+static __always_inline struct vpmu_thread *find_vcpu_of(u64 event, struct vpmu_thread *thread)
+{
+	struct vpmu_pmc *pmc = thread ? known_holder(event, thread) : 0;
+	struct vpmu_vcpu *vcpu;
+	u64 handler[2] = {};
+
+	if (likely(pmc)) {
+		thread->vcpu_slot = pmc->vcpu_slot;
+		return thread;
+	}
+	if (!event)
+		return 0;
+	read_handler(handler, event);
+	if (!is_kvm_handler(handler[0]))
+		return 0;
+	thread = thread_for(thread, handler[1]);
+	if (!thread)
+		return 0;
+	thread->pmc = handler[1];
+	return find_entries(thread, handler[1], 0, &pmc, &vcpu) ? thread : 0;
+}
+
+static __always_inline u64 *unchecked_counts(struct vpmu_vcpu *vcpu, u32 name)
+{
+	return name == VPMU_IN_READ ? &vcpu->reads : &vcpu->periods;
+}
+
+static __always_inline int unchecked_entry(u32 name, u64 event)
+{
+	struct vpmu_thread *thread = this_thread();
+	struct vpmu_control *now = control_now();
+	struct vpmu_vcpu *vcpu;
+
+	if (!now || !now->epoch)
+		return 0;
+	if (thread && unlikely(thread->name != VPMU_CALLS))
+		miss_return(thread);
+	thread = find_vcpu_of(event, thread);
+	if (!thread)
+		return 0;
+	vcpu = vcpus.lookup(&thread->vcpu_slot);
+	if (!vcpu)
+		return 0;
+	++*unchecked_counts(vcpu, name);
+#ifndef VPMU_NO_DURATIONS
+	begin_call(name, thread);
+#endif
+	return 0;
+}
+
+static __always_inline int unchecked_return(u32 name)
+{
+	u64 now_ns = bpf_ktime_get_ns(), duration, *counts;
+	struct vpmu_thread *call = this_thread();
+	struct vpmu_vcpu *vcpu;
+
+	if (!call || call->name != name)
+		return 0;
+	call->name = VPMU_CALLS;
+	duration = now_ns - call->time_ns;
+	vcpu = vcpus.lookup(&call->vcpu_slot);
+	if (!vcpu)
+		return 0;
+	counts = unchecked_counts(vcpu, name);
+	counts[1] += duration;
+	counts[2 + duration_bucket(duration)]++;
+	return 0;
+}
+
+#endif
 
 /* create: judged at its return, which has the event. */
 
@@ -1291,6 +1397,30 @@ static __always_inline u64 func_ret(void *ctx)
 	{                                         \
 		return event_entry(name, ARG(0)); \
 	}
+
+#ifndef VPMU_NO_READS
+
+#ifdef VPMU_NO_DURATIONS
+#define UNCHECKED_RETURN_PROBE(function, probe, name)
+#else
+#define UNCHECKED_RETURN_PROBE(function, probe, name) \
+	PROBE_RETURN(function, probe)                 \
+	{                                             \
+		return unchecked_return(name);        \
+	}
+#endif
+
+#define UNCHECKED_PROBES(function, probe, name)       \
+	UNCHECKED_RETURN_PROBE(function, probe, name) \
+	PROBE_ENTRY(function, probe)                  \
+	{                                             \
+		return unchecked_entry(name, ARG(0)); \
+	}
+
+UNCHECKED_PROBES(perf_event_read_value, read, VPMU_IN_READ)
+UNCHECKED_PROBES(perf_event_period, period, VPMU_IN_PERIOD)
+
+#endif
 
 EVENT_PROBES(perf_event_enable, enable, VPMU_ENABLE)
 EVENT_PROBES(perf_event_pause, pause, VPMU_PAUSE)

@@ -17,6 +17,12 @@ enum vpmu_call_name {
 	VPMU_RELEASE, /* perf_event_release_kernel() */
 };
 
+/* Calls of which the model says nothing: they are only counted. */
+enum vpmu_unchecked_call {
+	VPMU_READ,   /* perf_event_read_value() */
+	VPMU_PERIOD, /* perf_event_period() */
+};
+
 /* The first two are the kernel's enum pmc_type. */
 enum vpmu_pmc_type {
 	VPMU_GP,
@@ -38,6 +44,7 @@ enum vpmu_lost {
 #define VPMU_CALLS       4  /* enum vpmu_call_name */
 #define VPMU_BUCKETS     12 /* of durations: model/buckets.py, and one for the rest */
 #define VPMU_ALL_BUCKETS 48 /* VPMU_CALLS * VPMU_BUCKETS */
+#define VPMU_UNCHECKED   2  /* enum vpmu_unchecked_call */
 #define VPMU_SIZES       6  /* of group sizes: model/buckets.py, and one for the rest */
 #define VPMU_HINT_LINES  8  /* of a thread */
 #define VPMU_ALL_HINTS   64 /* numbers on these lines */
@@ -80,6 +87,16 @@ struct vpmu_vcpu {
 	__u64 verdicts[VPMU_KINDS];
 	__u64 durations_ns[VPMU_CALLS];
 	__u64 buckets[VPMU_ALL_BUCKETS]; /* of one call's durations after those of another */
+
+	/* Of all pmcs: these calls are not a pmc's, and short ones are on the first of two cache lines. */
+	__u64 reads;
+	__u64 read_ns;
+	__u64 read_buckets[VPMU_BUCKETS];
+	__u64 unused_read[2];
+	__u64 periods;
+	__u64 period_ns;
+	__u64 period_buckets[VPMU_BUCKETS];
+	__u64 unused_period[2];
 };
 
 /*
@@ -150,8 +167,8 @@ struct vpmu_pmc {
 struct vpmu_thread {
 	__u64 task;    /* struct task_struct * */
 	__u64 time_ns; /* when its last call began */
-	__u32 name;    /* enum vpmu_call_name, VPMU_CALLS if it is in none */
-	__u32 todo;    /* at the return, beside the duration: VPMU_SEND, VPMU_END */
+	__u32 name; /* enum vpmu_call_name, VPMU_CALLS if it is in none, VPMU_IN_* in one of the unchecked */
+	__u32 todo; /* at the return, beside the duration: VPMU_SEND, VPMU_END */
 	__u32 pmc_slot;
 	__u32 vcpu_slot;
 	__u64 pmc; /* struct kvm_pmc *, 0 for guest LBR; not of a usual call, as all that follows */
@@ -188,6 +205,9 @@ struct vpmu_thread {
 	 */
 	__u64 hints[VPMU_ALL_HINTS];
 };
+
+#define VPMU_IN_READ   5 /* the name of a call that is not checked */
+#define VPMU_IN_PERIOD 6
 
 #define VPMU_SEND 1 /* a record */
 #define VPMU_END  2 /* of a guest-LBR event, whose entry goes with it */

@@ -178,7 +178,7 @@ def start(stock: Lookalike) -> Start:
                 try:
                     address = read_until(process.stderr, b"serving http://").decode().split("/")[2]
                     attached = read_until(process.stderr, b"attached")
-                    assert attached == b"attached uprobe probes to 4 functions\n"
+                    assert attached == b"attached uprobe probes to 6 functions\n"
                     yield Running(process, address, kvm)
                 finally:
                     process.terminate()

@@ -32,6 +32,7 @@ from vpmu_agent.model.check import Checker
 from vpmu_agent.model.registers import Registers
 from vpmu_agent.model.rules import Kind, State
 from vpmu_agent.model.verdict import Verdict
+from vpmu_agent.probes.layout import UNCHECKED
 
 _CALLS, _STATES = tuple(CallName), tuple(State)
 _KINDS = {kind: i for i, kind in enumerate(Kind)}
@@ -100,7 +101,11 @@ class _Entry:
 
 
 def differences(calls: list[Call], twins: Twins, *, traced: bool = False) -> Iterator[str]:
-    """Where the two do not agree, in words; and nothing else is said where they do."""
+    """Where the two do not agree, in words; and nothing else is said where they do.
+
+    Before some of the calls their event is read or gets a new period, which must change nothing else.
+    """
+    unchecked = [0, 0]  # by UncheckedCall
     twins.begin()
     twins.stream(on=traced)
     check = Checker()
@@ -112,6 +117,10 @@ def differences(calls: list[Call], twins: Twins, *, traced: bool = False) -> Ite
         if call.event:
             room[call.event] = (i + call.event // 0x1000) % 3 != 0
             twins.place(call.event, has_room=room[call.event])
+        which = (i * 7 + call.event // 0x1000) % 5
+        if which < len(unchecked) and call.event and call.pmc:
+            twins.count(UNCHECKED[which], call)
+            unchecked[which] += 1
         twins.make(call)
         received = twins.received()
         whose = _placed_by(call, check.registers(call)) if call.name in twins.returning else 0
@@ -139,6 +148,8 @@ def differences(calls: list[Call], twins: Twins, *, traced: bool = False) -> Ite
         if ours != (theirs := entry.numbers(twins.pmc(call.pmc))):
             yield f"{what}: {ours} in Python, {theirs} in BPF"
             return
+    if twins.counted() != unchecked:
+        yield f"{unchecked} reads and new periods were made, {twins.counted()} counted"
 
 
 def _placed_by(call: Call, pmc: Registers) -> int:

@@ -16,9 +16,9 @@ from vpmu_agent.daemon.attachment import ProbeSource
 from vpmu_agent.probes import Mode
 
 
-def loader_command(_mode: Mode, *, durations: bool) -> list[str]:
+def loader_command(_mode: Mode, *, durations: bool, reads: bool) -> list[str]:
     plan = json.loads(os.environ["LOADER_PLAN"])
-    plan["options"] = plan.get("options", {}) | {"durations": durations}
+    plan["options"] = plan.get("options", {}) | {"durations": durations, "reads": reads}
     return [sys.executable, "-P", "-m", "tests.bpf.loader", json.dumps(plan)]
 
 

@@ -10,11 +10,12 @@ import json
 import os
 import socket
 import sys
+from dataclasses import replace
 
 from vpmu_agent.kernel.census import read_census_layout
 from vpmu_agent.loader.main import handover_of, with_census
 from vpmu_agent.loader.program import compile_program, seen_at_return
-from vpmu_agent.probes import FUNCTIONS, handover
+from vpmu_agent.probes import functions, handover
 
 
 def main(text: str, number: str) -> None:
@@ -22,12 +23,13 @@ def main(text: str, number: str) -> None:
     census = read_census_layout().constants if plan.get("census") else {}
     options = plan.get("options", {})
     bpf = compile_program(plan["constants"] | census, user_memory=True, **options)
-    returning = seen_at_return(durations=options.get("durations", True))
-    for name, function in FUNCTIONS.items():
+    reads = options.get("reads", True)
+    returning = seen_at_return(durations=options.get("durations", True), reads=reads)
+    for name, function in functions(reads=reads).items():
         ends = [(bpf.attach_uretprobe, "return")] if name in returning else []
         for attach, end in (*ends, (bpf.attach_uprobe, "entry")):
             attach(name=plan["path"].encode(), sym=function.encode(), fn_name=f"vpmu_{name}_{end}".encode())
-    handed = handover_of(bpf, "uprobe")
+    handed = replace(handover_of(bpf, "uprobe"), reads=reads)
     if plan.get("census"):
         handed = with_census(handed, bpf)
     with socket.socket(fileno=int(number)) as channel:

@@ -73,11 +73,12 @@ static struct {
 	int generations; /* of threads, one after the other, each with a vCPU and pmcs of its own */
 	int step;    /* before each call print its name, and wait for a line on stdin; of one thread only */
 	int rate;    /* calls a second of the whole program, but for others, lbr and jump; 0: no limit */
+	int reads;   /* of each event while it is enabled, and as many new periods */
 	int starved; /* there is no room for events once they are enabled: the leader's state is in error */
 	int hold;    /* once all is printed, stay until killed, as a VM that goes on running */
 } plan = { .threads = 1, .rounds = 1, .size = 1, .fail_at = -1, .pmcs = 1, .generations = 1 };
 
-static atomic_long creates, enables, pauses, releases, failed;
+static atomic_long creates, enables, pauses, releases, reads, periods, failed;
 static _Thread_local jmp_buf out;
 static _Thread_local int jump_now;
 
@@ -199,6 +200,18 @@ NOINLINE unsigned long perf_event_pause(struct perf_event *event, int reset)
 	asm volatile("" : : "r"(event), "r"(reset) : "memory");
 	return 12345;
 }
+NOINLINE unsigned long perf_event_read_value(struct perf_event *event, unsigned long *enabled,
+					     unsigned long *running)
+{
+	*enabled = *running = 1;
+	asm volatile("" : : "r"(event) : "memory");
+	return 12345;
+}
+NOINLINE int perf_event_period(struct perf_event *event, unsigned long value)
+{
+	asm volatile("" : : "r"(event), "r"(value) : "memory");
+	return 0;
+}
 NOINLINE int perf_event_release_kernel(struct perf_event *event)
 {
 	free_event(event);
@@ -248,6 +261,20 @@ static void before(const char *call)
 			exit(0);
 	}
 	keep_to_rate();
+}
+
+static void read_and_write(struct perf_event *event)
+{
+	unsigned long enabled, running;
+
+	for (int i = 0; i < plan.reads; i++) {
+		before("read");
+		perf_event_read_value(event, &enabled, &running);
+		reads++;
+		before("period");
+		perf_event_period(event, 4096);
+		periods++;
+	}
 }
 
 static int member(int i, int held)
@@ -306,6 +333,8 @@ static void program_and_release(struct kvm_pmc *pmc, int round)
 			enables++;
 		}
 	}
+	if (held)
+		read_and_write(pmc->perf_events[0]);
 	for (int i = 0; i < held; i++, releases++) {
 		before("release");
 		perf_event_release_kernel(pmc->perf_events[member(i, held)]);
@@ -316,11 +345,14 @@ static void program_and_release(struct kvm_pmc *pmc, int round)
 static void somebody_elses(void)
 {
 	struct perf_event_attr attr = { .type = PERF_TYPE_HARDWARE, .size = sizeof(attr) };
+	unsigned long time;
 	int context;
 	struct perf_event *event = create(&attr, NULL, watchdog_overflow_callback, &context);
 
 	perf_event_enable(event);
 	perf_event_pause(event, 0);
+	perf_event_read_value(event, &time, &time);
+	perf_event_period(event, 4096);
 	perf_event_release_kernel(event);
 }
 
@@ -399,9 +431,9 @@ static const struct key {
 	const char *name;
 	int *value;
 } keys[] = {
-	KEY(threads), KEY(rounds), KEY(size), KEY(fail_at),     KEY(sleep_us),
-	KEY(others),  KEY(lbr),    KEY(jump), KEY(reverse),     KEY(pmcs),
-	KEY(step),    KEY(rate),   KEY(hold), KEY(generations), KEY(starved),
+	KEY(threads), KEY(rounds),      KEY(size),    KEY(fail_at), KEY(sleep_us), KEY(others),
+	KEY(lbr),     KEY(jump),        KEY(reverse), KEY(pmcs),    KEY(step),     KEY(rate),
+	KEY(hold),    KEY(generations), KEY(starved), KEY(reads),
 };
 
 static int set(const char *word)
@@ -439,8 +471,9 @@ int main(int argc, char **argv)
 		for (int i = 0; i < plan.threads; i++)
 			pthread_join(threads[i], NULL);
 	}
-	printf("{\"create\": %ld, \"enable\": %ld, \"pause\": %ld, \"release\": %ld, \"failed\": %ld}\n",
-	       creates, enables, pauses, releases, failed);
+	printf("{\"create\": %ld, \"enable\": %ld, \"pause\": %ld, \"release\": %ld, ", creates, enables,
+	       pauses, releases);
+	printf("\"read\": %ld, \"period\": %ld, \"failed\": %ld}\n", reads, periods, failed);
 	fflush(stdout);
 	if (plan.hold)
 		pause();

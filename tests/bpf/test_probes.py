@@ -9,12 +9,12 @@ from itertools import groupby
 import pytest
 
 from tests.bpf.conftest import Lookalike
-from vpmu_agent.counts.counts import FIELDS, Counts
+from vpmu_agent.counts.counts import ALL_CALLS, DURATION_BUCKETS, FIELDS, Counts
 from vpmu_agent.counts.sums import Sums
 from vpmu_agent.loader.program import MAX_ENTRIES
-from vpmu_agent.model.call import CallName, PmcType
+from vpmu_agent.model.call import CallName, PmcType, UncheckedCall
 from vpmu_agent.model.rules import Kind
-from vpmu_agent.probes import Probes
+from vpmu_agent.probes import FUNCTIONS, Probes
 from vpmu_agent.probes.layout import VCPU
 
 
@@ -87,6 +87,38 @@ def test_a_failed_create_has_its_errno_and_no_event(grouped: Lookalike) -> None:
     failures = [call for call in run.calls if call.result]
     assert {(call.name, call.result, call.event) for call in failures} == {("create", -errno.ENOSPC, 0)}
     assert run.kinds() == {Kind.PREDICTED: 400, Kind.PARTIAL_GROUP: 100}
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_reads_and_new_periods_are_counted_and_timed_and_not_checked(grouped: Lookalike, size: int) -> None:
+    with grouped.probes() as probes:
+        run = grouped.run(probes, threads=2, rounds=500, size=size, reads=3, others=1)
+        ((_, counts),) = counted(probes).items()
+    assert by_name(counts) == without_failed(run.told)
+    assert counts.numbers[FIELDS["reads"]].tolist() == [2 * 500 * 3, 2 * 500 * 3]
+    assert set(run.kinds()) == {Kind.PREDICTED}
+    assert not sum(run.lost.values())
+    assert min(counts.numbers[FIELDS["read_ns"]]) > 0
+    in_buckets = [sum(counts.numbers[buckets]) for buckets in DURATION_BUCKETS]
+    assert in_buckets == counts.numbers[ALL_CALLS].tolist()
+
+
+def test_reads_can_be_left_out(stock: Lookalike) -> None:
+    with stock.probes(stream=False, reads=False) as probes:
+        run = stock.run(probes, rounds=100, reads=5)
+        ((_, counts),) = counted(probes).items()
+        assert probes.functions == tuple(FUNCTIONS.values())
+    assert run.told["read"] == run.told["period"] == 500
+    assert counts.numbers[FIELDS["reads"]].tolist() == [0, 0]
+    assert counts.numbers[FIELDS["calls"]].tolist() == [100, 100, 200, 100]
+
+
+def test_without_durations_reads_are_counted(stock: Lookalike) -> None:
+    with stock.probes(stream=False, durations=False) as probes:
+        run = stock.run(probes, rounds=100, reads=5)
+        ((_, counts),) = counted(probes).items()
+    assert by_name(counts) == without_failed(run.told)
+    assert counts.numbers[FIELDS["read_ns"]].tolist() == [0, 0]
 
 
 def test_a_starved_event_is_seen_as_it_is_created_and_enabled(stock: Lookalike) -> None:
@@ -214,7 +246,7 @@ def counted(probes: Probes) -> dict[int, Counts]:
 
 
 def by_name(counts: Counts) -> Counter[str]:
-    calls = zip(map(str, CallName), counts.numbers[FIELDS["calls"]], strict=True)
+    calls = zip(map(str, (*CallName, *UncheckedCall)), counts.numbers[ALL_CALLS], strict=True)
     return +Counter(dict(calls))
 
 

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 from vpmu_agent.kernel import btf
-from vpmu_agent.loader.program import compile_program, seen_at_return
-from vpmu_agent.model.call import Call, CallName
+from vpmu_agent.loader.program import compile_program, seen_at_entry, seen_at_return
+from vpmu_agent.model.call import Call, CallName, UncheckedCall
 from vpmu_agent.model.counter_status import EventState
 from vpmu_agent.model.rules import SLOTS
 from vpmu_agent.model.verdict import Observation
@@ -162,7 +162,7 @@ class Twins:
         self._runs = {}
         self._arguments = ctypes.create_string_buffer(_ARGUMENTS.size)
         self.returning = seen_at_return(durations=options.get("durations", True))
-        ends = [(name, "entry") for name in CallName] + [(name, "return") for name in self.returning]
+        ends = [(name, "entry") for name in seen_at_entry()] + [(name, "return") for name in self.returning]
         for name, end in ends:
             function = self._bpf.load_func(f"vpmu_{name}_{end}".encode(), bcc.BPF.RAW_TRACEPOINT)
             self._runs[name, end] = TestRun(function.fd, self._arguments)
@@ -251,6 +251,19 @@ class Twins:
         created = self._event(call.event) or (call.result & (2**64 - 1))
         self._run(call.name, "return", created if call.name is CallName.CREATE else 0)
 
+    def count(self, name: UncheckedCall, of: Call) -> None:
+        """Makes a call that is not checked, of the event of a call."""
+        event = self._event(of.event)
+        struct.pack_into("=QQ", self._memory, event - self._base, _HANDLER, self._pmc(of))
+        self._run(name, "entry", event)
+        if name in self.returning:
+            self._run(name, "return", 0)
+
+    def counted(self) -> list[int]:
+        """How often count() was called and seen, by UncheckedCall."""
+        vcpus = [of for _, of in self._entries["vcpus"].used()]
+        return [sum(of[field][0] for of in vcpus) for field in ("reads", "periods")]
+
     def place(self, event: int, *, has_room: bool) -> None:
         """Sets the state of an event of Call, as perf does: active, or in error for lack of room."""
         state = EventState.ACTIVE if has_room else EventState.ERROR
@@ -334,7 +347,7 @@ class Twins:
             address = self._known[event] = self._first_event + len(self._known) * _EVENT
         return address
 
-    def _run(self, name: CallName, end: str, *arguments: int) -> None:
+    def _run(self, name: CallName | UncheckedCall, end: str, *arguments: int) -> None:
         _ARGUMENTS.pack_into(self._arguments, 0, *arguments, *[0] * (12 - len(arguments)))
         self._runs[name, end]()
 

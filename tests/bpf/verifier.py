@@ -31,11 +31,11 @@ from vpmu_agent.loader.program import (
     captured_stderr,
     compile_census,
     compile_program,
+    seen_at_entry,
     seen_at_return,
     toolchain,
 )
 from vpmu_agent.loader.reason import because
-from vpmu_agent.model.call import CallName
 
 IN_VM_S = 600.0
 
@@ -58,6 +58,7 @@ def forms(*, fexit: bool) -> Iterator[Form]:
     if fexit:
         kinds = {"fexit": {"fexit": True}}
     kinds |= {f"{kind}, no durations": {**options, "durations": False} for kind, options in kinds.items()}
+    kinds["no reads"] = {**next(iter(kinds.values())), "reads": False}
     for kernel, known in {"stock": STOCK, "grouped": GROUPED}.items():
         # What is read at each call where the kernel has it: its count of a vCPU's events.
         unread = {name: value for name, value in known.items() if name != "VPMU_VCPU_EVENT_COUNT"}
@@ -90,16 +91,17 @@ def load(form: Form) -> dict[str, Any]:
     return {"kernel": form.kernel, "kind": form.kind, "refused": refused, "took_s": took}
 
 
-def programs(*, durations: bool = True) -> tuple[str, ...]:
+def programs(*, durations: bool = True, reads: bool = True) -> tuple[str, ...]:
     """Return the names of all programs: one for each call's entry, and those for returns."""
-    entries = tuple(f"vpmu_{name}_entry" for name in CallName)
-    return entries + tuple(f"vpmu_{name}_return" for name in seen_at_return(durations=durations))
+    entries = tuple(f"vpmu_{name}_entry" for name in seen_at_entry(reads=reads))
+    returning = seen_at_return(durations=durations, reads=reads)
+    return entries + tuple(f"vpmu_{name}_return" for name in returning)
 
 
 def _load(form: Form) -> None:
     import bcc
 
-    names = programs(durations=form.options.get("durations", True))
+    names = programs(durations=form.options.get("durations", True), reads=form.options.get("reads", True))
     bpf = compile_program(form.constants | task_offsets(), ring_pages=64, **form.options)
     try:
         if form.options.get("fexit"):  # loaded and attached by now, each program of it

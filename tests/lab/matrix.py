@@ -108,7 +108,7 @@ The virtualization is AMD's, emulated by QEMU.
 _TAIL = """
 ## What a kernel must have
 
-- BTF (`/sys/kernel/btf/vmlinux`, and `kvm` where KVM is a module) with KVM's types and the four functions
+- BTF (`/sys/kernel/btf/vmlinux`, and `kvm` where KVM is a module) with KVM's types and the six functions
   `perf_event_create_kernel_counter`, `perf_event_enable`, `perf_event_pause` and `perf_event_release_kernel`.
 - `is_paused` in `struct kvm_pmc` (in mainline since Linux 5.15): a KVM without it pauses what is paused
   already, which the model does not describe. The agent refuses such a kernel by this name.

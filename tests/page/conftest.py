@@ -18,7 +18,7 @@ from tests.support.hosts import Host, Load, orphans, recorded
 from tests.support.scenes import Guest
 from tests.support.web import LOOPBACK
 from vpmu_agent.model.call import Call
-from vpmu_agent.probes import FUNCTIONS
+from vpmu_agent.probes import functions
 from vpmu_agent.web import state
 from vpmu_agent.web.app import application
 from vpmu_agent.web.metrics import Exporter
@@ -57,7 +57,7 @@ class Shown:
         with patch("time.time_ns", return_value=start_ns):
             self.host = Host(*loads) if guests else Host()
         self.host.starving = frozenset(["web02"])
-        self.host.maps.functions = tuple(FUNCTIONS.values())
+        self.host.maps.functions = tuple(functions().values())
         if guests:
             # What they go wrong with is programmed, and stays so until its turn comes again.
             self.host.feed(islice(failing, 3), start_ns + 1_000_000)

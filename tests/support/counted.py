@@ -10,7 +10,7 @@ from itertools import chain
 
 from vpmu_agent.counts.counts import Counts, Pmc
 from vpmu_agent.model.buckets import DURATION_BOUNDS_NS, SIZE_BOUNDS
-from vpmu_agent.model.call import Call, CallName, PmcType
+from vpmu_agent.model.call import Call, CallName, PmcType, UncheckedCall
 from vpmu_agent.model.check import Checker, Group
 from vpmu_agent.model.rules import Kind, State
 from vpmu_agent.model.verdict import Observation, Verdict
@@ -30,7 +30,7 @@ class Maps:
 
     def __init__(self, *calls: Iterable[Call]) -> None:
         self.mode: str = "fexit"
-        self.functions: tuple[str, ...] = tuple(CallName)
+        self.functions: tuple[str, ...] = (*CallName, *UncheckedCall)
         self.losses = {"ring_full": 0}
         self.rooms = {"vcpus": 8}
         self.is_closed = False

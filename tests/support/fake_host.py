@@ -20,7 +20,7 @@ from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError
 from vpmu_agent.model.call import Call
 from vpmu_agent.model.check import Checker
 from vpmu_agent.model.verdict import Observation
-from vpmu_agent.probes import FUNCTIONS, Mode
+from vpmu_agent.probes import Mode, functions
 from vpmu_agent.probes.census import Census
 from vpmu_agent.probes.decoder import VmNames
 
@@ -35,7 +35,7 @@ class ScriptedProbes(Maps):
         super().__init__()
         self.mode = mode
         self.census = Census(None)
-        self.functions = tuple(FUNCTIONS.values())
+        self.functions = tuple(functions().values())
         self.closed = False
         tgid = os.getpid()
         guest = Guest(vms.name(tgid), tgid)
@@ -84,9 +84,9 @@ class ScriptedProbes(Maps):
         self.close()
 
 
-def loader_command(mode: Mode, *, durations: bool) -> list[str]:
+def loader_command(mode: Mode, *, durations: bool, reads: bool) -> list[str]:
     """In place of `probes.loader_command()`: a loader that says nothing, so durations are as scripted."""
-    _ = durations
+    _ = durations, reads
     os.environ["MODE"] = mode
     return ["/bin/true"]
 

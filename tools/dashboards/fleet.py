@@ -258,10 +258,17 @@ _AGENTS = [
         queries=[query("topk(10, max by (instance) (vpmu_agent_scrape_duration_seconds))", "{{instance}}")],
     ),
     timeseries(
-        title="Hosts without a census",
+        title="Hosts of which less is known",
         unit="short",
-        description="Agents that cannot read the census, so that nobody knows of starved counters there.",
-        queries=[query("count(vpmu_agent_census_up == 0) or vector(0)", "hosts")],
+        description=(
+            "Agents that cannot read the census, so that nobody knows of starved counters there; and those "
+            "that run with --no-durations or --no-reads, whose tax is unknown or without reads."
+        ),
+        queries=[
+            query("count(vpmu_agent_census_up == 0) or vector(0)", "no census"),
+            query("count(vpmu_agent_durations_enabled == 0) or vector(0)", "no durations"),
+            query("count(vpmu_agent_reads_enabled == 0) or vector(0)", "no reads"),
+        ],
     ),
     timeseries(
         title="Census' CPU time",

@@ -329,6 +329,7 @@ def replay(
                 _exit(session)
     missing = [name for name in vm if name not in session.seen]
     if not missing or len(missing) < len(vm):
+        session.feed_unchecked(recording.unchecked)
         session.end(recording.lost)
     if missing:
         found = ", ".join(sorted(session.seen)) or "none"
@@ -372,6 +373,12 @@ def replay(
     default=True,
     show_default=True,
     help="Measure how long calls take. Off, the probes cost guests less, and their tax is not known.",
+)
+@click.option(
+    "--reads/--no-reads",
+    default=True,
+    show_default=True,
+    help="Also count and time when guests read counters and write them. Off, the tax is without these.",
 )
 @click.option(
     "--user",

@@ -13,7 +13,7 @@ from vpmu_agent.counts.counters import Counter
 from vpmu_agent.counts.guests import Found
 from vpmu_agent.model.counter_status import EventState
 from vpmu_agent.model.rules import Kind, State
-from vpmu_agent.probes.layout import CALLS, SIZES, pmc_name
+from vpmu_agent.probes.layout import CALLS, SIZES, UNCHECKED, pmc_name
 from vpmu_agent.vms.names import VmInfo
 
 _BUCKETS = SIZES["VPMU_BUCKETS"]
@@ -22,9 +22,12 @@ _WIDTHS = {
     "sizes": SIZES["VPMU_SIZES"],
     "sizes_sum": 1,
     "calls": len(CALLS),
+    "reads": len(UNCHECKED),
     "verdicts": len(Kind),
     "duration_ns": len(CALLS),
+    "read_ns": len(UNCHECKED),
     "duration_buckets": len(CALLS) * _BUCKETS,
+    "read_buckets": len(UNCHECKED) * _BUCKETS,
     "starvations": 1,
     "pinned_siblings": 1,
     "groups": len(State),
@@ -39,13 +42,17 @@ FIELDS = {
 """The place of each field among the numbers of a VM. All are counters but `groups`, `events` and `orphans`.
 
 `calls`, `predicted` and `duration_ns` have a number for each of CALLS, `duration_buckets` a row of buckets;
-`verdicts` has one for each Kind; `groups` for each State: so many pmcs hold events.
+`reads`, `read_ns` and `read_buckets` have the same of UNCHECKED, each behind its like; `verdicts` has one for
+each Kind; `groups` for each State: so many pmcs hold events.
 """
 DURATION_BUCKETS = [
     slice(start, start + _BUCKETS)
-    for start in range(FIELDS["duration_buckets"].start, FIELDS["duration_buckets"].stop, _BUCKETS)
+    for start in range(FIELDS["duration_buckets"].start, FIELDS["read_buckets"].stop, _BUCKETS)
 ]
-"""The place of each call's buckets among the numbers of a VM."""
+"""The place of each call's buckets among the numbers of a VM, of CALLS and then of UNCHECKED."""
+ALL_CALLS = slice(FIELDS["calls"].start, FIELDS["reads"].stop)
+ALL_DURATIONS = slice(FIELDS["duration_ns"].start, FIELDS["read_ns"].stop)
+"""The same for the numbers of calls, and for their durations in ns."""
 
 DIVERGENCES = [kind for kind in Kind if kind.is_divergence]
 
@@ -173,5 +180,7 @@ class Snapshot:
     """Whether there are counts of each pmc."""
     durations: bool
     """Whether the durations of calls are measured; if not, their numbers are all 0."""
+    reads: bool
+    """Whether the calls that are not checked are counted; if not, their numbers are all 0."""
     guests: Found
     """What the census says of all VMs on the host, including those that made no call."""

@@ -13,7 +13,7 @@ from operator import add
 
 from vpmu_agent.counts.counts import DIVERGENCES, Counts, Pmc, added_calls
 from vpmu_agent.model.rules import Kind, State
-from vpmu_agent.probes.layout import CALLS, PMC_TYPE_LBR, SIZES, VCPU, Layout
+from vpmu_agent.probes.layout import CALLS, PMC_TYPE_LBR, SIZES, UNCHECKED, VCPU, Layout
 
 Entries = Iterable[memoryview | bytes]
 """Entries of an array, in pieces of any length."""
@@ -60,7 +60,16 @@ def _durations(even: int, odd: int) -> array[int]:
     return durations
 
 
-_groups = VCPU.reader("tgid", "siblings", "pinned_siblings", "sizes", "sizes_sum")
+# Calls that are not checked: of each how many, their sum in ns, buckets, and what fills the line. No sum of
+# theirs reaches 64 bits, so that they are added up as one long integer.
+_READ_LINES = [
+    name
+    for calls, call in zip(("reads", "periods"), UNCHECKED, strict=True)
+    for name in (calls, f"{call}_ns", f"{call}_buckets", f"unused_{call}")
+]
+_READ_NUMBERS = 16  # of each
+_groups = VCPU.reader("tgid", "siblings", "pinned_siblings", "sizes", "sizes_sum", lines=_READ_LINES)
+_NO_READS = bytes(8 * _READ_NUMBERS * len(UNCHECKED))
 _NO_GROUPS = [0] * (3 + SIZES["VPMU_SIZES"])
 _ended = VCPU.reader("tgid", "starvations", raw=("calls", "due", "verdicts", "durations_ns", "buckets"))
 _ended_calls_of = struct.Struct(f"={len(CALLS)}Q").unpack
@@ -86,6 +95,7 @@ class _Process:
         self.groups = [0] * len(State)
         self.events = self.orphans = 0
         self.sizes = _NO_GROUPS
+        self.reads = 0
         self.durations = _NO_DURATIONS  # of events of guest LBR that have ended
 
 
@@ -184,11 +194,13 @@ class Sums:
                         process.counts.add_divergences(pmc, _verdicts_of(verdicts)[_NOT_COUNTED:])
 
     def add_vcpus(self, vcpus: Entries) -> None:
-        """Add what is known of groups."""
+        """Add what is known of groups, and the calls that are not checked."""
         for entries in vcpus:
-            for tgid, *sizes in _groups.iter_unpack(entries):
+            for tgid, *sizes, reads in _groups.iter_unpack(entries):
                 if tgid:
                     process = self._of(tgid)
+                    if reads != _NO_READS:
+                        process.reads += int.from_bytes(reads, "little")
                     if sizes != _NO_GROUPS:
                         process.sizes = list(map(add, process.sizes, sizes))
 
@@ -224,8 +236,19 @@ def _counts(process: _Process) -> Counts:
     if process.durations is not _NO_DURATIONS:
         durations = array("q", list(map(add, durations, process.durations)))
     first = [*map(add, calls, process.due), sizes[0] + single, *sizes[1:], sizes_sum + single]
-    first += [*calls, *process.verdicts]
+    reads, read_ns, read_buckets = _reads(process.reads)
+    first += [*calls, *reads, *process.verdicts]
+    sums, buckets = durations[: len(CALLS)], durations[len(CALLS) :]
     rest = [process.starvations, pinned_siblings]
     rest += [*process.groups, process.events, process.orphans, 0]  # none was refused
-    process.counts.numbers = array("q", first) + durations + array("q", rest)
+    process.counts.numbers = array("q", first) + sums + read_ns + buckets + read_buckets + array("q", rest)
     return process.counts
+
+
+def _reads(lines: int) -> tuple[array[int], array[int], array[int]]:
+    """Return how many calls there were that are not checked, their durations in ns, and all buckets."""
+    numbers = array("q", lines.to_bytes(len(_NO_READS), "little"))
+    buckets = array("q")
+    for start in range(2, len(numbers), _READ_NUMBERS):
+        buckets += numbers[start : start + _BUCKETS]
+    return numbers[::_READ_NUMBERS], numbers[1::_READ_NUMBERS], buckets

@@ -108,13 +108,20 @@ class Watch:
     """
 
     def __init__(
-        self, probes: Maps, vms: Processes, *, per_counter: bool = True, durations: bool = True
+        self,
+        probes: Maps,
+        vms: Processes,
+        *,
+        per_counter: bool = True,
+        durations: bool = True,
+        reads: bool = True,
     ) -> None:
-        """Start with these probes, which measure durations or not, as all do that come after them."""
+        """Start with these probes, which measure durations and count reads or not, as all that come later."""
         self._probes = probes
         self._vms = vms
         self._per_counter = per_counter
         self._durations = durations
+        self._reads = reads
         self._lock = threading.Lock()
         self._asking = threading.Lock()  # held for a moment; taken before or inside of the other
         self._next: _Read | None = None
@@ -281,6 +288,7 @@ class Watch:
             loads=self._loads,
             per_counter=self._per_counter,
             durations=self._durations,
+            reads=self._reads,
             guests=self._guests,
         )
 

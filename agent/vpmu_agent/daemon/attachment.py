@@ -37,7 +37,7 @@ class Adopt(Protocol):
 class LoaderCommand(Protocol):
     """`probes.loader_command()`, as far as the daemon needs it."""
 
-    def __call__(self, mode: Mode, /, *, durations: bool) -> Sequence[str]:
+    def __call__(self, mode: Mode, /, *, durations: bool, reads: bool) -> Sequence[str]:
         """Return the command of a loader without its last argument."""
 
 

@@ -49,7 +49,9 @@ def run(read_settings: Callable[[], Settings], *, duration_s: float | None, sour
         settings = configuration.settings
         require_switch()
         instance = source.kvm_instance()
-        link = separate(source.loader_command(settings.attach, durations=settings.durations))
+        link = separate(
+            source.loader_command(settings.attach, durations=settings.durations, reads=settings.reads)
+        )
         faulthandler.enable()  # a service manager's watchdog sends SIGABRT: the log shall say where it hung
         give_up_privileges(link, settings.user)
         # Not before: this user must be able to read it, now and when it changes.
@@ -66,7 +68,11 @@ def run(read_settings: Callable[[], Settings], *, duration_s: float | None, sour
         with closing(report), closing(Server(settings.listen, web)) as server, closing(attachment):
             attachment.wait(even_without_kvm=settings.wait)
             watch = Watch(
-                attachment.probes, vms, per_counter=settings.per_counter, durations=settings.durations
+                attachment.probes,
+                vms,
+                per_counter=settings.per_counter,
+                durations=settings.durations,
+                reads=settings.reads,
             )
             guests, failing = Guests(vms), FailingCounters()
             with stop_requests() as stopped:

@@ -30,6 +30,8 @@ class Settings:
     per_counter: bool
     durations: bool
     """Measure how long calls take."""
+    reads: bool
+    """Count the calls that read counters and set their periods."""
     user: User
     wait: bool
     """Start also where KVM is not loaded yet."""

@@ -1,6 +1,6 @@
 """Compiles and attaches the probes, and hands them over.
 
-usage: python -m vpmu_agent.loader.main MODE [--no-durations] DESCRIPTOR
+usage: python -m vpmu_agent.loader.main MODE [--no-durations] [--no-reads] DESCRIPTOR
 
 A process of its own because bcc keeps LLVM and its own data in memory, 75 to 150 MB, for as long as the
 process lives (iovisor/bcc issue 1181). The probes stay attached as long as anyone holds their descriptors.
@@ -32,7 +32,7 @@ from vpmu_agent.loader.program import (
     toolchain,
 )
 from vpmu_agent.loader.reason import because
-from vpmu_agent.probes import FUNCTIONS, NO_DURATIONS, Mode, Way, handover
+from vpmu_agent.probes import FUNCTIONS, NO_DURATIONS, NO_READS, Mode, Way, functions, handover
 from vpmu_agent.probes.handover import Handover
 
 if TYPE_CHECKING:
@@ -75,16 +75,19 @@ def main(arguments: Sequence[str]) -> None:
             if mode == "census":
                 handed = load_census()
             else:
-                handed = load(cast(Mode, mode), durations=NO_DURATIONS not in options)
+                handed = load(
+                    cast(Mode, mode), durations=NO_DURATIONS not in options, reads=NO_READS not in options
+                )
             handover.send(channel, handed)
         except KernelError as error:
             handover.send_error(channel, error)
 
 
-def load(mode: Mode, *, durations: bool = True) -> Handover:
+def load(mode: Mode, *, durations: bool = True, reads: bool = True) -> Handover:
     """Compile the probes for the running kernel and attach them; they ignore calls until they go live.
 
-    Without `durations` they do not measure how long calls take.
+    Without `durations` they do not measure how long calls take; without `reads` there are none for the calls
+    that are only counted.
 
     Raise KernelError if the kernel lacks something that the probes need, and ProbeError if it refuses them.
     """
@@ -93,7 +96,9 @@ def load(mode: Mode, *, durations: bool = True) -> Handover:
     known = constants(read_layout())
     census, no_census = census_constants(read_census_layout)
     order = ways(preemption()) if mode == "auto" else (mode,)
-    handed = first_attached(order, lambda way: attached(way, known | census, durations=durations), tools)
+    handed = first_attached(
+        order, lambda way: attached(way, known | census, durations=durations, reads=reads), tools
+    )
     return replace(handed, no_census=no_census) if no_census else handed
 
 
@@ -141,7 +146,7 @@ def _as_root() -> list[str]:
     return [] if os.geteuid() == 0 else ["run it as root, or with CAP_BPF, CAP_PERFMON and CAP_SYSLOG"]
 
 
-def attached(way: Way, known: Mapping[str, int], *, durations: bool = True) -> Handover:
+def attached(way: Way, known: Mapping[str, int], *, durations: bool = True, reads: bool = True) -> Handover:
     """Compile the probes for the kernel that `known` describes, and attach them in one way.
 
     The census is attached too if `known` has its constants; if it alone is refused, `no_census` says why.
@@ -154,10 +159,10 @@ def attached(way: Way, known: Mapping[str, int], *, durations: bool = True) -> H
     trial = _TRIALS[way](list(FUNCTIONS.values())[:1])
     if not trial.works:
         raise NoWayError(trial.reason)
-    bpf = compile_program(known, fexit=way == "fexit", durations=durations)
+    bpf = compile_program(known, fexit=way == "fexit", durations=durations, reads=reads)
     if way == "kprobe":
-        _attach_kprobes(bpf, durations=durations)
-    handed = handover_of(bpf, way)
+        _attach_kprobes(bpf, durations=durations, reads=reads)
+    handed = replace(handover_of(bpf, way), reads=reads)
     return with_census(handed, bpf) if "VPMU_VCPU_IOCTL" in known else handed
 
 
@@ -242,11 +247,11 @@ def constants(layout: KernelLayout) -> dict[str, int]:
     return known | {name: value for name, value in optional.items() if value is not None}
 
 
-def _attach_kprobes(bpf: bcc.BPF, *, durations: bool) -> None:
-    returning = seen_at_return(durations=durations)
+def _attach_kprobes(bpf: bcc.BPF, *, durations: bool, reads: bool) -> None:
+    returning = seen_at_return(durations=durations, reads=reads)
     with captured_stderr() as printed:
         try:
-            for name, function in FUNCTIONS.items():
+            for name, function in functions(reads=reads).items():
                 if name in returning:
                     bpf.attach_kretprobe(event=function.encode(), fn_name=f"vpmu_{name}_return".encode())
                 bpf.attach_kprobe(event=function.encode(), fn_name=f"vpmu_{name}_entry".encode())

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING
 
 from vpmu_agent.kernel.errors import ProbeError
 from vpmu_agent.loader.reason import because
-from vpmu_agent.model.call import CallName
+from vpmu_agent.model.call import CallName, UncheckedCall
 from vpmu_agent.model.rules import SLOTS, Kind, State
 from vpmu_agent.probes.layout import pmc_room
 from vpmu_agent.probes.sources import bpf_folder
@@ -105,6 +105,7 @@ def compile_program(
     *,
     fexit: bool = False,
     durations: bool = True,
+    reads: bool = True,
     twins: bool = False,
     user_memory: bool = False,
     ring_pages: int = RING_PAGES,
@@ -120,6 +121,7 @@ def compile_program(
         fexit: whether bcc is to load them as fentry/fexit programs and attach them at once. Otherwise the
             caller attaches vpmu_NAME_entry and vpmu_NAME_return, as kprobes or uprobes.
         durations: whether to measure how long calls take; see seen_at_return().
+        reads: whether there are probes for the calls that are only counted.
         twins: whether to add raw-tracepoint programs with the same bodies, which BPF_PROG_TEST_RUN accepts.
         user_memory: whether to read user memory, as uprobes have to.
         ring_pages: pages of the ring buffer, a power of two.
@@ -145,6 +147,7 @@ def compile_program(
     forms = {
         "VPMU_FEXIT": fexit,
         "VPMU_NO_DURATIONS": not durations,
+        "VPMU_NO_READS": not reads,
         "VPMU_TWINS": twins,
         "VPMU_USER_MEMORY": user_memory,
     }
@@ -162,13 +165,18 @@ def compile_program(
                 raise because(error, printed()) from error
 
 
-def seen_at_return(*, durations: bool) -> tuple[CallName, ...]:
+def seen_at_entry(*, reads: bool = True) -> tuple[CallName | UncheckedCall, ...]:
+    """Return the calls that have a program at their entry, vpmu_NAME_entry."""
+    return (*CallName, *UncheckedCall) if reads else tuple(CallName)
+
+
+def seen_at_return(*, durations: bool, reads: bool = True) -> tuple[CallName | UncheckedCall, ...]:
     """Return the calls that have a program at their return, vpmu_NAME_return.
 
     All are checked at their entry but `create`, whose event does not exist before its return. So without
     durations no other call has anything to do there.
     """
-    return tuple(CallName) if durations else (CallName.CREATE,)
+    return seen_at_entry(reads=reads) if durations else (CallName.CREATE,)
 
 
 def compile_census(constants: Mapping[str, int]) -> bcc.BPF:

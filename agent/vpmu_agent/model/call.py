@@ -16,6 +16,13 @@ class CallName(StrEnum):
     RELEASE = "release"  # perf_event_release_kernel()
 
 
+class UncheckedCall(StrEnum):
+    """A call that the model says nothing of, by the short name that users see. It is only counted."""
+
+    READ = "read"  # perf_event_read_value(): the guest reads a counter
+    PERIOD = "period"  # perf_event_period(): the guest writes a counter, or KVM resumes one
+
+
 class PmcType(StrEnum):
     """`enum pmc_type`, and the guest-LBR event, which KVM makes without any counter."""
 

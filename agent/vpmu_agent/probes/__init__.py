@@ -36,7 +36,17 @@ from vpmu_agent.probes.layout import (
 )
 from vpmu_agent.probes.maps import Map, Ring
 
-__all__ = ["FUNCTIONS", "Mode", "ProbeError", "Probes", "Unattached", "adopt", "attach", "loader_command"]
+__all__ = [
+    "FUNCTIONS",
+    "Mode",
+    "ProbeError",
+    "Probes",
+    "Unattached",
+    "adopt",
+    "attach",
+    "functions",
+    "loader_command",
+]
 
 Way = Literal["fexit", "kprobe"]
 """A way to attach the probes."""
@@ -51,7 +61,19 @@ FUNCTIONS = {
     "release": "perf_event_release_kernel",
     "create": "perf_event_create_kernel_counter",
 }
-"""The probed kernel functions, by the short names of their probes."""
+"""The kernel functions whose calls are checked, by the short names of their probes."""
+
+UNCHECKED_FUNCTIONS = {
+    "read": "perf_event_read_value",
+    "period": "perf_event_period",
+}
+"""Those whose calls are only counted, and may be left out."""
+
+
+def functions(*, reads: bool = True) -> dict[str, str]:
+    """Return the probed kernel functions, by the short names of their probes."""
+    return FUNCTIONS | UNCHECKED_FUNCTIONS if reads else FUNCTIONS
+
 
 _LABELS = {"left_behind": "left"}  # of metrics, where they are not the name of the map
 _U32, _U64 = 4, 8  # bytes
@@ -74,7 +96,7 @@ class Probes:
         Raise ProbeError if these are not the maps of this version.
         """
         self.mode = handed.mode
-        self.functions = tuple(FUNCTIONS.values())
+        self.functions = tuple(functions(reads=handed.reads).values())
         self.census = Census(handed.census, handed.no_census)
         self._programs, self._links = handed.programs, handed.links
         self._maps = {name: Map(name, descriptor) for name, descriptor in handed.maps.items()}
@@ -285,16 +307,21 @@ class Unattached:
         """Do nothing: nothing is attached."""
 
 
-NO_DURATIONS = "--no-durations"
-"""The loader's one option."""
+NO_DURATIONS, NO_READS = "--no-durations", "--no-reads"
+"""The loader's options."""
 
 
-def loader_command(mode: Mode | Literal["census"], *, durations: bool = True) -> list[str]:
+def loader_command(
+    mode: Mode | Literal["census"], *, durations: bool = True, reads: bool = True
+) -> list[str]:
     """Return the command of a loader without its last argument, the descriptor to hand over on.
 
-    Without `durations` its probes do not measure how long calls take.
+    Without `durations` its probes do not measure how long calls take; without `reads` there are none for the
+    calls that are only counted.
     """
     options = [] if durations else [NO_DURATIONS]
+    if not reads:
+        options.append(NO_READS)
     # -P: a module of the same name in the current directory is not ours.
     return [sys.executable, "-P", "-m", "vpmu_agent.loader.main", mode, *options]
 

@@ -34,6 +34,8 @@ class Handover:
     """Why there is no census."""
     no_host_events: str = ""
     """Why the census finds no events of the host; empty if it does."""
+    reads: bool = True
+    """Whether there are probes for the calls that are only counted (model/call.py, UncheckedCall)."""
 
     def descriptors(self) -> list[int]:
         """Return all of them, in the order in which they are sent."""
@@ -56,6 +58,7 @@ def send(end: socket.socket, handover: Handover) -> None:
         "census": 0 if handover.census is None else 1,
         "no_census": handover.no_census,
         "no_host_events": handover.no_host_events,
+        "reads": handover.reads,
     }
     socket.send_fds(end, [json.dumps(about).encode()], handover.descriptors())
 
@@ -105,6 +108,7 @@ def receive(end: socket.socket) -> Handover:
         census=next(found, None),
         no_census=about["no_census"],
         no_host_events=about["no_host_events"],
+        reads=about["reads"],
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
 
-from vpmu_agent.model.call import CallName, PmcType
+from vpmu_agent.model.call import CallName, PmcType, UncheckedCall
 from vpmu_agent.model.rules import SLOTS, Kind, State
 from vpmu_agent.probes.sources import bpf_folder
 
@@ -124,6 +124,7 @@ SHARE, GIVEN_BACK = Layout("vpmu_share"), Layout("vpmu_given_back")
 ARRAYS = [_short(name, "VPMU_") for name in enum_names(_TEXT, "vpmu_array")]
 """The arrays whose entries processes take, in the order of the map `was_used`."""
 CALLS = [CallName(_short(name, "VPMU_")) for name in enum_names(_TEXT, "vpmu_call_name")]
+UNCHECKED = [UncheckedCall(_short(name, "VPMU_")) for name in enum_names(_TEXT, "vpmu_unchecked_call")]
 PMC_TYPES = [PmcType(_short(name, "VPMU_")) for name in enum_names(_TEXT, "vpmu_pmc_type")]
 PMC_TYPE_LBR = PMC_TYPES.index(PmcType.LBR)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from json.encoder import encode_basestring_ascii
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -107,6 +108,7 @@ def summary_json(tally: Tally, lost: int) -> list[str]:
                 "kind": "summary",
                 "vm": name,
                 "calls": vm.calls,
+                **({"unchecked": asdict(vm.unchecked)} if vm.unchecked else {}),
                 "divergences": sum(vm.divergences.values()),
                 "lost": lost,
             }

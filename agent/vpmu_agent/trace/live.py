@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from vpmu_agent.counts.counts import FIELDS
 from vpmu_agent.counts.guests import Guests
 from vpmu_agent.counts.starvation import NewlyStarved, Starvation
+from vpmu_agent.counts.sums import Entries, Sums
 from vpmu_agent.counts.watch import Maps
 from vpmu_agent.system.signals import stop_requests
+from vpmu_agent.trace.tally import Unchecked
 
 if TYPE_CHECKING:
     from vpmu_agent.counts.counters import Key
@@ -65,6 +68,7 @@ class Source:
         self._guests = Guests(vms)
         self._starved = NewlyStarved()
         self._gone: set[int] = set()  # ended processes whose names are still kept
+        self._unchecked: dict[str, Unchecked] = {}  # in entries that are in no map any more
 
     @property
     def attached(self) -> str:
@@ -102,8 +106,26 @@ class Source:
             self._vms.forget(tgid)
         self._gone = {tgid for tgid in self._probes.shares() if self._is_gone(tgid)}
         if self._gone:
+            self._add_unchecked(self._probes.vcpus(), self._unchecked, self._gone)
             self._probes.forget(self._gone)
-        self._probes.give_back()  # a trace has no use for their counts
+        self._add_unchecked([self._probes.give_back().vcpus], self._unchecked)
+
+    def unchecked(self) -> dict[str, Unchecked]:
+        """Return the calls so far that are not checked, by VM: of those that made calls."""
+        found = dict(self._unchecked)
+        self._add_unchecked(self._probes.vcpus(), found)
+        return found
+
+    def _add_unchecked(self, vcpus: Entries, to: dict[str, Unchecked], among: set[int] | None = None) -> None:
+        sums = Sums(self._probes.pmc)
+        sums.add_vcpus(vcpus)
+        for tgid, counts in sums.counts().items():
+            if among is None or tgid in among:
+                name = self._vms.about(tgid).name
+                before = to.get(name, Unchecked())
+                read, period = counts.numbers[FIELDS["reads"]]
+                host_ns = before.host_ns + sum(counts.numbers[FIELDS["read_ns"]])
+                to[name] = Unchecked(before.read + read, before.period + period, host_ns)
 
     def _is_gone(self, tgid: int) -> bool:
         if self._vms.is_alive(tgid):
@@ -149,6 +171,7 @@ def follow(source: Source, session: Session, duration_s: float | None) -> None:
         if session.unread:
             break
     session.feed(source.rest())
+    session.feed_unchecked(source.unchecked())
     lost = source.lost()
     session.end(sum(lost.values()))
     if reasons := ", ".join(f"{reason} {count}" for reason, count in lost.items() if count):

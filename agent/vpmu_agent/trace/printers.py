@@ -197,6 +197,9 @@ class TextPrinter:
                 lines += map(self._story, stories[:_STORIES])
                 if left_out := count - sum(each.count for each in stories[:_STORIES]):
                     lines.append(f"  {left_out} more of other counters or events")
+            if vm.unchecked and (vm.unchecked.read or vm.unchecked.period):
+                reads = _count(vm.unchecked.read, "read"), _count(vm.unchecked.period, "new period")
+                lines.append(f"{name}: {' and '.join(reads)} took {measured_text(vm.unchecked.host_ns)}")
             if vm.starvations:
                 starved = f"{name}: {_count(vm.starvations, 'call')} left a counter starved"
                 lines.append(self._style(f"{starved}, for which the host's PMU had no room", fg="yellow"))

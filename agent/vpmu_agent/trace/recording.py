@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import Any, BinaryIO, NoReturn
 from vpmu_agent.model.call import Call
 from vpmu_agent.system.stdout import OutputError
 from vpmu_agent.trace.call_json import SCHEMA, CallReader, dumps, summary_json
-from vpmu_agent.trace.tally import Tally
+from vpmu_agent.trace.tally import Tally, Unchecked
+from vpmu_agent.vms.clean import clean_name
 
 MAX_LINE = 16 * 1024
 """Bytes. A call's line has about 600; a longer line than this is not ours."""
@@ -102,6 +103,8 @@ class Recording:
         self.cut_short = ""
         self.lost: int | None = None
         """The total of lost records according to the end mark; None until that is read."""
+        self.unchecked: dict[str, Unchecked] = {}
+        """The calls that are not checked, by VM, according to the summaries, where these have them."""
         self._file = file
         self._line = 0
         self._calls = 0
@@ -202,6 +205,7 @@ class Recording:
         if self.lost is not None:
             if kind != "summary":
                 self._refuse("comes after the end mark, where only summaries may be")
+            self._read_summary(value)
         elif kind == "call":
             try:
                 calls.append(self._read_call(value))
@@ -217,6 +221,18 @@ class Recording:
             self.lost = lost
         else:
             self._refuse(f"kind {kind!r:.40} is not one that recordings have")
+
+    def _read_summary(self, value: dict[str, Any]) -> None:
+        unchecked = value.get("unchecked")
+        if unchecked is None:  # agents before 0.4 did not count them
+            return
+        vm, names = value.get("vm"), [each.name for each in fields(Unchecked)]
+        if type(vm) is not str or vm == "" or clean_name(vm) != vm:
+            self._refuse("'vm' of a summary must be a VM's name")
+        numbers = [unchecked.get(name) for name in names] if type(unchecked) is dict else [None]
+        if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
+            self._refuse(f"'unchecked' of a summary must have {', '.join(names)}")
+        self.unchecked[vm] = Unchecked(*numbers)
 
     def _refuse(self, what: str) -> NoReturn:
         raise RecordingError(f"{self.name}: line {self._line}: {what}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TextIO
 
@@ -12,7 +12,7 @@ from vpmu_agent.system.stdout import OutputError
 from vpmu_agent.trace.call_json import call_json
 from vpmu_agent.trace.printers import Printer
 from vpmu_agent.trace.recording import Recorder
-from vpmu_agent.trace.tally import Tally
+from vpmu_agent.trace.tally import Tally, Unchecked
 from vpmu_agent.vms.modes import Pmu, untraced
 
 if TYPE_CHECKING:
@@ -141,6 +141,14 @@ class Session:
             if counters and self._filters.keep_vm(each.vm):
                 lines += self._printer.starved(replace(each, counters=counters))
         self._print(lines)
+
+    def feed_unchecked(self, counts: Mapping[str, Unchecked]) -> None:
+        """Take how many calls VMs made that are not checked; they are those of all counters of a VM."""
+        if self._filters.vcpus or self._filters.pmcs:
+            return
+        for name, unchecked in counts.items():
+            if self._filters.keep_vm(name):
+                self.tally.add_unchecked(name, unchecked)
 
     def end(self, lost: int | None) -> None:
         """End the recording and print the summary.

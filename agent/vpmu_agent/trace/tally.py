@@ -12,6 +12,15 @@ from vpmu_agent.model.verdict import Verdict
 
 
 @dataclass(slots=True)
+class Unchecked:
+    """The calls of a VM of which the model says nothing; they are counted and not shown one by one."""
+
+    read: int = 0
+    period: int = 0
+    host_ns: int = 0
+
+
+@dataclass(slots=True)
 class VmTally:
     """The counts of one VM. Only what happened has a key, except that `calls` has every call name."""
 
@@ -26,6 +35,8 @@ class VmTally:
     """Members created pinned and with a leader, which perf_event_open() would refuse."""
     divergences: dict[tuple[int, str, Kind], int] = field(default_factory=lambda: defaultdict(int))
     """By vCPU, pmc and kind."""
+    unchecked: Unchecked | None = None
+    """None where nobody counted them, as in a replay."""
 
 
 class Tally:
@@ -39,6 +50,16 @@ class Tally:
     def divergences(self) -> int:
         """The total of all VMs."""
         return sum(sum(vm.divergences.values()) for vm in self.vms.values())
+
+    def add_unchecked(self, name: str, unchecked: Unchecked) -> None:
+        """Add what was counted of a VM."""
+        vm = self.vms.setdefault(name, VmTally())
+        before = vm.unchecked or Unchecked()
+        vm.unchecked = Unchecked(
+            before.read + unchecked.read,
+            before.period + unchecked.period,
+            before.host_ns + unchecked.host_ns,
+        )
 
     def add(self, call: Call, verdict: Verdict) -> None:
         """Count one call."""

@@ -12,7 +12,7 @@ import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import version
 from itertools import accumulate
 from operator import itemgetter
@@ -24,11 +24,11 @@ from prometheus_client.openmetrics import exposition
 from prometheus_client.registry import Collector
 
 from vpmu_agent.counts.counters import Holder
-from vpmu_agent.counts.counts import DURATION_BUCKETS, FIELDS, Counts, Pmc, Snapshot
+from vpmu_agent.counts.counts import ALL_DURATIONS, DURATION_BUCKETS, FIELDS, Counts, Pmc, Snapshot
 from vpmu_agent.counts.guests import Found
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.model.buckets import DURATION_BOUNDS_NS, SIZE_BOUNDS
-from vpmu_agent.model.call import CallName
+from vpmu_agent.model.call import CallName, UncheckedCall
 from vpmu_agent.model.counter_status import CounterStatus
 from vpmu_agent.model.rules import Kind, State
 from vpmu_agent.probes.layout import pmc_name
@@ -106,7 +106,10 @@ CALLS = Family(
     name="vpmu_calls_total",
     type="counter",
     labels=("vm", "call"),
-    help="Calls that KVM made for the VM's counters.",
+    help=(
+        "Calls that KVM made for the VM's counters. The model says nothing of `read` and `period`, which "
+        "--no-reads leaves out."
+    ),
 )
 PREDICTED = Family(
     name="vpmu_predicted_calls_total",
@@ -145,7 +148,7 @@ HOST = Family(
     name="vpmu_host_seconds_total",
     type="counter",
     labels=("vm",),
-    help="Host time spent in the VM's vPMU calls. Off with --no-durations.",
+    help="Host time spent in the VM's vPMU calls. Off with --no-durations; without reads with --no-reads.",
 )
 DIVERGENCES = Family(
     name="vpmu_divergences_total",
@@ -269,6 +272,12 @@ DURATIONS = Family(
     labels=(),
     help="1 if the durations of calls are measured, 0 with --no-durations.",
 )
+READS = Family(
+    name="vpmu_agent_reads_enabled",
+    type="gauge",
+    labels=(),
+    help="1 if the calls that read counters or set periods are counted, 0 with --no-reads.",
+)
 LOADS = Family(
     name="vpmu_agent_loads_total",
     type="counter",
@@ -375,15 +384,16 @@ def _cumulative(counts: Sequence[int], total: float) -> list[float]:
     return numbers
 
 
-def _durations(numbers: Sequence[int]) -> list[float]:
-    all_calls: list[float] = []
-    for buckets, nanoseconds in zip(DURATION_BUCKETS, numbers[FIELDS["duration_ns"]], strict=True):
-        all_calls += _cumulative(numbers[buckets], nanoseconds / 1e9)
-    return all_calls
+def _durations(numbers: Sequence[int], *, calls: int) -> list[float]:
+    """Return the numbers of the histograms of the first `calls` calls."""
+    of_calls: list[float] = []
+    for buckets, nanoseconds in zip(DURATION_BUCKETS[:calls], numbers[ALL_DURATIONS], strict=False):
+        of_calls += _cumulative(numbers[buckets], nanoseconds / 1e9)
+    return of_calls
 
 
 def _host_seconds(numbers: Sequence[int]) -> list[float]:
-    return [sum(numbers[FIELDS["duration_ns"]]) / 1e9]
+    return [sum(numbers[ALL_DURATIONS]) / 1e9]
 
 
 def _sizes(numbers: Sequence[int]) -> list[float]:
@@ -400,15 +410,24 @@ _DIVERGENCES = [kind for kind in Kind if kind.is_divergence]
 _STATES = [state for state in State if state is not State.EMPTY]  # an empty group holds no events
 _UNKNOWN = FIELDS["verdicts"].start + list(Kind).index(Kind.UNKNOWN)
 
+
+def _of_calls(calls: Sequence[str]) -> tuple[_VmFamily, ...]:
+    """Return the families that have a series for each of `calls`, which are the first ones or all."""
+    first = FIELDS["calls"].start
+    bounds = [ns / 1e9 for ns in DURATION_BOUNDS_NS]
+    return (
+        _plain(CALLS, slice(first, first + len(calls)), calls),
+        _VmFamily(
+            DURATION,
+            DURATION.histogram([(_VM, call) for call in calls], bounds, "%r"),
+            partial(_durations, calls=len(calls)),
+        ),
+    )
+
+
 _VM_FAMILIES = (
-    _plain(CALLS, FIELDS["calls"], CallName),
     _plain(PREDICTED, FIELDS["predicted"], CallName),
     _plain(UNKNOWN, slice(_UNKNOWN, _UNKNOWN + 1)),
-    _VmFamily(
-        DURATION,
-        DURATION.histogram([(_VM, call) for call in CallName], [ns / 1e9 for ns in DURATION_BOUNDS_NS], "%r"),
-        _durations,
-    ),
     _VmFamily(HOST, HOST.lines([(_VM,)], "%r"), _host_seconds),
     _plain(DIVERGENCES, _places("verdicts", list(Kind), _DIVERGENCES), _DIVERGENCES),
     _plain(STARVATIONS, FIELDS["starvations"]),
@@ -420,7 +439,18 @@ _VM_FAMILIES = (
     _plain(REFUSED, FIELDS["refused"]),
 )
 
-VM_FAMILIES = (*(each.family for each in _VM_FAMILIES), ERRORS, VM_INFO, MODE, STARVED, PMCS, RUNNING)
+_OF_CALLS = {True: _of_calls([*CallName, *UncheckedCall]), False: _of_calls([*CallName])}
+"""By whether the calls that are not checked are counted."""
+
+VM_FAMILIES = (
+    *(each.family for each in (*_OF_CALLS[True], *_VM_FAMILIES)),
+    ERRORS,
+    VM_INFO,
+    MODE,
+    STARVED,
+    PMCS,
+    RUNNING,
+)
 _TIME_FAMILIES = (DURATION, HOST)  # which need durations
 PMC_FAMILIES = (PMC_CALLS, PMC_DIVERGENCES)
 HOST_FAMILIES = (HOST_PMU_EVENTS,)
@@ -428,6 +458,7 @@ AGENT_FAMILIES = (
     BUILD,
     PROBES,
     DURATIONS,
+    READS,
     LOADS,
     LOST,
     VMS,
@@ -461,7 +492,7 @@ class Exporter:
 
     def _text(self, snapshot: Snapshot, start: float, *, openmetrics: bool) -> Iterator[str]:
         vms = {_escaped(name): counts for name, counts in snapshot.vms.items()}
-        for each in _VM_FAMILIES:
+        for each in (*_OF_CALLS[snapshot.reads], *_VM_FAMILIES):
             if each.family in _TIME_FAMILIES and not snapshot.durations:
                 continue
             yield each.family.head(openmetrics=openmetrics)
@@ -515,6 +546,7 @@ class _Agent(Collector):
         yield BUILD.metric({(self.version,): 1})
         yield PROBES.metric({(snapshot.mode,): len(snapshot.functions)})
         yield DURATIONS.metric({(): int(snapshot.durations)})
+        yield READS.metric({(): int(snapshot.reads)})
         yield LOADS.metric({(): snapshot.loads})
         yield LOST.metric({(reason,): count for reason, count in snapshot.lost.items()})
         yield VMS.metric({(): len(snapshot.vms)})

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from itertools import islice
 
 from vpmu_agent.counts.counters import Counter, Holder, VmCounters
-from vpmu_agent.counts.counts import FIELDS, Counts, Snapshot
+from vpmu_agent.counts.counts import ALL_CALLS, ALL_DURATIONS, FIELDS, Counts, Snapshot
 from vpmu_agent.counts.failures import Story
 from vpmu_agent.counts.guests import Found
 from vpmu_agent.counts.recent import Recent
@@ -250,14 +250,14 @@ class Overview:
         before, is_recent = self._host_ns, self._state is not None and passed_s <= NOW_S
         host_ns = {}
         if snapshot.durations:
-            host_ns = {vm: sum(counts.numbers[_DURATIONS]) for vm, counts in snapshot.vms.items()}
+            host_ns = {vm: sum(counts.numbers[ALL_DURATIONS]) for vm, counts in snapshot.vms.items()}
         share = {
             vm: max(0, spent - before.get(vm, 0)) / (passed_s * 1e9)
             for vm, spent in host_ns.items()
             if is_recent
         }
         self._host_ns = host_ns
-        rank = host_ns or {vm: sum(counts.numbers[_CALLS]) for vm, counts in snapshot.vms.items()}
+        rank = host_ns or {vm: sum(counts.numbers[ALL_CALLS]) for vm, counts in snapshot.vms.items()}
         first = nlargest(ROWS, snapshot.vms, key=lambda vm: (rank[vm], vm))
         diverging = [each for vm, counts in snapshot.vms.items() for each in _diverging(vm, counts, snapshot)]
         pmus = [(vm, pmu) for vm, has in snapshot.guests.pmus.items() for pmu in has]
@@ -321,8 +321,6 @@ class Overview:
         )
 
 
-_CALLS = FIELDS["calls"]
-_DURATIONS = FIELDS["duration_ns"]
 _VERDICTS = FIELDS["verdicts"]
 _GROUPS = FIELDS["groups"]
 _EVENTS = FIELDS["events"].start
@@ -347,7 +345,7 @@ def _vm(
         groups={state: count for state, count in groups if count and state is not State.EMPTY},
         events=numbers[_EVENTS],
         orphans=numbers[_ORPHANS],
-        calls=sum(numbers[_CALLS]),
+        calls=sum(numbers[ALL_CALLS]),
         failed=counts.errors.total(),
         divergences=_divergences(counts),
         host_ns=host_ns,

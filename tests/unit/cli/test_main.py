@@ -184,12 +184,13 @@ def test_help_and_version() -> None:
 def test_trace_shows_what_came_and_what_was_still_on_its_way() -> None:
     result = trace("--duration", "0.3", "--output", "json")
     assert result.exit_code == 0
-    assert result.stderr == "attached fexit probes to 4 functions\n"
+    assert result.stderr == "attached fexit probes to 6 functions\n"
     *calls, summary = lines(result)
     assert len(calls) == 14
     assert summary == {
         **{"schema": 1, "kind": "summary", "vm": ME},
         **{"calls": {"create": 4, "enable": 4, "pause": 2, "release": 4}, "divergences": 0, "lost": 0},
+        "unchecked": {"read": 0, "period": 0, "host_ns": 0},
     }
 
 

@@ -110,7 +110,7 @@ def test_for_as_long_as_kvm_stays_nothing_is_loaded(host: FakeHost, attachment: 
         attachment.renew(watch)
     assert not host.asked()
     assert first is attachment.probes
-    assert attachment.line == "attached fexit probes to 4 functions"
+    assert attachment.line == "attached fexit probes to 6 functions"
 
 
 def test_kvm_is_reloaded_between_two_looks(
@@ -137,7 +137,7 @@ def test_kvm_is_reloaded_between_two_looks(
     assert not host.asked()
     assert capsys.readouterr().err.splitlines() == [
         "KVM was unloaded: the probes are off until it is back",
-        "attached fexit probes to 4 functions",
+        "attached fexit probes to 6 functions",
     ]
 
 

@@ -36,7 +36,7 @@ from vpmu_agent.web.address import Address
 from vpmu_agent.web.web_file import WebFile
 
 SHIPPED = ROOT / "systemd" / "vpmu-agent.toml"
-KEYS = ["listen", "web_config_file", "per_counter", "durations", "user", "wait", "attach"]
+KEYS = ["listen", "web_config_file", "per_counter", "durations", "reads", "user", "wait", "attach"]
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="root alone may become somebody else")
 
 
@@ -98,6 +98,10 @@ def used(*arguments: str) -> Settings:
         ("durations = false", [], "durations", False),
         ("durations = false", ["--durations"], "durations", True),
         ("", ["--no-durations"], "durations", False),
+        ("", [], "reads", True),
+        ("reads = false", [], "reads", False),
+        ("reads = false", ["--reads"], "reads", True),
+        ("", ["--no-reads"], "reads", False),
         ("", [], "wait", False),
         ("wait = true", [], "wait", True),
         ("wait = true", ["--no-wait"], "wait", False),
@@ -122,6 +126,7 @@ def test_without_a_file_there_are_flags_and_defaults() -> None:
         web_config_file=None,
         per_counter=False,
         durations=True,
+        reads=True,
         user=find_user("nobody"),
         wait=False,
         attach="auto",
@@ -326,13 +331,14 @@ def test_check_prints_what_run_would_use_as_toml(file: Path) -> None:
         ["#", "web_config_file", "=", "#", "default"],
         ["per_counter", "=", "false", "#", f"{file}:4"],
         ["durations", "=", "true", "#", "default"],
+        ["reads", "=", "true", "#", "default"],
         ["user", "=", '"bin"', "#", f"{file}:2"],
         ["wait", "=", "false", "#", "default"],
         ["attach", "=", '"auto"', "#", "default"],
     ]
     file.write_text(result.stdout)
     assert {key: setting.written for key, setting in config_file.read(file, run).items()} == {
-        **{"listen": "127.0.0.1:9775", "per_counter": False, "durations": True, "user": "bin"},
+        **{"listen": "127.0.0.1:9775", "per_counter": False, "durations": True, "reads": True, "user": "bin"},
         **{"wait": False, "attach": "auto"},
     }
 

@@ -9,7 +9,7 @@ import pytest
 
 from vpmu_agent.system.notify import ENVIRONMENT, NotifyError, notify
 
-STATES = ("READY=1", "STATUS=attached fexit probes to 4 functions")
+STATES = ("READY=1", "STATUS=attached fexit probes to 6 functions")
 
 
 def test_what_is_told_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

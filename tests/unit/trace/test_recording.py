@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.commands import invoke
 from tests.support.places import DATA
 from tests.support.scenes import Guest
 from vpmu_agent.model.call import Attr, Call, CallName, PmcType
@@ -565,3 +566,34 @@ def test_an_older_recording_has_no_vendor_and_a_wrong_one_is_refused() -> None:
     assert Recording(io.BytesIO(f"{json.dumps(old)}\n".encode()), "a").header.cpu_vendor == ""
     with pytest.raises(RecordingError, match="line 1: 'cpu_vendor' of the header must be a text"):
         Recording(io.BytesIO(f"{json.dumps({**old, 'cpu_vendor': 1})}\n".encode()), "a")
+
+
+@pytest.mark.parametrize(
+    "unchecked",
+    [
+        "7",
+        "[]",
+        '{"read":1,"period":2}',
+        '{"read":-1,"period":2,"host_ns":3}',
+        '{"read":1,"period":true,"host_ns":3}',
+    ],
+)
+def test_a_summary_whose_unchecked_calls_make_no_sense_is_refused(tmp_path: Path, unchecked: str) -> None:
+    path = tmp_path / "recording"
+    record(path, [])
+    with path.open("a") as file:
+        file.write('{"schema":1,"kind":"summary","vm":"web01","unchecked":' + unchecked + "}\n")
+    result = invoke("replay", str(path))
+    assert result.exit_code == 2
+    assert "'unchecked' of a summary must have read, period, host_ns" in result.stderr
+
+
+def test_unchecked_calls_are_replayed(tmp_path: Path) -> None:
+    path = tmp_path / "recording"
+    record(path, [])
+    with path.open("a") as file:
+        counts = '{"read":12,"period":1,"host_ns":3500}'
+        file.write('{"schema":1,"kind":"summary","vm":"web01","unchecked":' + counts + "}\n")
+    assert "web01: 12 reads and 1 new period took 3.50 µs" in invoke("replay", str(path)).stdout
+    assert json.loads(invoke("replay", str(path), "--output", "json").stdout)["unchecked"]["read"] == 12
+    assert "12 reads" not in invoke("replay", str(path), "--pmc", "gp0").stdout

@@ -331,7 +331,7 @@ def test_the_agent_tells_of_itself() -> None:
     maps.losses = {"ring_full": 3, "missed_return": 0}
     found = Scraped(exporter(maps))
     assert found("vpmu_agent_build_info", version=version("vpmu-agent")) == 1
-    assert found("vpmu_agent_attached_probes", mode="fexit") == 4
+    assert found("vpmu_agent_attached_probes", mode="fexit") == 6
     assert found("vpmu_agent_loads_total") == 1
     assert found("vpmu_agent_lost_records_total", reason="ring_full") == 3
     assert found("vpmu_agent_lost_records_total", reason="missed_return") == 0

@@ -77,7 +77,7 @@ def test_what_a_person_sees() -> None:
     assert read.open == []
     for text in (
         "● Watching since",
-        "fexit probes on 4 functions",
+        "fexit probes on 6 functions",
         "No records were lost.",
         "web01 qemu, pid 42",
         "1 paused 1 event",

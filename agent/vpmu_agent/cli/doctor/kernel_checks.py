@@ -13,7 +13,7 @@ from vpmu_agent.kernel.config import kernel_config, kernel_release
 from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.kernel.libbpf import libbpf
 from vpmu_agent.kernel.trials import Trial
-from vpmu_agent.probes import FUNCTIONS
+from vpmu_agent.probes import functions as probed_functions
 
 _ALLOW_CALLS = (
     "allow bpf and perf_event_open in the container's seccomp profile (podman, docker: --security-opt "
@@ -180,7 +180,7 @@ def check_privileges(host: Host) -> Iterator[Finding]:
 
 def check_probes(host: Host) -> Iterator[Finding]:
     """Check both ways to put a probe on a function. One is enough."""
-    functions = tuple(FUNCTIONS.values())
+    functions = tuple(probed_functions().values())
     kprobe = host.try_kprobe(functions)
     kprobe_todo = "boot a kernel with CONFIG_KPROBE_EVENTS=y (distributions' kernels have it)"
     if not facts.can_see_pmus(root=host.root):
