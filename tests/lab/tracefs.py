@@ -19,6 +19,7 @@ CALLS = {
     "pause": "p:{} perf_event_pause",
     "release": "p:{} perf_event_release_kernel",
 }
+READS = {"read": "p:{} perf_event_read_value", "period": "p:{} perf_event_period"}
 """Kprobe events by name, as in Documentation/trace/kprobetrace.rst; the name goes where {} is."""
 
 # Such as ` guest_a-158     (    157) [001] .....    13.761187: enable: (perf_event_enable+0x0/0x2b0)`: a

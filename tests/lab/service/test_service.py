@@ -39,7 +39,7 @@ def test_it_is_ready_when_the_probes_are_attached() -> None:
     assert (show("ActiveState"), show("SubState")) == ("active", "running")
     status_text = show("StatusText")
     assert is_attached(status_text)
-    assert total(parse(read(LISTEN)), "vpmu_agent_attached_probes") == 4
+    assert total(parse(read(LISTEN)), "vpmu_agent_attached_probes") == 6
     attached = journal(f"_SYSTEMD_UNIT={UNIT}", f"MESSAGE={status_text}")[-1]
     assert (attached["_TRANSPORT"], attached["PRIORITY"]) == ("journal", "6")
 
@@ -112,7 +112,7 @@ def test_it_is_started_again_when_it_is_killed() -> None:
     killed.kill()
     wait_for("restart", lambda: int(show("NRestarts")) > restarts and show("ActiveState") == "active")
     assert unit.daemon() != killed
-    assert total(parse(read(LISTEN)), "vpmu_agent_attached_probes") == 4
+    assert total(parse(read(LISTEN)), "vpmu_agent_attached_probes") == 6
 
 
 def test_it_is_started_again_when_it_hangs_and_says_where_it_hung() -> None:
@@ -124,7 +124,7 @@ def test_it_is_started_again_when_it_hangs_and_says_where_it_hung() -> None:
     assert unit.daemon() != hung
     assert "Fatal Python error: Aborted" in unit.log()
     assert "in watch_over" in unit.log()
-    assert total(parse(read(LISTEN)), "vpmu_agent_attached_probes") == 4
+    assert total(parse(read(LISTEN)), "vpmu_agent_attached_probes") == 6
 
 
 def test_it_waits_for_kvm() -> None:
