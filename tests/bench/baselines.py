@@ -23,7 +23,7 @@ SCRIPTS = {
 
 
 def script(name: str, lookalike: Path) -> str:
-    """One bpftrace program for all four functions of a look-alike."""
+    """One bpftrace program for all functions of a look-alike."""
     return "\n".join(SCRIPTS[name].format(place=f"{lookalike}:{function}") for function in CALLS.values())
 
 

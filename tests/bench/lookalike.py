@@ -20,6 +20,8 @@ CALLS = {
     "pause": "perf_event_pause",
     "release": "perf_event_release_kernel",
     "create": "perf_event_create_kernel_counter",
+    "read": "perf_event_read_value",
+    "period": "perf_event_period",
 }
 """The functions that are probed, by the names of the calls."""
 

@@ -93,7 +93,7 @@ def _lines(path: Path, counter: Counter, maps: Set[int]) -> Mapping[str, int]:
         opened = list(arrays(maps))
         for array in opened:
             stack.callback(array.map.close)
-        plan = {"step": 1, "pmcs": _PMCS, "rounds": _ROUNDS, "size": counter.size}
+        plan = {"step": 1, "pmcs": _PMCS, "rounds": _ROUNDS, **counter.plan}
         process = stack.enter_context(lookalike.started(path, "steps", **plan))
         made, before, calls = "", [b""] * len(opened), _PMCS * counter.calls
         for number, call in enumerate(lookalike.steps(process)):
