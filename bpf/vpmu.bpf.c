@@ -89,6 +89,7 @@ BPF_HASH(given_back, u32, struct vpmu_given_back, VPMU_MAX_PROCESSES);
 BPF_HASH(errors, struct vpmu_error_key, u64, VPMU_MAX_ERRORS);
 BPF_TABLE("lru_hash", struct vpmu_left_key, u8, left_behind, VPMU_MAX_LEFT_BEHIND);
 BPF_ARRAY(lost, u64, VPMU_LOST_REASONS);
+BPF_ARRAY(starvations, u64, 1); /* of all pmcs: user space then looks at the census sooner */
 BPF_RINGBUF_OUTPUT(calls, VPMU_RING_PAGES);
 
 static __always_inline void vpmu_read(void *to, u32 size, u64 from)
@@ -688,6 +689,16 @@ static __always_inline bool is_starved(u64 event)
 	return state == PERF_EVENT_STATE_ERROR;
 }
 
+static __always_inline void count_starvation(struct vpmu_pmc *pmc)
+{
+	u32 first = 0;
+	u64 *all = starvations.lookup(&first);
+
+	pmc->starvations++;
+	if (all)
+		__sync_fetch_and_add(all, 1);
+}
+
 /*
  * The event whose state shows, when an enable of `event` returns, whether perf had room: the first one of a
  * group, which has room as a whole or not at all, and of which perf puts only the leader in error. 0 as long
@@ -1118,7 +1129,7 @@ static __always_inline int event_return(u32 name)
 	if (name == VPMU_ENABLE && call->placed) {
 		starved = is_starved(call->placed);
 		if (unlikely(starved))
-			pmc->starvations++;
+			count_starvation(pmc);
 	}
 	if (unlikely(call->todo))
 		finish(name, call, pmc, duration, 0, starved);
@@ -1319,7 +1330,7 @@ static __always_inline int create_return(u64 returned)
 	if (!call->failed && !call->disabled) {
 		starved = is_starved(call->leader ? call->leader : call->event);
 		if (unlikely(starved))
-			pmc->starvations++;
+			count_starvation(pmc);
 	}
 	if (call->leader) {
 		vcpu->siblings++;

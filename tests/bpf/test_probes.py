@@ -125,6 +125,7 @@ def test_a_starved_event_is_seen_as_it_is_created_and_enabled(stock: Lookalike) 
     with stock.probes() as probes:
         run = stock.run(probes, rounds=100, starved=1)
         ((_, counts),) = counted(probes).items()
+        assert probes.starvations() == 200
     starved = Counter(call.name for call in run.calls if call.starved)
     assert starved == {"create": 100, "enable": 100}
     assert counts.numbers[FIELDS["starvations"]].tolist() == [200]

@@ -140,6 +140,7 @@ class Arrays(Taker):
             "calls": create_map("calls", _RINGBUF, 0, 0, 4096),
             "control": create_map("control", _ARRAY, u32, CONTROL.size, 1),
             "lost": create_map("lost", _ARRAY, u32, u64, len(LOST_REASONS)),
+            "starvations": create_map("starvations", _ARRAY, u32, u64, 1),
             "pmcs": create_map("pmcs", _ARRAY, u32, PMC.size, pmcs, MMAPABLE),
             "vcpus": create_map("vcpus", _ARRAY, u32, VCPU.size, vcpus, MMAPABLE),
             "slots": create_map("slots", _HASH, SLOT_KEY.size, u32, pmcs + vcpus),

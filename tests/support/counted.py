@@ -79,6 +79,9 @@ class Maps:
         with self._lock:
             return iter([(*key, count) for key, count in self._errors.items()])
 
+    def starvations(self) -> int:
+        return 0
+
     def errnos(self) -> dict[tuple[int, Pmc], int]:
         with self._lock:
             return {

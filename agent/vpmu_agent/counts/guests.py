@@ -68,7 +68,8 @@ class Found:
 class Guests:
     """Pulls the census and keeps what it found. For one thread, except that any may read `found`.
 
-    It is pulled every PULL_S, or less often if that would take more than CPU_SHARE of a CPU.
+    It is pulled every PULL_S, or less often if that would take more than CPU_SHARE of a CPU. A counter that a
+    call has left starved is looked at sooner, and the next pull then comes later.
     """
 
     def __init__(self, vms: Names, kvm: Callable[[], KvmPmu] = kvm_pmu) -> None:
@@ -79,16 +80,25 @@ class Guests:
         self._told: dict[int, list[Pmu]] = {}
         self._gone: dict[int, float] = {}  # processes that no longer have a VM, and since when
         self._missing = ""
-        self._next_at = 0.0
+        self._next_at = self._sooner_at = 0.0
+        self._starvations = 0  # at the last pull
 
     def sweep(
-        self, census: Census, errnos: Callable[[], Mapping[tuple[int, Key], int]] = dict
+        self,
+        census: Census,
+        errnos: Callable[[], Mapping[tuple[int, Key], int]] = dict,
+        starvations: int = 0,
     ) -> list[tuple[str, Pmu]]:
         """Pull the census if it is time; return the VMs that are new or have another PMU than before.
 
-        `errnos` returns what Counters.take() needs.
+        `errnos` returns what Counters.take() needs; `starvations` is how many calls have left a counter
+        starved.
         """
-        return self.look(census, errnos) if time.monotonic() >= self._next_at else []
+        is_urgent = starvations != self._starvations
+        if time.monotonic() < (self._sooner_at if is_urgent else self._next_at):
+            return []
+        self._starvations = starvations
+        return self.look(census, errnos)
 
     def look(
         self, census: Census, errnos: Callable[[], Mapping[tuple[int, Key], int]] = dict
@@ -103,7 +113,10 @@ class Guests:
             gc.enable()
         now, cpu_s = time.monotonic(), time.thread_time() - before
         self.found = replace(self.found, cpu_s=self.found.cpu_s + cpu_s, no_holders=census.no_host_events)
-        self._next_at = now + max(PULL_S, cpu_s / CPU_SHARE)
+        # What the pulls so far may not have taken is owed; a pull ahead of its time may owe that of one more.
+        pace_s = max(PULL_S, cpu_s / CPU_SHARE)
+        self._next_at = max(self._next_at, now) + pace_s
+        self._sooner_at = max(now + PULL_S, self._next_at - pace_s)
         for tgid, since in list(self._gone.items()):
             if now - since >= FORGET_S:
                 del self._gone[tgid]

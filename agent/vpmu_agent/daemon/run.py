@@ -133,7 +133,7 @@ def watch_over(
 
 def look_at_guests(probes: LiveProbes, guests: Guests, watch: Watch, failing: FailingCounters) -> None:
     """Show what the census finds, and tell of VMs that have no vPMU to trace or whose counters fail."""
-    tell_untraced(guests.sweep(probes.census, probes.errnos))
+    tell_untraced(guests.sweep(probes.census, probes.errnos, probes.starvations()))
     watch.show_guests(guests.found)
     failing.tell_of(guests.found)
     if missing := guests.newly_missing(probes.census):

@@ -52,6 +52,7 @@ MAPS = (
     "given_back",
     "left_behind",
     "errors",
+    "starvations",
 )
 """The maps of bpf/vpmu.bpf.c that are handed over."""
 

@@ -149,6 +149,10 @@ class Probes:
         # All entries are read only where something has failed, which is rare.
         return self._entries.errnos() if next(self._error_keys(), None) else {}
 
+    def starvations(self) -> int:
+        """Return how many calls have left a counter starved, of all VMs."""
+        return int.from_bytes(self._maps["starvations"].get(bytes(_U32)) or b"", sys.byteorder)
+
     def lost(self) -> dict[str, int]:
         """Return how many calls or records were lost since the start, by reason.
 
@@ -283,6 +287,10 @@ class Unattached:
     def errnos(self) -> dict[tuple[int, tuple[int, int, int]], int]:
         """Return no errnos."""
         return {}
+
+    def starvations(self) -> int:
+        """Return 0: nothing is seen."""
+        return 0
 
     def lost(self) -> dict[str, int]:
         """Return no reasons: nothing is lost."""

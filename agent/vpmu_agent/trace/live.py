@@ -40,6 +40,9 @@ class LiveProbes(Maps, Protocol):
     def errnos(self) -> Mapping[tuple[int, Key], int]:
         """Return the errno of a counter's last creation, by its process and which of its counters it is."""
 
+    def starvations(self) -> int:
+        """Return how many calls have left a counter starved, of all VMs."""
+
     def poll(self, timeout_s: float) -> list[Observation]:
         """Return the calls that were sent, oldest first; wait up to `timeout_s` for the first one."""
 
@@ -77,7 +80,7 @@ class Source:
 
     def new_pmus(self) -> list[tuple[str, Pmu]]:
         """Return the VMs that are new or have another PMU than before; see Guests.sweep()."""
-        return self._guests.sweep(self._probes.census, self._probes.errnos)
+        return self._guests.sweep(self._probes.census, self._probes.errnos, self._probes.starvations())
 
     def newly_starved(self) -> list[Starvation]:
         """Return the VMs whose counters began to be starved, by what new_pmus() found last."""

@@ -192,6 +192,30 @@ def test_pulls_take_no_more_than_their_share(now: list[float]) -> None:
     assert census.pulled == 3
 
 
+def test_a_counter_that_a_call_left_starved_is_looked_at_sooner(now: list[float]) -> None:
+    guests, census = Guests(Names(), lambda: EMULATING), Pulls()
+    now[1] = 0.062
+    pace = 0.062 / CPU_SHARE
+    guests.sweep(census)
+    guests.sweep(census, starvations=1)
+    assert census.pulled == 1  # just now
+    now[0] += PULL_S
+    guests.sweep(census, starvations=1)
+    assert census.pulled == 2
+    for i in range(2, 1000):  # again and again
+        now[0] += PULL_S
+        guests.sweep(census, starvations=i)
+    seconds = 999 * PULL_S
+    assert seconds / pace <= census.pulled <= seconds / pace + 2
+    now[0] += 2 * pace
+    before = census.pulled
+    guests.sweep(census, starvations=999)
+    assert census.pulled == before + 1
+    now[0] += PULL_S
+    guests.sweep(census, starvations=999)  # no new one
+    assert census.pulled == before + 1
+
+
 def test_the_name_of_a_vm_that_is_gone_is_kept_for_the_ring(now: list[float]) -> None:
     vms = Names()
     guests, census = Guests(vms, lambda: EMULATING), Pulls(vcpu())
