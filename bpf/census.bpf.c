@@ -22,6 +22,8 @@
 #define CENSUS_FIXED           1
 #define CENSUS_FIXED_BASE_IDX  32 /* KVM_FIXED_PMC_BASE_IDX, INTEL_PMC_IDX_FIXED */
 
+#define CENSUS_THREAD_EVENTS 128 /* of a vCPU's thread, the newest: so many are looked at */
+
 /* The kernel's context, of whose `meta` only the first member is used. */
 struct bpf_iter__task_file {
 	struct {
@@ -130,6 +132,94 @@ static __always_inline void census_pmcs(void *seq, u64 vcpu, const struct vpmu_c
 	}
 }
 
+/* Whether the counter has the event, so that KVM will release it; 1 if that cannot be known. */
+static __always_inline int census_holds(u64 pmc, u64 event)
+{
+	u64 slot = pmc + VPMU_PMC_PERF_EVENT, held;
+	u8 max_nr_events = 1;
+	int i;
+
+#ifdef VPMU_PMC_MAX_NR_EVENTS
+	if (census_read(&max_nr_events, sizeof(max_nr_events), pmc + VPMU_PMC_MAX_NR_EVENTS))
+		return 1;
+#endif
+	if (max_nr_events > VPMU_PMC_EVENTS)
+		return 1;
+	for (i = 0; i < VPMU_PMC_EVENTS; i++, slot += sizeof(u64)) {
+		if (i >= max_nr_events)
+			break;
+		if (census_read(&held, sizeof(held), slot) || held == event)
+			return 1;
+	}
+	return 0;
+}
+
+/* An event of the vCPU's thread; written if it was made for a counter of the vCPU that does not hold it. */
+static __always_inline void census_thread_event(void *seq, struct vpmu_census_stray *found, u64 event)
+{
+	u64 pmc = census_pointer(event + VPMU_EVENT_CONTEXT), offset;
+	long failed;
+
+	offset = pmc - (found->kvm_vcpu + VPMU_VCPU_GP_COUNTERS);
+	found->pmc_type = CENSUS_GP;
+	found->pmc_idx = offset / VPMU_PMC_SIZE;
+	if (offset >= VPMU_GP_ROOM * VPMU_PMC_SIZE) {
+		offset = pmc - (found->kvm_vcpu + VPMU_VCPU_FIXED_COUNTERS);
+		if (offset >= VPMU_FIXED_ROOM * VPMU_PMC_SIZE)
+			return; /* somebody else's, or guest LBR's */
+		found->pmc_type = CENSUS_FIXED;
+		found->pmc_idx = CENSUS_FIXED_BASE_IDX + offset / VPMU_PMC_SIZE;
+	}
+	if (census_holds(pmc, event))
+		return;
+	failed = census_read(&found->id, sizeof(found->id), event + VPMU_EVENT_ID);
+	failed |= census_read(&found->type, sizeof(found->type), event + VPMU_EVENT_ATTR);
+	failed |= census_read(&found->config, sizeof(found->config),
+			      event + VPMU_EVENT_ATTR + CENSUS_ATTR_CONFIG);
+	failed |= census_read(&found->attr_flags, sizeof(found->attr_flags),
+			      event + VPMU_EVENT_ATTR + CENSUS_ATTR_FLAGS);
+	failed |= census_read(&found->state, sizeof(found->state), event + VPMU_EVENT_STATE);
+	if (!failed && found->id)
+		bpf_seq_write(seq, found, sizeof(*found));
+}
+
+/*
+ * The events of the vCPU's thread, those that KVM has forgotten among them: the newest come first. An iterator runs
+ * inside of rcu_read_lock(), so what is taken off this list meanwhile still leads on.
+ */
+static __always_inline void census_thread(void *seq, u64 vcpu, const struct vpmu_census_vcpu *of)
+{
+	struct vpmu_census_stray found = {
+		.kind = VPMU_CENSUS_STRAY, .tgid = of->tgid, .kvm_vcpu = vcpu, .vcpu_id = of->vcpu_id
+	};
+	u64 pid = census_pointer(vcpu + VPMU_VCPU_PID), link, context, head, entry;
+	int i;
+
+	if (!pid) /* it never ran */
+		return;
+	link = census_pointer(pid + VPMU_PID_TASKS);
+	if (!link) /* its thread is gone */
+		return;
+	/* Before 6.2 an array, the first of which is that for perf_hw_context. */
+	context = census_pointer(link - VPMU_TASK_PID_LINKS + VPMU_TASK_PERF_EVENT_CTXP);
+	if (!context)
+		return;
+	head = context + VPMU_CONTEXT_EVENT_LIST;
+	entry = census_pointer(head);
+#pragma clang loop unroll(disable)
+	for (i = 0; i < CENSUS_THREAD_EVENTS; i++) {
+		if (!entry || entry == head)
+			return;
+		census_thread_event(seq, &found, entry - VPMU_EVENT_ENTRY);
+		entry = census_pointer(entry);
+	}
+	if (entry == head)
+		return;
+	found.id = found.config = found.attr_flags = 0;
+	found.type = found.state = found.pmc_type = found.pmc_idx = 0;
+	bpf_seq_write(seq, &found, sizeof(found));
+}
+
 static __always_inline void census_vcpu(void *seq, u64 task, u64 vcpu)
 {
 	struct vpmu_census_vcpu found = { .kind = VPMU_CENSUS_VCPU, .kvm_vcpu = vcpu };
@@ -165,6 +255,7 @@ static __always_inline void census_vcpu(void *seq, u64 task, u64 vcpu)
 	bpf_seq_write(seq, &found, sizeof(found));
 	if (found.pmu_version)
 		census_pmcs(seq, vcpu, &found);
+	census_thread(seq, vcpu, &found);
 }
 
 #ifdef VPMU_PERF_READ

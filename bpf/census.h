@@ -4,13 +4,14 @@
 #define VPMU_CENSUS_H
 
 /*
- * Three kinds of records, all of one size, `kind` first. Addresses tell things of one kind apart, as a file can be
+ * Four kinds of records, all of one size, `kind` first. Addresses tell things of one kind apart, as a file can be
  * met more than once; they are never shown.
  */
 enum vpmu_census_kind {
 	VPMU_CENSUS_VCPU,
 	VPMU_CENSUS_PMC,
 	VPMU_CENSUS_HOST_EVENT,
+	VPMU_CENSUS_STRAY,
 };
 
 /* One vCPU, by one of the open files that lead to it. */
@@ -56,6 +57,27 @@ struct vpmu_census_pmc {
 	__u8 event_index;
 	__u8 max_nr_events;
 	__u32 unused;
+};
+
+/*
+ * An event that KVM made for a counter, on the vCPU's thread, and that the counter does not hold: it is being made or
+ * released at this moment, or it is leaked.
+ */
+struct vpmu_census_stray {
+	__u32 kind;
+	__u32 tgid;
+	__u64 kvm_vcpu;
+	__u64 id; /* unique since the host booted; 0: the thread has more events than were looked at */
+	__u64 config;
+	__u64 attr_flags;
+	__u64 unused_a[4];
+	__u32 type;
+	__s32 vcpu_id;
+	__s32 state;
+	__u8 pmc_type;
+	__u8 pmc_idx;
+	__u8 unused_b[2];
+	__u64 unused_c;
 };
 
 /* An event on the host's PMU that a process has open. */

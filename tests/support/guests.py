@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tests.support.looks import look, vcpu
+from tests.support.looks import Thing, look, vcpu
 from vpmu_agent.counts.guests import Found, Guests
 from vpmu_agent.counts.pmus import KvmPmu
-from vpmu_agent.probes.census import Census, HostEvent, Look, Pmc, Vcpu
+from vpmu_agent.probes.census import Census, Look, Vcpu
 
 
 class Pulls(Census):
     """A census that finds what it is told to."""
 
-    def __init__(self, *found: Vcpu | Pmc | HostEvent) -> None:
+    def __init__(self, *found: Thing) -> None:
         super().__init__(None)
         self.look = look(*found)
 
@@ -45,9 +45,14 @@ def emulating() -> KvmPmu:
     return KvmPmu(enabled=True, mediated=False)
 
 
-def found(names: Mapping[int, str], *things: Vcpu | Pmc | HostEvent) -> Found:
+def found(names: Mapping[int, str], *things: Thing) -> Found:
     """Return what two pulls say that both find these things."""
-    guests, census = Guests(Names(names), emulating), Pulls(*things)
-    guests.look(census)
-    guests.look(census)
+    return seen(names, look(*things), look(*things))
+
+
+def seen(names: Mapping[int, str], *looks: Look) -> Found:
+    """Return what these looks say, one after the other."""
+    guests, census = Guests(Names(names), emulating), Pulls()
+    for census.look in looks:
+        guests.look(census)
     return guests.found

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from vpmu_agent.probes.census import HostEvent, Look, Pmc, Vcpu
+from vpmu_agent.probes.census import PINNED, HostEvent, Look, Pmc, Stray, Vcpu
 from vpmu_agent.probes.layout import Layout
 from vpmu_agent.probes.sources import bpf_folder
 
 _TEXT = (bpf_folder() / "census.h").read_text()
-VCPU, PMC, HOST_EVENT = (Layout(f"vpmu_census_{name}", text=_TEXT) for name in ("vcpu", "pmc", "host_event"))
+VCPU, PMC, HOST_EVENT, STRAY = (
+    Layout(f"vpmu_census_{name}", text=_TEXT) for name in ("vcpu", "pmc", "host_event", "stray")
+)
 """The records, as the BPF program writes them."""
 
 WEB = 4242
@@ -17,6 +19,10 @@ WEB = 4242
 
 ENABLED = 1 << 22
 """The bit of an event select that a guest enables a counter with."""
+
+
+EXCLUDE_HOST = 1 << 19
+"""A bit of `attr_flags`: KVM's events count in the guest only."""
 
 
 def vcpu(**other: Any) -> Vcpu:
@@ -92,10 +98,33 @@ def host_event(event: int = 0x900, **other: Any) -> HostEvent:
     return HostEvent(**(usual | other))
 
 
-def look(*found: Vcpu | Pmc | HostEvent) -> Look:
-    """A look that found these."""
+def stray(number: int = 0x500, **other: Any) -> Stray:
+    """An event of that vCPU's gp0, which counts and which the counter does not hold."""
+    usual: dict[str, Any] = {
+        "tgid": WEB,
+        "vcpu": 0x10,
+        "id": number,
+        "config": 0x76,
+        "attr_flags": PINNED | EXCLUDE_HOST,
+        "type": 4,
+        "vcpu_id": 0,
+        "state": 1,
+        "pmc_type": 0,
+        "pmc_idx": 0,
+    }
+    return Stray(**(usual | other))
+
+
+Thing = Vcpu | Pmc | HostEvent | Stray
+"""What a look can find."""
+
+
+def look(*found: Thing, at: float = 0.0) -> Look:
+    """A look that found these, at this time in seconds."""
     return Look(
+        time=at,
         vcpus=[each for each in found if isinstance(each, Vcpu)],
         pmcs=[each for each in found if isinstance(each, Pmc)],
         host_events=[each for each in found if isinstance(each, HostEvent)],
+        strays=[each for each in found if isinstance(each, Stray)],
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from vpmu_agent.counts.counters import Counters, Holder, Key, VmCounters, holders
+from vpmu_agent.counts.leaks import Leak, Leaks
 from vpmu_agent.counts.pmus import KvmPmu, kvm_pmu, pmus
 from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.probes import attach_census
@@ -46,6 +47,8 @@ class Found:
     counters: Mapping[str, VmCounters] = field(default_factory=dict)
     """Of the VMs whose PMU is known."""
     tgids: Mapping[str, int] = field(default_factory=dict)
+    leaks: Mapping[str, Sequence[Leak]] = field(default_factory=dict)
+    """The events that KVM has leaked, of the VMs that have any."""
     holders: Sequence[Holder] = ()
     """Who has events on the host's PMU, other than KVM; those with the most first."""
     no_holders: str = ""
@@ -77,6 +80,7 @@ class Guests:
         self._vms = vms
         self._kvm = kvm
         self._counters = Counters()
+        self._leaks = Leaks()
         self._told: dict[int, list[Pmu]] = {}
         self._gone: dict[int, float] = {}  # processes that no longer have a VM, and since when
         self._missing = ""
@@ -148,6 +152,7 @@ class Guests:
             pmus={names[tgid]: has[tgid] for tgid in ordered},
             counters={names[tgid]: counters[tgid] for tgid in ordered},
             tgids={names[tgid]: tgid for tgid in ordered},
+            leaks={} if missing else self._leaks.take(look, names),
             holders=holders(look.host_events),
             pulls=self.found.pulls + (0 if missing else 1),
             cpu_s=self.found.cpu_s,

@@ -15,6 +15,7 @@ from vpmu_agent.counts.recent import Recent
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.daemon.attachment import Attachment, ProbeSource
 from vpmu_agent.daemon.failing import FailingCounters
+from vpmu_agent.daemon.leaks import LeakReport
 from vpmu_agent.daemon.report import Report, tell_refused, tell_state, tell_untraced
 from vpmu_agent.daemon.separation import give_up_privileges, require_switch, separate
 from vpmu_agent.daemon.settings import Configuration, Settings
@@ -74,10 +75,10 @@ def run(read_settings: Callable[[], Settings], *, duration_s: float | None, sour
                 durations=settings.durations,
                 reads=settings.reads,
             )
-            guests, failing = Guests(vms), FailingCounters()
+            guests, failing, leaks = Guests(vms), FailingCounters(), LeakReport()
             with stop_requests() as stopped:
                 # Before the first scrape, which shows what VMs held before the agent came.
-                look_at_guests(attachment.probes, guests, watch, failing)
+                look_at_guests(attachment.probes, guests, watch, failing, leaks)
                 overview = Overview(watch, recent, lambda: attachment.missing, vendor)
                 server.start(application(Exporter(watch), overview))
                 tell(f"serving {server.url}/metrics")
@@ -91,6 +92,7 @@ def run(read_settings: Callable[[], Settings], *, duration_s: float | None, sour
                         guests,
                         report,
                         failing,
+                        leaks,
                         reload=lambda: configuration.reload_if(reload_requested(), watch, web),
                         duration_s=duration_s,
                         stopped=stopped,
@@ -106,6 +108,7 @@ def watch_over(
     guests: Guests,
     report: Report,
     failing: FailingCounters,
+    leaks: LeakReport,
     *,
     reload: Callable[[], None],
     duration_s: float | None,
@@ -125,17 +128,20 @@ def watch_over(
             watch.sweep(processes)
             watch.give_back()
             tell_refused(watch.newly_refused())
-            look_at_guests(attachment.probes, guests, watch, failing)
+            look_at_guests(attachment.probes, guests, watch, failing, leaks)
             report.sweep()
             notify("WATCHDOG=1")
             swept = time.monotonic()
 
 
-def look_at_guests(probes: LiveProbes, guests: Guests, watch: Watch, failing: FailingCounters) -> None:
-    """Show what the census finds, and tell of VMs that have no vPMU to trace or whose counters fail."""
+def look_at_guests(
+    probes: LiveProbes, guests: Guests, watch: Watch, failing: FailingCounters, leaks: LeakReport
+) -> None:
+    """Show what the census finds, and tell of VMs without a vPMU to trace, failing counters and leaks."""
     tell_untraced(guests.sweep(probes.census, probes.errnos, probes.starvations()))
     watch.show_guests(guests.found)
     failing.tell_of(guests.found)
+    leaks.tell_of(guests.found)
     if missing := guests.newly_missing(probes.census):
         tell(f"there is no census, all else works: {missing}", Level.WARNING)
 

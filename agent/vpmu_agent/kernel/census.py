@@ -29,12 +29,16 @@ _FIELDS = {
     "VPMU_TASK_TGID": ("task_struct", "tgid", 4),
     "VPMU_TASK_MM": ("task_struct", "mm", 8),
     "VPMU_TASK_COMM": ("task_struct", "comm", 16),
+    "VPMU_TASK_PID_LINKS": ("task_struct", "pid_links", 0),  # an array, as those in the next two lines are
+    "VPMU_TASK_PERF_EVENT_CTXP": ("task_struct", "perf_event_ctxp", 0),  # a pointer from Linux 6.2 on
+    "VPMU_PID_TASKS": ("pid", "tasks", 0),
     "VPMU_TASK_ON_CPU": ("task_struct", "on_cpu", 0),  # 0 or 1: an int, or a byte as in Linux 7.3
     "VPMU_KVM_MM": ("kvm", "mm", 8),
     "VPMU_KVM_IRQCHIP_MODE": ("kvm", "arch.irqchip_mode", 4),
     "VPMU_KVM_ENABLE_PMU": ("kvm", "arch.enable_pmu", 1),  # since Linux 5.18
     "VPMU_KVM_PMU_EVENT_FILTER": ("kvm", "arch.pmu_event_filter", 8),
     "VPMU_VCPU_KVM": ("kvm_vcpu", "kvm", 8),
+    "VPMU_VCPU_PID": ("kvm_vcpu", "pid", 8),
     "VPMU_VCPU_CPU": ("kvm_vcpu", "cpu", 4),
     "VPMU_VCPU_ID": ("kvm_vcpu", "vcpu_id", 4),
     "VPMU_VCPU_CPUID_NENT": ("kvm_vcpu", "arch.cpuid_nent", 4),
@@ -52,11 +56,14 @@ _FIELDS = {
     "VPMU_EVENT_COUNT": ("perf_event", "count", 8),
     "VPMU_EVENT_ATTR": ("perf_event", "attr", 0),  # an ABI struct that grows at its end
     "VPMU_EVENT_CONTEXT": ("perf_event", "overflow_handler_context", 8),
+    "VPMU_EVENT_ENTRY": ("perf_event", "event_entry", 16),
+    "VPMU_EVENT_ID": ("perf_event", "id", 8),
     "VPMU_EVENT_CTX": ("perf_event", "ctx", 8),
     "VPMU_EVENT_CPU": ("perf_event", "cpu", 4),
     "VPMU_EVENT_ONCPU": ("perf_event", "oncpu", 4),
     "VPMU_EVENT_PMU": ("perf_event", "pmu", 8),
     "VPMU_CONTEXT_TASK": ("perf_event_context", "task", 8),
+    "VPMU_CONTEXT_EVENT_LIST": ("perf_event_context", "event_list", 16),
     "VPMU_PMU_TASK_CTX_NR": ("pmu", "task_ctx_nr", 4),
 }
 
@@ -64,6 +71,7 @@ _FIELDS = {
 _ENUMERATORS = (
     ("kvm_irqchip_mode", "KVM_IRQCHIP_NONE", 0),
     ("perf_event_task_context", "perf_hw_context", 0),
+    ("pid_type", "PIDTYPE_PID", 0),
     ("perf_event_state", "PERF_EVENT_STATE_ERROR", -2),
     ("perf_event_state", "PERF_EVENT_STATE_OFF", -1),
     ("perf_event_state", "PERF_EVENT_STATE_INACTIVE", 0),

@@ -29,12 +29,14 @@ _KINDS = enum_names(_TEXT, "vpmu_census_kind")
 _VCPU = Layout("vpmu_census_vcpu", text=_TEXT)
 _PMC = Layout("vpmu_census_pmc", text=_TEXT)
 _HOST_EVENT = Layout("vpmu_census_host_event", text=_TEXT)
+_STRAY = Layout("vpmu_census_stray", text=_TEXT)
 _SIZE = _VCPU.size
 _vcpus = _VCPU.reader(*(name for name in _VCPU.fields if name != "kind" and not name.startswith("unused")))
 _pmcs = _PMC.reader(*(name for name in _PMC.fields if name != "kind" and name != "unused"))
 _host_events = _HOST_EVENT.reader(
     *(name for name in _HOST_EVENT.fields if name not in ("kind", "unused", "comm")), raw=("comm",)
 )
+_strays = _STRAY.reader(*(name for name in _STRAY.fields if name != "kind" and not name.startswith("unused")))
 
 PINNED, EXCLUDE_GUEST = 1 << 2, 1 << 20
 """Bits of `attr_flags` (struct perf_event_attr)."""
@@ -136,6 +138,27 @@ class HostEvent(NamedTuple):
         return bool(self.attr_flags & EXCLUDE_GUEST)
 
 
+class Stray(NamedTuple):
+    """An event that KVM made for a counter, on its vCPU's thread, and that the counter does not hold.
+
+    It is being made or released at this moment, or it is leaked. `vcpu` is the address of its Vcpu, and must
+    not be shown.
+    """
+
+    tgid: int
+    vcpu: int
+    id: int
+    """Unique since the host booted; 0 if this is no event: the thread has more than were looked at."""
+    config: int
+    attr_flags: int
+    type: int
+    vcpu_id: int
+    state: int
+    """`enum perf_event_state`."""
+    pmc_type: int
+    pmc_idx: int
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
     """What one pull found, each thing once."""
@@ -145,6 +168,7 @@ class Look:
     vcpus: list[Vcpu] = field(default_factory=list)
     pmcs: list[Pmc] = field(default_factory=list)
     host_events: list[HostEvent] = field(default_factory=list)
+    strays: list[Stray] = field(default_factory=list)
     size: int = 0
     """How much was read, in bytes."""
 
@@ -160,23 +184,29 @@ def decode(data: bytes, at: float = 0.0) -> Look:
     vcpus: dict[int, Vcpu] = {}
     pmcs: list[Pmc] = []
     host_events: dict[int, HostEvent] = {}
+    strays: list[Stray] = []
     is_new = False
     kinds = data[0::_SIZE]  # the first field of each record is a small number
     for start, kind in zip(range(0, len(data), _SIZE), kinds, strict=True):
         if kind == _PMC_KIND:
             if is_new:
                 pmcs.append(_new_pmc(_pmcs.unpack_from(data, start)))
-        elif kind == _VCPU_KIND:  # which its counters follow
+        elif kind == _VCPU_KIND:  # which its counters follow, and then its strays
             vcpu = _vcpu(*_vcpus.unpack_from(data, start))
             is_new = vcpu.address not in vcpus
             vcpus.setdefault(vcpu.address, vcpu)
+        elif kind == _STRAY_KIND:
+            if is_new:
+                strays.append(Stray._make(_strays.unpack_from(data, start)))
         else:
             event = _host_event(*_host_events.unpack_from(data, start))
             host_events.setdefault(event.event, event)
-    return Look(at, list(vcpus.values()), pmcs, list(host_events.values()), len(data))
+    return Look(at, list(vcpus.values()), pmcs, list(host_events.values()), strays, len(data))
 
 
-_VCPU_KIND, _PMC_KIND = (_KINDS.index(f"VPMU_CENSUS_{name}") for name in ("VCPU", "PMC"))
+_VCPU_KIND, _PMC_KIND, _STRAY_KIND = (
+    _KINDS.index(f"VPMU_CENSUS_{name}") for name in ("VCPU", "PMC", "STRAY")
+)
 _new_pmc = Pmc._make
 
 

@@ -25,7 +25,8 @@ _KINDS, _EXPECTED = tuple(Kind), tuple(Expected)
 
 
 @lru_cache(maxsize=4096)
-def _attr(type_: int, config: int, sample_period: int, flags: int) -> Attr:
+def attr_of(type_: int, config: int, sample_period: int, flags: int) -> Attr:
+    """Return an event's attributes; `flags` are the bits behind `read_format` in the kernel's struct."""
     return Attr(
         type=type_,
         config=config,
@@ -86,7 +87,7 @@ class Decoder:
             event=r.event,
             leader=r.leader,
             result=r.result,
-            attr=_attr(r.attr_type, r.attr_config, r.attr_sample_period, r.attr_flags),
+            attr=attr_of(r.attr_type, r.attr_config, r.attr_sample_period, r.attr_flags),
             vm=self._vms.name(r.tgid),
             tgid=r.tgid,
             tid=r.tid,

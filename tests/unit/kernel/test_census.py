@@ -20,7 +20,14 @@ struct file_operations {{
 	void *llseek[2]; void (*read)(void); void *others[2]; long (*unlocked_ioctl)(void);
 }} the_ops;
 struct file {{ void *lock; const struct file_operations *f_op; void *mapping, *private_data; }} the_file;
-struct task_struct {{ long others[3]; void *mm; int pid, tgid; {on_cpu} char comm[16]; }} the_task;
+struct hlist_node {{ struct hlist_node *next, **pprev; }};
+struct list_head {{ struct list_head *next, *prev; }};
+enum pid_type {{ PIDTYPE_PID = {pid}, PIDTYPE_TGID }} the_pid_type;
+struct pid {{ int count; unsigned level; struct {{ struct hlist_node *first; }} tasks[2]; }} the_pid;
+struct task_struct {{
+	long others[3]; void *mm; int pid, tgid; {on_cpu} char comm[16];
+	struct hlist_node pid_links[2]; void {ctxp};
+}} the_task;
 enum kvm_irqchip_mode {{ KVM_IRQCHIP_NONE = {none}, KVM_IRQCHIP_KERNEL, KVM_IRQCHIP_SPLIT }};
 struct kvm_arch {{
 	enum kvm_irqchip_mode irqchip_mode; u8 nr; _Bool x2apic; {enable} {mediated}
@@ -34,11 +41,12 @@ enum perf_event_task_context {{
 	perf_invalid_context = -1, perf_hw_context = {context}, perf_sw_context
 }} the_context;
 struct pmu {{ long list[2]; int task_ctx_nr; }};
-struct perf_event_context {{ long lock; struct task_struct *task; }};
+struct perf_event_context {{ long lock; struct task_struct *task; struct list_head event_list; }};
 struct perf_event {{
 	struct pmu *pmu; enum perf_event_state state; u64 count, total_time_enabled, total_time_running;
 	struct {{ u32 type, size; u64 config[20]; }} attr;
 	struct perf_event_context *ctx; int oncpu, cpu; void *overflow_handler_context;
+	struct list_head event_entry; u64 id;
 }} the_event;
 struct kvm_pmc {{ int type; u8 idx; {groups} u64 counter, eventsel; {event} }};
 struct kvm_pmu {{
@@ -47,7 +55,7 @@ struct kvm_pmu {{
 }};
 struct kvm_vcpu {{
 	struct kvm *kvm;
-	int cpu, vcpu_id;
+	int cpu, vcpu_id; struct pid *pid;
 	struct {{ long regs[4]; int cpuid_nent; struct kvm_pmu pmu; }} arch;
 }} the_vcpu;
 """
@@ -60,6 +68,8 @@ def layout(folder: Path, *, perf_read: int | None = None, **other: str | int) ->
         "mediated": "",
         "on_cpu": "int on_cpu;",
         "context": 0,
+        "pid": 0,
+        "ctxp": "*perf_event_ctxp",
         "groups": "",
         "event": "struct perf_event *perf_event;",
     }
@@ -77,6 +87,9 @@ EXPECTED = {
     "VPMU_TASK_TGID": 36,
     "VPMU_TASK_ON_CPU": 40,
     "VPMU_TASK_COMM": 44,
+    "VPMU_TASK_PID_LINKS": 64,
+    "VPMU_TASK_PERF_EVENT_CTXP": 96,
+    "VPMU_PID_TASKS": 8,
     "VPMU_KVM_MM": 8,
     "VPMU_KVM_IRQCHIP_MODE": 16,
     "VPMU_KVM_ENABLE_PMU": 22,
@@ -84,14 +97,15 @@ EXPECTED = {
     "VPMU_VCPU_KVM": 0,
     "VPMU_VCPU_CPU": 8,
     "VPMU_VCPU_ID": 12,
-    "VPMU_VCPU_CPUID_NENT": 48,
-    "VPMU_VCPU_PMU_VERSION": 56,
-    "VPMU_VCPU_NR_GP": 60,
-    "VPMU_VCPU_NR_FIXED": 64,
-    "VPMU_VCPU_FIXED_CTR_CTRL": 72,
-    "VPMU_VCPU_GLOBAL_CTRL": 80,
-    "VPMU_VCPU_GP_COUNTERS": 88,
-    "VPMU_VCPU_FIXED_COUNTERS": 88 + 8 * 32,
+    "VPMU_VCPU_PID": 16,
+    "VPMU_VCPU_CPUID_NENT": 56,
+    "VPMU_VCPU_PMU_VERSION": 64,
+    "VPMU_VCPU_NR_GP": 68,
+    "VPMU_VCPU_NR_FIXED": 72,
+    "VPMU_VCPU_FIXED_CTR_CTRL": 80,
+    "VPMU_VCPU_GLOBAL_CTRL": 88,
+    "VPMU_VCPU_GP_COUNTERS": 96,
+    "VPMU_VCPU_FIXED_COUNTERS": 96 + 8 * 32,
     "VPMU_GP_ROOM": 8,
     "VPMU_FIXED_ROOM": 3,
     "VPMU_PMC_SIZE": 32,
@@ -108,6 +122,9 @@ EXPECTED = {
     "VPMU_EVENT_ONCPU": 216,
     "VPMU_EVENT_CPU": 220,
     "VPMU_EVENT_CONTEXT": 224,
+    "VPMU_EVENT_ENTRY": 232,
+    "VPMU_EVENT_ID": 248,
+    "VPMU_CONTEXT_EVENT_LIST": 16,
     "VPMU_CONTEXT_TASK": 8,
     "VPMU_PMU_TASK_CTX_NR": 16,
 }
@@ -126,6 +143,11 @@ def test_a_kernel_where_on_cpu_is_a_byte(tmp_path: Path) -> None:
     """As in Linux 7.3; in KERNEL the struct's next field comes after it at once."""
     found = layout(tmp_path, on_cpu="u8 on_cpu;")
     assert found == EXPECTED | {"VPMU_TASK_COMM": EXPECTED["VPMU_TASK_ON_CPU"] + 1}
+
+
+def test_a_kernel_where_a_thread_has_two_contexts(tmp_path: Path) -> None:
+    """Before Linux 6.2; the first is that of the CPU's own PMU."""
+    assert layout(tmp_path, ctxp="*perf_event_ctxp[2]") == EXPECTED
 
 
 def test_the_events_of_the_host_are_found_by_the_address_of_perf_read(tmp_path: Path) -> None:
@@ -156,6 +178,7 @@ def test_a_kernel_with_grouped_events(tmp_path: Path, event: str, number: int) -
         ({"enable": "int enable_pmu;"}, "arch.enable_pmu of struct kvm is 4 bytes wide"),
         ({"mediated": "_Bool created_mediated_pmu : 1;"}, "arch.created_mediated_pmu of struct kvm is a bit"),
         ({"none": 1}, "KVM_IRQCHIP_NONE is 1 in the BTF of"),
+        ({"pid": 1}, "PIDTYPE_PID is 1 in the BTF of"),
         ({"context": 2}, "perf_hw_context is 2 in the BTF of"),
     ],
 )
