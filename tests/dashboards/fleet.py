@@ -61,7 +61,7 @@ def hosts() -> dict[str, Host]:
     for name, reason in {"kvm2": "ring_full", "kvm3": "missed_return"}.items():
         found[name].losing = reason
     found["kvm2"].refuses = True
-    found["kvm2"].starving = frozenset({"web01"})
+    found["kvm2"].starving = found["kvm2"].leaking = frozenset({"web01"})
     found["kvm3"].no_census = "this kernel has no iterator"
     blind = found["kvm4"]
     blind.maps.functions = ()

@@ -8,7 +8,7 @@ from itertools import islice
 
 from tests.support.counted import Maps, Processes
 from tests.support.guests import Names, Pulls, amd, emulating
-from tests.support.looks import host_event, look, pmc, starved
+from tests.support.looks import host_event, look, pmc, starved, stray
 from tests.support.places import DATA
 from tests.support.scenes import Guest
 from vpmu_agent.counts.guests import Guests
@@ -66,6 +66,8 @@ class Host:
         """Why no probes are attached."""
         self.starving: frozenset[str] = frozenset()
         """VMs of which two of four counters are starved, by a profiler."""
+        self.leaking: frozenset[str] = frozenset()
+        """VMs of which KVM has leaked two events."""
         self.no_census = ""
         """Why there is no census."""
         self.recent = Recent()
@@ -129,7 +131,13 @@ class Host:
         ]
         holders = [host_event(0x900 + i) for i in range(4)] if self.starving else []
         holders += [host_event(0x990 + i, tgid=1200, comm="perf", attr_flags=0, cpu=5) for i in range(2)]
+        strays = [
+            stray((tgid << 4) + index, tgid=tgid, vcpu=tgid, pmc_idx=index)
+            for tgid, name in self._vms.names.items()
+            if name in self.leaking
+            for index in range(2)
+        ]
         self._census.missing = self.no_census
-        self._census.look = look(*vcpus, *pmcs, *holders)
+        self._census.look = look(*vcpus, *pmcs, *holders, *strays, at=self._steps)
         self._guests.look(self._census)
         self.watch.show_guests(self._guests.found)

@@ -27,6 +27,8 @@ _TAX = f"CPU time that this host spends in KVM's calls for guests' counters; 100
 
 _STARVED = "Counters that guests have enabled and that the host's PMU has no room for all the time."
 
+_LEAKED = "Host perf events that KVM made and that no counter holds any more, as the census found them."
+
 _NOW = [
     stat(
         title="Tax",
@@ -64,6 +66,7 @@ _NOW = [
         description="Events that could not be created since the agent was started.",
         expr=f'sum(vpmu_call_errors_total{{{_OF},call="create"}}) or vector(0)',
         red_from=1,
+        span=3,
     ),
     stat(
         title="Orphaned events",
@@ -71,6 +74,7 @@ _NOW = [
         description="Host perf events that VMs' counters left behind and that nothing will release.",
         expr=f"sum(vpmu_orphaned_events{_HERE}) or vector(0)",
         red_from=1,
+        span=3,
     ),
     stat(
         title="Starved counters",
@@ -78,6 +82,15 @@ _NOW = [
         description=f"{_STARVED} No number where the census does not work.",
         expr=f"sum(vpmu_starved_pmcs{_HERE}) or (vector(0) and on () vpmu_agent_census_up{_HERE} == 1)",
         red_from=1,
+        span=3,
+    ),
+    stat(
+        title="Leaked events",
+        unit="short",
+        description=f"{_LEAKED} No number where the census does not work.",
+        expr=f"sum(vpmu_leaked_events{_HERE}) or (vector(0) and on () vpmu_agent_census_up{_HERE} == 1)",
+        red_from=1,
+        span=3,
     ),
 ]
 
@@ -117,6 +130,7 @@ _WHO_PAYS = [
             "Events": ("short", f"sum by (instance, vm) (vpmu_events{_HERE})"),
             "Orphaned events": ("short", f"sum by (instance, vm) (vpmu_orphaned_events{_HERE})"),
             "Starved counters": ("short", f"sum by (instance, vm) (vpmu_starved_pmcs{_HERE})"),
+            "Leaked events": ("short", f"sum by (instance, vm) (vpmu_leaked_events{_HERE})"),
             "Divergences": ("short", f"sum by (instance, vm) (vpmu_divergences_total{_HERE})"),
             "Unknown": ("short", f"sum by (instance, vm) (vpmu_unknown_calls_total{_HERE})"),
         },
@@ -187,6 +201,15 @@ _WRONG = [
             unit="short",
             description="Host perf events that VMs' counters left behind and that nothing will release.",
             queries=[query(f"topk(10, vpmu_orphaned_events{_HERE})", "{{vm}}")],
+        ),
+        TO_VM,
+    ),
+    linked(
+        timeseries(
+            title="Leaked events",
+            unit="short",
+            description=f"{_LEAKED} The ten VMs with the most.",
+            queries=[query(f"topk(10, vpmu_leaked_events{_HERE} > 0)", "{{vm}}")],
         ),
         TO_VM,
     ),

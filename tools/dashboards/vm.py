@@ -52,6 +52,7 @@ _NOW = [
         description="Calls that diverged from the model since the agent was started.",
         expr=f"sum(vpmu_divergences_total{_IT})",
         red_from=1,
+        span=3,
     ),
     stat(
         title="Create failures",
@@ -59,6 +60,7 @@ _NOW = [
         description="Events that could not be created since the agent was started.",
         expr=f'sum(vpmu_call_errors_total{{{_OF},call="create"}}) or vector(0)',
         red_from=1,
+        span=3,
     ),
     stat(
         title="Unknown calls",
@@ -76,6 +78,18 @@ _NOW = [
         ),
         expr=f"sum(vpmu_starved_pmcs{_IT})",
         red_from=1,
+        span=3,
+    ),
+    stat(
+        title="Leaked events",
+        unit="short",
+        description=(
+            "Host perf events that KVM made for the VM and that no counter holds any more. No number where "
+            "the census does not work."
+        ),
+        expr=f"sum(vpmu_leaked_events{_IT})",
+        red_from=1,
+        span=3,
     ),
 ]
 
@@ -178,10 +192,16 @@ _GROUPS = [
         span=8,
     ),
     timeseries(
-        title="Orphaned events",
+        title="Orphaned and leaked events",
         unit="short",
-        description="Host perf events that VMs' counters left behind and that nothing will release.",
-        queries=[query(f"sum by (instance) (vpmu_orphaned_events{_IT})", "{{instance}}")],
+        description=(
+            "Host perf events that nothing will release. Orphaned: by the calls, the VM's counters left them "
+            "behind. Leaked: the census found them, and no counter holds them."
+        ),
+        queries=[
+            query(f"sum by (instance) (vpmu_{what}_events{_IT})", f"{what}, {{{{instance}}}}")
+            for what in ("orphaned", "leaked")
+        ],
         span=8,
     ),
     timeseries(

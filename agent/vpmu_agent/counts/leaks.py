@@ -1,7 +1,7 @@
 """Events that KVM has leaked, from looks of the census: they exist, and their counter has let go of them.
 
-An event that KVM made for a counter is on the vCPU's thread until KVM releases it or the thread ends. While it
-is being made or released its counter does not hold it, so a *stray* is leaked only if it stays one.
+An event that KVM made for a counter is on the vCPU's thread until KVM releases it or the thread ends. While
+it is being made or released its counter does not hold it, so a *stray* is leaked only if it stays one.
 """
 
 from __future__ import annotations

@@ -223,6 +223,16 @@ STARVED = Family(
         "time. For every VM with an emulated vPMU; no series where the census does not work."
     ),
 )
+LEAKED = Family(
+    name="vpmu_leaked_events",
+    type="gauge",
+    labels=("vm",),
+    help=(
+        "Host perf events that KVM made for the VM's counters and that no counter holds any more, so that "
+        "nothing will release them as long as the VM runs; at least so many. For every VM with an emulated "
+        "vPMU; no series where the census does not work."
+    ),
+)
 PMCS = Family(
     name="vpmu_pmcs",
     type="gauge",
@@ -448,6 +458,7 @@ VM_FAMILIES = (
     VM_INFO,
     MODE,
     STARVED,
+    LEAKED,
     PMCS,
     RUNNING,
 )
@@ -572,6 +583,12 @@ def _census_text(guests: Found, *, openmetrics: bool) -> Iterator[str]:
     for name, (counters, modes) in known.items():
         if Mode.EMULATED in modes:
             yield line % (name, counters.statuses[CounterStatus.STARVED])
+    yield LEAKED.head(openmetrics=openmetrics)
+    line = LEAKED.lines([("%s",)])
+    leaked = {_escaped(name): len(leaks) for name, leaks in guests.leaks.items()}
+    for name, (_, modes) in known.items():
+        if Mode.EMULATED in modes:
+            yield line % (name, leaked.get(name, 0))
     yield PMCS.head(openmetrics=openmetrics)
     pieces = PMCS.lines([(_VM, status) for status in CounterStatus]).split(_VM)
     for name, (counters, modes) in known.items():

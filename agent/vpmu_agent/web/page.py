@@ -19,7 +19,7 @@ from vpmu_agent.model.create_errors import cause
 from vpmu_agent.model.verdict import Observation
 from vpmu_agent.text import attr_text, duration_text, errno_name, event_text
 from vpmu_agent.vms.modes import Mode, Pmu, Why, sentence, untraced
-from vpmu_agent.web.state import Diverging, Failing, HolderState, HostState, Starving, VmState
+from vpmu_agent.web.state import Diverging, Failing, HolderState, HostState, Leaked, Starving, VmState
 
 SHOWN = 20
 """How many of the last divergences and failures the page has; the JSON has all that are kept."""
@@ -39,6 +39,7 @@ def html(state: HostState) -> str:
         vms=_vms(state) + _untraced(state),
         starving=_starving(state),
         holders=_holders(state),
+        leaked=_leaked(state),
         diverging=_diverging(state),
         last=_last(state),
     )
@@ -257,6 +258,21 @@ def _ranges(numbers: Sequence[int]) -> str:
 def _percent(ratio: float) -> str:
     """Return a ratio in percent, rounded down: 100 % is all of it."""
     return f"{int(100 * ratio)} %"
+
+
+def _leaked(state: HostState) -> str:
+    if state.all_leaked is None:
+        return f'<p class="warn">Not known: {escape(state.no_census)}.</p>'
+    if not state.leaked:
+        return "<p>None: KVM holds every event that it made for a counter, or has released it.</p>"
+    left_out = state.all_leaked - len(state.leaked)
+    more = f'<p class="quiet">{_number(left_out)} more that are younger.</p>' if left_out else ""
+    return _table({"VM": "", "What KVM has leaked": ""}, rows=map(_leaked_row, state.leaked)) + more
+
+
+def _leaked_row(each: Leaked) -> str:
+    said = each.sentence.removeprefix(f"{each.vm}, ")
+    return f'<th scope="row">{escape(each.vm)}</th><td>{escape(said)}</td>'
 
 
 def _diverging(state: HostState) -> str:

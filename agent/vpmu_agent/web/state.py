@@ -15,6 +15,8 @@ from vpmu_agent.counts.counters import Counter, Holder, VmCounters
 from vpmu_agent.counts.counts import ALL_CALLS, ALL_DURATIONS, FIELDS, Counts, Snapshot
 from vpmu_agent.counts.failures import Story
 from vpmu_agent.counts.guests import Found
+from vpmu_agent.counts.leaks import Leak
+from vpmu_agent.counts.leaks import sentence as leak_sentence
 from vpmu_agent.counts.recent import Recent
 from vpmu_agent.counts.starvation import failing_sentence, sentence
 from vpmu_agent.counts.watch import Watch
@@ -84,6 +86,24 @@ class Starving:
     vm: str
     failing: Mapping[str, int]
     """How many, by status."""
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leaked:
+    """An event that KVM has leaked, and the counter that it was made for."""
+
+    vm: str
+    vcpu: int
+    pmc: str
+    event: str
+    """In perf's notation."""
+    takes_room: bool
+    """Whether it is on the host's PMU whenever the vCPU's thread runs."""
+    age_s: float
+    """For how many seconds its counter has not held it."""
+    is_older: bool
+    """Whether it may be older."""
     sentence: str
 
 
@@ -170,6 +190,10 @@ class HostState:
     """How many counters of all VMs are starved."""
     all_starving: int
     starving: Sequence[Starving]
+    all_leaked: int | None
+    """How many events KVM has leaked; None if that is not known."""
+    leaked: Sequence[Leaked]
+    """Those that are there for longest first."""
     no_holders: str
     """Why it is not known who has events on the host's PMU; empty if it is."""
     all_holders: int | None
@@ -193,6 +217,7 @@ def state_json(state: HostState) -> str:
         "vms": [asdict(vm) for vm in state.vms],
         "untraced": [asdict(each) for each in state.untraced],
         "starving": [asdict(each) for each in state.starving],
+        "leaked": [asdict(each) for each in state.leaked],
         "holders": None if state.holders is None else [asdict(each) for each in state.holders],
         "diverging": [asdict(each) for each in state.diverging],
         "failures": [asdict(each) for each in state.failures],
@@ -268,6 +293,7 @@ class Overview:
         starving = {
             vm: fails for vm, counters in guests.counters.items() if (fails := _failing_counts(counters))
         }
+        leaks = [leak for leaks in guests.leaks.values() for leak in leaks]
         return HostState(
             time_ns=time.time_ns(),
             host=os.uname().nodename,
@@ -310,6 +336,8 @@ class Overview:
                 Starving(vm, starving[vm], failing_sentence(vm, guests, nmi_watchdog=nmi_watchdog))
                 for vm in nlargest(SENTENCES, starving, key=lambda vm: sum(starving[vm].values()))
             ],
+            all_leaked=len(leaks) if guests.is_known else None,
+            leaked=[_leaked(leak) for leak in nlargest(ROWS, leaks, key=lambda leak: leak.age_s)],
             all_holders=None if no_holders else len(guests.holders),
             holders=[_holder(holder) for holder in guests.holders[:ROWS]] if not no_holders else None,
             no_holders=no_holders,
@@ -385,6 +413,19 @@ def _present(counters: VmCounters, statuses: Iterable[CounterStatus]) -> dict[st
 def _failing_counters(counters: Iterable[Counter]) -> list[CounterState]:
     failing = (counter for counter in counters if counter.status.is_failing)
     return [counter_state(counter) for counter in islice(failing, COUNTERS)]
+
+
+def _leaked(leak: Leak) -> Leaked:
+    return Leaked(
+        vm=leak.vm,
+        vcpu=leak.vcpu,
+        pmc=leak.pmc,
+        event=leak.event,
+        takes_room=leak.takes_room,
+        age_s=leak.age_s,
+        is_older=leak.is_older,
+        sentence=leak_sentence(leak),
+    )
 
 
 def _holder(holder: Holder) -> HolderState:

@@ -14,9 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families as text_fami
 from prometheus_client.registry import Collector
 
 from tests.support.counted import Maps, Processes
-from tests.support.guests import Names, Pulls, amd, emulating
+from tests.support.guests import Names, Pulls, amd, emulating, seen
 from tests.support.guests import found as found_guests
-from tests.support.looks import host_event, pmc, starved, without_event
+from tests.support.looks import host_event, look, pmc, starved, stray, without_event
 from tests.support.scenes import Guest
 from vpmu_agent.counts.guests import Found, Guests
 from vpmu_agent.counts.watch import Watch
@@ -117,6 +117,7 @@ def test_a_vm_that_made_no_call_has_its_mode_too(openmetrics: bool) -> None:
 
 CENSUS_METRICS = (
     "vpmu_starved_pmcs",
+    "vpmu_leaked_events",
     "vpmu_pmcs",
     "vpmu_running_ratio",
     "vpmu_host_pmu_events",
@@ -149,6 +150,13 @@ def test_what_the_census_says_of_each_vm(openmetrics: bool) -> None:
     assert found("vpmu_agent_census_pulls_total") == 2
     assert found("vpmu_agent_census_records") == 6
     assert (found("vpmu_agent_census_cpu_seconds_total") or 0) > 0
+
+
+def test_leaked_events_are_counted_of_each_vm() -> None:
+    things = amd(), stray(1), stray(2, pmc_idx=3), amd(tgid=DB, address=0x20, vm=2)
+    found = scrape_guests(seen({WEB: "web01", DB: "db01"}, look(*things, at=1), look(*things, at=9)))
+    assert found("vpmu_leaked_events", vm="web01") == 2
+    assert found("vpmu_leaked_events", vm="db01") == 0
 
 
 def test_the_running_ratio_is_that_of_enabled_time_and_absent_without_any() -> None:

@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.support.counted import Maps, Processes
-from tests.support.guests import amd, found
-from tests.support.looks import host_event, pmc, starved, without_event
+from tests.support.guests import amd, found, seen
+from tests.support.looks import host_event, look, pmc, starved, stray, without_event
 from tests.support.scenes import Guest, checked
 from vpmu_agent.counts.recent import Recent
 from vpmu_agent.counts.watch import Watch
@@ -143,6 +143,24 @@ def test_counters_that_are_starved_and_by_whom() -> None:
         assert text in read.text
 
 
+def test_events_that_kvm_has_leaked() -> None:
+    strays = [stray(number, pmc_idx=number, state=-1) for number in (1, 2)]
+    watch = Watch(Maps(), Processes(**{HOSTILE: 4242}))
+    watch.show_guests(seen({4242: HOSTILE}, look(amd(), *strays, at=1), look(amd(), *strays, at=9)))
+    overview = Overview(watch, Recent(), str)
+    read = Reader(html(overview.state()))
+    assert read.open == []
+    assert (
+        f"{HOSTILE} vCPU 0, gp1: KVM has leaked an event (r076:GD): for more than 8 s the counter has not "
+        "held it, so nothing will release it; it is off and counts nothing"
+    ) in read.text
+    text = Reader(html(replace(overview.state(), all_leaked=1002))).text
+    assert "1,000 more that are younger." in text
+    assert (
+        "Leaked events None: KVM holds every event" in Reader(html(replace(overview.state(), leaked=[]))).text
+    )
+
+
 def test_how_much_of_the_time_events_run_is_said_if_it_is_not_all() -> None:
     one = state(Guest("web01", 42))
     counting = replace(one.vms[0], counters={"counting": 4}, running=1.0)
@@ -160,10 +178,12 @@ def test_without_a_census_nothing_is_called_well() -> None:
         "Starved counters ? Divergences",
         f"Starved and failing counters Not known: {why}.",
         f"Who has events on the host's PMU Not known: {why}.",
+        f"Leaked events Not known: {why}.",
     ):
         assert shown in text
     assert "None: the host's PMU has room" not in text
     assert "Nobody but KVM" not in text
+    assert "KVM holds every event" not in text
 
 
 def test_nothing_is_starved() -> None:

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from tests.support.counted import Maps, Processes
-from tests.support.guests import amd, found
-from tests.support.looks import host_event, pmc, starved, without_event
+from tests.support.guests import amd, found, seen
+from tests.support.looks import host_event, look, pmc, starved, stray, without_event
 from tests.support.scenes import Guest, checked
 from vpmu_agent.counts.guests import Found
 from vpmu_agent.counts.recent import Recent
@@ -129,6 +129,30 @@ def test_a_census_that_finds_no_events_of_the_host(watch: Watch) -> None:
     state = json.loads(state_json(Overview(watch, Recent(), str).state()))
     assert (state["no_census"], state["all_starved"]) == ("", 1)
     assert (state["no_holders"], state["holders"]) == ("perf_read() is not there", None)
+
+
+def test_events_that_kvm_has_leaked(watch: Watch) -> None:
+    strays = [stray(number) for number in range(1, ROWS + 2)]
+    found = seen({WEB: "web01"}, look(amd(), at=1), look(amd(), *strays, at=2), look(amd(), *strays, at=9))
+    watch.show_guests(found)
+    state = json.loads(state_json(Overview(watch, Recent(), str).state()))
+    assert (state["all_leaked"], len(state["leaked"])) == (ROWS + 1, ROWS)
+    assert state["leaked"][0] == {
+        "vm": "web01",
+        "vcpu": 0,
+        "pmc": "gp0",
+        "event": "r076:GD",
+        "takes_room": True,
+        "age_s": 7.0,
+        "is_older": False,
+        "sentence": (
+            "web01, vCPU 0, gp0: KVM has leaked an event (r076:GD): for 7 s the counter has not held it, so "
+            "nothing will release it; it still counts, on one of the host's counters"
+        ),
+    }
+    watch.show_guests(Found(missing="cannot read the census"))
+    state = json.loads(state_json(Overview(watch, Recent(), str).state()))
+    assert (state["all_leaked"], state["leaked"]) == (None, [])
 
 
 def test_a_host_full_of_starved_vms_is_bounded(watch: Watch, vms: Processes) -> None:
