@@ -1,0 +1,144 @@
+"""The events of a vCPU's thread on this kernel, whether a counter holds them or not.
+
+KVM has no counters here. So in the census that is tried, an event's overflow handler stands for its counter,
+and the vCPU's counters are where that function is: what is there is not the event, so no counter holds it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import platform
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.bpf.kvm import KVM_CREATE_VCPU, KVM_CREATE_VM, KVM_RUN
+from vpmu_agent.counts.leaks import LEAKED_S, Leaks
+from vpmu_agent.kernel.census import read_census_layout
+from vpmu_agent.kernel.layout import kvm_types
+from vpmu_agent.kernel.symbols import function_addresses
+from vpmu_agent.loader.main import attach_census
+from vpmu_agent.loader.program import compile_census
+from vpmu_agent.model.counter_status import EventState
+from vpmu_agent.probes.census import Census, Look, Stray
+
+LINUX = tuple(map(int, platform.release().split(".")[:2]))
+
+pytestmark = [
+    pytest.mark.skipif(not Path("/dev/kvm").exists(), reason="there is no /dev/kvm here"),
+    pytest.mark.skipif(LINUX < (6, 2), reason="software events are in another context there"),
+]
+
+LOOKED_AT = 128  # CENSUS_THREAD_EVENTS
+PERF_EVENT_OPEN = 298
+PERF_EVENT_IOC_ID = 0x80082407
+SOFTWARE, PAGE_FAULTS, DISABLED = 1, 2, 1
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _vcpu() -> Iterator[None]:
+    """This thread is the one that a vCPU of this process ran on."""
+    kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+    vm = fcntl.ioctl(kvm, KVM_CREATE_VM, 0)
+    made = fcntl.ioctl(vm, KVM_CREATE_VCPU, 0)
+    with suppress(OSError):  # that it was tried is enough
+        fcntl.ioctl(made, KVM_RUN, 0)
+    yield
+    for descriptor in (made, vm, kvm):
+        os.close(descriptor)
+
+
+@pytest.fixture(scope="module")
+def census(_vcpu: None) -> Iterator[Census]:
+    constants = read_census_layout().constants
+    usual = Census(attach_census(compile_census(constants)))
+    (found,) = of_this_process(usual.pull()).vcpus
+    usual.close()
+    (handler,) = function_addresses(["perf_event_output_forward"])
+    other = {
+        "VPMU_EVENT_CONTEXT": kvm_types().member("perf_event", "overflow_handler").offset,
+        "VPMU_VCPU_GP_COUNTERS": (handler.address - found.address) % 2**64,
+    }
+    census = Census(attach_census(compile_census(constants | other)))
+    yield census
+    census.close()
+
+
+def of_this_process(look: Look) -> Look:
+    return Look(
+        time=look.time,
+        vcpus=[vcpu for vcpu in look.vcpus if vcpu.tgid == os.getpid()],
+        strays=[stray for stray in look.strays if stray.tgid == os.getpid()],
+    )
+
+
+@contextmanager
+def events(number: int) -> Iterator[list[int]]:
+    """So many events of this thread that are off; their numbers, which the kernel gave them."""
+    attr = struct.pack("=IIQ", SOFTWARE, 64, PAGE_FAULTS).ljust(40, b"\0") + struct.pack("=Q", DISABLED)
+    libc = ctypes.CDLL(None, use_errno=True)
+    with ExitStack() as stack:
+        ids: list[int] = []
+        for _ in range(number):
+            event = libc.syscall(PERF_EVENT_OPEN, attr.ljust(64, b"\0"), 0, -1, -1, 0)
+            assert event >= 0, os.strerror(ctypes.get_errno())
+            stack.callback(os.close, event)
+            ids += struct.unpack("=Q", fcntl.ioctl(event, PERF_EVENT_IOC_ID, bytes(8)))
+        yield ids
+
+
+def strays(census: Census) -> list[Stray]:
+    return of_this_process(census.pull()).strays
+
+
+def test_each_event_of_the_thread_is_found_and_no_other(census: Census) -> None:
+    assert strays(census) == []
+    with events(3) as ids:
+        found = strays(census)
+        assert [stray.id for stray in found] == ids[::-1]  # the newest first
+        assert {(stray.type, stray.config, stray.attr_flags) for stray in found} == {
+            (SOFTWARE, PAGE_FAULTS, DISABLED)
+        }
+        assert {(stray.vcpu_id, stray.pmc_type, stray.pmc_idx) for stray in found} == {(0, 0, 0)}
+        assert {stray.state for stray in found} == {EventState.OFF}
+    assert strays(census) == []
+
+
+def test_of_many_events_the_newest_are_looked_at_and_that_there_are_more_is_said(census: Census) -> None:
+    with events(LOOKED_AT) as ids:
+        assert [stray.id for stray in strays(census)] == ids[::-1]
+    with events(LOOKED_AT + 2) as ids:
+        *found, more = strays(census)
+        assert [stray.id for stray in found] == ids[:1:-1]
+        assert more.id == 0
+    assert strays(census) == []
+
+
+def test_one_that_stays_is_leaked_until_it_is_gone(census: Census) -> None:
+    leaks, start = Leaks(), census.pull().time
+
+    def leaked(after: float) -> list[int]:
+        found = of_this_process(census.pull())
+        look = Look(time=start + after, vcpus=found.vcpus, strays=found.strays)
+        return [leak.id for leak in leaks.take(look, {os.getpid(): "web01"}).get("web01", [])]
+
+    with events(1) as ids:
+        assert leaked(1) == []
+        with events(1):
+            assert leaked(2) == []
+        assert leaked(1 + LEAKED_S) == ids
+    assert leaked(2 + LEAKED_S) == []
+
+
+def test_the_usual_census_takes_them_for_nobodys() -> None:
+    usual = Census(attach_census(compile_census(read_census_layout().constants)))
+    with events(3):
+        assert strays(usual) == []
+    with events(LOOKED_AT + 1):
+        assert [stray.id for stray in strays(usual)] == [0]
+    usual.close()
