@@ -20,6 +20,7 @@ from .listed import listed, parsed, programmed
 from .scrape import parse, read, scrape_until, total
 
 LISTEN = "127.0.0.1:9775"
+LEAKED = "vpmu_leaked_events"
 
 
 HOLDER = """
@@ -171,6 +172,10 @@ def test_a_daemon_that_comes_late_knows_them_at_its_first_scrape() -> None:
             guests["four01"].go_on()
             last = scrape_until(LISTEN, lambda now: total(now, "vpmu_starved_pmcs") == 0)
             assert total(last, "vpmu_divergences_total") == 0
+            assert {dict(has)["vm"]: value for (name, has), value in last.items() if name == LEAKED} == {
+                "four01": 0,
+                "two01": 0,
+            }
             assert "four01: 2 of 4 counters starved" in daemon.stderr()
             assert "two01: " not in daemon.stderr()
             assert daemon.stop().status == 0
