@@ -28,6 +28,8 @@ _TAX = f"CPU time that hosts spend in KVM's calls for guests' counters; 100 % is
 
 _STARVED = "Counters that guests have enabled and that the host's PMU has no room for all the time."
 
+_LEAKED = "Host perf events that KVM made and that no counter holds any more, as the census found them."
+
 _NOW = [
     stat(
         title="Hosts watched",
@@ -65,6 +67,7 @@ _NOW = [
         description="Calls in the last five minutes that diverged from the model.",
         expr="sum(instance_vm_kind:vpmu_divergences:increase5m) or vector(0)",
         red_from=1,
+        span=3,
     ),
     stat(
         title="Create failures",
@@ -72,6 +75,7 @@ _NOW = [
         description="Events that could not be created in the last five minutes.",
         expr="sum(instance_vm_errno:vpmu_create_failures:increase5m) or vector(0)",
         red_from=1,
+        span=3,
     ),
     stat(
         title="Starved counters",
@@ -79,6 +83,15 @@ _NOW = [
         description=f"{_STARVED} The most of each VM in the last five minutes.",
         expr="sum(instance_vm:vpmu_starved_pmcs:max5m) or vector(0)",
         red_from=1,
+        span=3,
+    ),
+    stat(
+        title="Leaked events",
+        unit="short",
+        description=f"{_LEAKED} The most of each VM in the last five minutes.",
+        expr="sum(instance_vm:vpmu_leaked_events:max5m) or vector(0)",
+        red_from=1,
+        span=3,
     ),
 ]
 
@@ -200,6 +213,14 @@ _WRONG = [
         columns=_VM,
         values={"Starved": ("short", "sum by (instance, vm) (instance_vm:vpmu_starved_pmcs:max5m)")},
         links={"Host": HOST_ROW, "VM": VM_ROW},
+    ),
+    table(
+        title="VMs with leaked events",
+        description=f"{_LEAKED} The most in the last five minutes. Empty as long as all is well.",
+        columns=_VM,
+        values={"Leaked": ("short", "sum by (instance, vm) (instance_vm:vpmu_leaked_events:max5m)")},
+        links={"Host": HOST_ROW, "VM": VM_ROW},
+        span=24,
     ),
 ]
 

@@ -43,9 +43,9 @@ class LeakReport:
         gone = [leak for number, leak in self._known.items() if number not in now]
         # Of a VM that has ended there is nothing to tell.
         for vm, count in Tally(leak.vm for leak in gone if found.tgids.get(leak.vm) == leak.tgid).items():
-            events = "a leaked event is" if count == 1 else f"{count} leaked events are"
+            events = "an event is" if count == 1 else f"{count} events are"
             self._tell(
-                f"{vm}: {events} gone: released after all, or the vCPU's thread has ended",
+                f"{vm}: {events} no longer leaked: held or released after all, or gone with the thread",
                 Level.NOTICE,
                 MESSAGE_ID=LEAKED,
                 VPMU_VM=vm,

@@ -587,7 +587,7 @@ def _census_text(guests: Found, *, openmetrics: bool) -> Iterator[str]:
     line = LEAKED.lines([("%s",)])
     leaked = {_escaped(name): len(leaks) for name, leaks in guests.leaks.items()}
     for name, (_, modes) in known.items():
-        if Mode.EMULATED in modes:
+        if Mode.EMULATED in modes or name in leaked:
             yield line % (name, leaked.get(name, 0))
     yield PMCS.head(openmetrics=openmetrics)
     pieces = PMCS.lines([(_VM, status) for status in CounterStatus]).split(_VM)

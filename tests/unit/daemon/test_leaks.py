@@ -60,7 +60,7 @@ def test_a_leak_is_told_once_and_that_it_is_gone(log: Log) -> None:
         assert log.see(web01(stray(1)), seconds=60) == []
     assert len(log.see(web01(stray(1), stray(2)))) == 1
     assert log.see(web01(stray(2))) == [
-        "web01: a leaked event is gone: released after all, or the vCPU's thread has ended"
+        "web01: an event is no longer leaked: held or released after all, or gone with the thread"
     ]
     assert log.entries[-1]["PRIORITY"] == Level.NOTICE
 
@@ -89,5 +89,5 @@ def test_a_kvm_that_leaks_at_every_program_does_not_fill_the_log(log: Log) -> No
     assert log.entries[-1]["VPMU_HELD_BACK"] == 90
     assert log.see(web01(*many), seconds=WINDOW_S) == []
     assert log.see(web01()) == [
-        "web01: 100 leaked events are gone: released after all, or the vCPU's thread has ended"
+        "web01: 100 events are no longer leaked: held or released after all, or gone with the thread"
     ]
