@@ -1,7 +1,8 @@
 """`python -m tests.bpf.loader PLAN DESCRIPTOR`: the loader, with the probes on the look-alike program.
 
 The plan, in JSON, has the program's `path`, its VPMU_* `constants`, what to give compile_program() as
-`options`, in `tgids` VMs that shall be in the maps already, and in `census` whether there is one.
+`options`, in `tgids` VMs that shall be in the maps already, and in `census` whether there is one, or the
+constants that it has in place of this kernel's.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from vpmu_agent.probes import functions, handover
 
 def main(text: str, number: str) -> None:
     plan = json.loads(text)
-    census = read_census_layout().constants if plan.get("census") else {}
+    census: dict[str, int] = {}
+    if wanted := plan.get("census"):
+        census = read_census_layout().constants | (wanted if isinstance(wanted, dict) else {})
     options = plan.get("options", {})
     bpf = compile_program(plan["constants"] | census, user_memory=True, **options)
     reads = options.get("reads", True)

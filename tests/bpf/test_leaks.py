@@ -17,7 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.bpf.conftest import Start
 from tests.bpf.kvm import KVM_CREATE_VCPU, KVM_CREATE_VM, KVM_RUN
+from tests.support.commands import read_until
 from vpmu_agent.counts.leaks import LEAKED_S, Leaks
 from vpmu_agent.kernel.census import read_census_layout
 from vpmu_agent.kernel.layout import kvm_types
@@ -54,17 +56,22 @@ def _vcpu() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def census(_vcpu: None) -> Iterator[Census]:
+def constants(_vcpu: None) -> dict[str, int]:
+    """What makes it so, in place of this kernel's."""
     constants = read_census_layout().constants
     usual = Census(attach_census(compile_census(constants)))
     (found,) = of_this_process(usual.pull()).vcpus
     usual.close()
     (handler,) = function_addresses(["perf_event_output_forward"])
-    other = {
+    return {
         "VPMU_EVENT_CONTEXT": kvm_types().member("perf_event", "overflow_handler").offset,
         "VPMU_VCPU_GP_COUNTERS": (handler.address - found.address) % 2**64,
     }
-    census = Census(attach_census(compile_census(constants | other)))
+
+
+@pytest.fixture(scope="module")
+def census(constants: dict[str, int]) -> Iterator[Census]:
+    census = Census(attach_census(compile_census(read_census_layout().constants | constants)))
     yield census
     census.close()
 
@@ -142,3 +149,25 @@ def test_the_usual_census_takes_them_for_nobodys() -> None:
     with events(LOOKED_AT + 1):
         assert [stray.id for stray in strays(usual)] == [0]
     usual.close()
+
+
+def test_the_daemon_without_privileges_tells_of_each_once(start: Start, constants: dict[str, int]) -> None:
+    vm = f"pid-{os.getpid()}"
+    gauge = f'vpmu_leaked_events{{vm="{vm}"}} '
+    with start(census=constants) as daemon:
+        daemon.wait_for("\nvpmu_agent_census_up 1.0\n")
+        with events(2):
+            said = [read_until(daemon.process.stderr, f"{vm}, ".encode()).decode() for _ in range(2)]
+            for line in said:
+                assert line.startswith(f"{vm}, vCPU 0, gp0: KVM has leaked an event (pmu1/0x2/:HG): for ")
+                assert line.endswith(
+                    " the counter has not held it, so nothing will release it; it is off and counts nothing\n"
+                )
+            daemon.wait_for(f"{gauge}2\n")
+        assert read_until(daemon.process.stderr, f"{vm}: ".encode()).decode() == (
+            f"{vm}: 2 events are no longer leaked: held or released after all, or gone with the thread\n"
+        )
+        assert gauge not in daemon.metrics()  # it has no PMU
+    # An agent that is started when the events are there.
+    with events(1), start(census=constants) as daemon:
+        assert ": for more than " in read_until(daemon.process.stderr, f"{vm}, ".encode()).decode()
