@@ -6,7 +6,7 @@ import errno
 from collections.abc import Sequence
 
 from vpmu_agent.model.call import Attr, Call, PmcType
-from vpmu_agent.model.event_names import INTEL, TYPE_HARDWARE, TYPE_RAW, event_name, hardware_name
+from vpmu_agent.model.event_names import INTEL, TYPE_HARDWARE, TYPE_RAW, event_name, hardware_name, raw_name
 
 
 def attr_text(attr: Attr) -> str:
@@ -74,14 +74,32 @@ def selected_text(pmc: str, control: int) -> str:
     if not control:
         return "-"
     if pmc.startswith(PmcType.FIXED):
-        index = int(pmc.removeprefix(PmcType.FIXED))
-        name = _FIXED_EVENTS[index] if index < len(_FIXED_EVENTS) else pmc
+        name = selected_name(pmc, control) or pmc
         in_user, in_kernel = bool(control & _FIXED_USR), bool(control & _FIXED_OS)
     else:
         name = f"r{control & _RAW_EVENT:03x}"
         in_user, in_kernel = bool(control & _SELECT_USR), bool(control & _SELECT_OS)
     levels = ("u" if in_user else "") + ("k" if in_kernel else "")
     return name if levels == "uk" else f"{name}:{levels or 'h'}"
+
+
+def selected_name(pmc: str, control: int, vendor: str = "") -> str | None:
+    """Return the name of the event that a guest set a counter to count, None if it has none.
+
+    `control` is as in selected_text(), `vendor` as in event_name().
+    """
+    if not control:
+        return None
+    if pmc.startswith(PmcType.FIXED):
+        index = int(pmc.removeprefix(PmcType.FIXED))
+        return _FIXED_EVENTS[index] if index < len(_FIXED_EVENTS) else None
+    return raw_name(control & _RAW_EVENT, vendor)
+
+
+def named_text(name: str | None, code: str) -> str:
+    """Return an event in perf's notation with its name in place of its code: `instructions:u`."""
+    _, colon, modifiers = code.partition(":")
+    return f"{name}{colon}{modifiers}" if name else code
 
 
 def measured_text(ns: int) -> str:

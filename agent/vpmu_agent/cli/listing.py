@@ -13,14 +13,14 @@ from vpmu_agent.counts.starvation import WATCHDOG, sentence
 from vpmu_agent.model.call import PmcType
 from vpmu_agent.model.counter_status import CounterStatus, EventState
 from vpmu_agent.system.stdout import Style
-from vpmu_agent.text import errno_name, ranges, selected_text
+from vpmu_agent.text import errno_name, named_text, ranges, selected_name, selected_text
 from vpmu_agent.trace.call_json import SCHEMA, dumps
 from vpmu_agent.vms.modes import Mode, Pmu, reason
 
-WIDTH = 100
-"""Columns of the text, at most, unless a VM's name is longer than its column."""
+WIDTH = 80
+"""Columns that the text is made for. Names are not cut, so that they can be searched for."""
 
-_COLUMNS = "{:>4} {:7} {:11} {:11} {:>7} {:>4} {}"
+_COLUMNS = "{:>4} {:6} {:11} {:{}} {:>7} {:>4} {}"
 _HOLDER = "{:>7} {:15} {:>6} {:>6} {:>8}  {}"
 
 
@@ -33,6 +33,8 @@ class Listing:
     """Which VMs."""
     nmi_watchdog: bool | None
     """Whether the NMI watchdog runs; None if that is not known."""
+    vendor: str
+    """The CPU's, as in event_names.py."""
     with_idle: bool = False
     """Whether to print idle counters too."""
 
@@ -86,27 +88,28 @@ def listing_json(listing: Listing) -> Iterator[str]:
 
 def listing_text(listing: Listing, style: Style) -> Iterator[str]:
     """Yield a table of the counters, a line for each VM without one, and who else uses the host's PMU."""
-    width = max(10, *(len(vm) for vm in listing.vms), 0)
-    others = []
-    heading_due = True
-    for vm in listing.vms:
-        is_empty = True
-        for vcpu, pmc, counter in _counters(listing, vm):
-            if heading_due:
-                heading_due = False
-                yield style(f"{'VM':{width}} " + _COLUMNS.format(*_HEADING), bold=True)
-            is_empty = False
-            yield f"{vm:{width}} {_counter_text(vcpu, pmc, counter, style)}"
-        if is_empty:
-            others.append(vm)
-    if others and not heading_due:
+    width = max([10, *map(len, listing.vms)])
+    counters = {vm: list(_counters(listing, vm)) for vm in listing.vms}
+    shown = [counter for of_vm in counters.values() for _, _, counter in of_vm if counter]
+    event_width = max([12, *(len(_event(counter, listing.vendor)) for counter in shown)])
+    if any(counters.values()):
+        heading = _COLUMNS.format("VCPU", "PMC", "STATUS", "EVENT", event_width, "RUNNING", "CPU", "NOTE")
+        yield style(f"{'VM':{width}} {heading}", bold=True)
+    for vm, of_vm in counters.items():
+        for vcpu, pmc, counter in of_vm:
+            line = _counter_text(vcpu, pmc, counter, listing.vendor, event_width, style)
+            yield f"{vm:{width}} {line}"
+    others = [vm for vm, of_vm in counters.items() if not of_vm]
+    if others and any(counters.values()):
         yield ""
     for vm in others:
         yield from _wrapped(f"{vm:{width}} {_vm_text(listing, vm)}", " " * (width + 1))
     if listing.vms:
         counts = ", ".join(f"{count} {status}" for status, count in _by_name(listing.statuses()).items())
         yield ""
-        yield f"{_count(len(listing.vms), 'VM')}; counters: {counts or 'none'}."
+        yield from _wrapped(f"{_count(len(listing.vms), 'VM')}; counters: {counts or 'none'}.", "  ")
+        if any(counter.status is CounterStatus.DENIED and not counter.errno for counter in shown):
+            yield "Why a counter was denied an event: `vpmu-agent trace` shows that as it happens."
     else:
         yield "No VMs were found."
     yield ""
@@ -117,9 +120,6 @@ def listing_text(listing: Listing, style: Style) -> Iterator[str]:
     for said in sentences:
         for line in _wrapped(f"{said}.", "  "):
             yield style(line, fg="red")
-
-
-_HEADING = ("VCPU", "PMC", "STATUS", "EVENT", "RUNNING", "CPU", "NOTE")
 
 
 def _counters(listing: Listing, vm: str) -> Iterator[tuple[int, str, Counter | None]]:
@@ -181,6 +181,8 @@ def _counter_json(listing: Listing, vm: str, vcpu: int, pmc: str, counter: Count
             "status": counter.status if counter else CounterStatus.IDLE,
             "failing": bool(counter and counter.status.is_failing),
             "control": counter.control if counter else None,
+            "event": selected_text(pmc, counter.control) if counter and counter.control else None,
+            "event_name": selected_name(pmc, counter.control, listing.vendor) if counter else None,
             "config": counter.config if counter else None,
             "group_size": counter.size if counter else None,
             "events": [
@@ -197,7 +199,15 @@ def _counter_json(listing: Listing, vm: str, vcpu: int, pmc: str, counter: Count
 # Text
 
 
-def _counter_text(vcpu: int, pmc: str, counter: Counter | None, style: Style) -> str:
+def _event(counter: Counter, vendor: str) -> str:
+    """Return what the guest asked for, by name where it has one."""
+    name = selected_name(counter.pmc, counter.control, vendor)
+    return named_text(name, selected_text(counter.pmc, counter.control))
+
+
+def _counter_text(
+    vcpu: int, pmc: str, counter: Counter | None, vendor: str, event_width: int, style: Style
+) -> str:
     status = counter.status if counter else CounterStatus.IDLE
     shown = f"{status:11}"
     if status.is_failing:
@@ -205,22 +215,22 @@ def _counter_text(vcpu: int, pmc: str, counter: Counter | None, style: Style) ->
     elif status is CounterStatus.COUNTING:
         shown = style(shown, fg="green")
     if counter is None:
-        return _COLUMNS.format(vcpu, pmc, shown, "-", "-", "-", "").rstrip()
+        return _COLUMNS.format(vcpu, pmc, shown, "-", event_width, "-", "-", "").rstrip()
     running = "-" if counter.running is None else f"{counter.running * 100:.0f} %"
     cpu = "-" if counter.cpu is None else counter.cpu
-    event = selected_text(pmc, counter.control)
-    return _COLUMNS.format(vcpu, pmc, shown, event, running, cpu, _note(counter)).rstrip()
+    event = _event(counter, vendor)
+    return _COLUMNS.format(vcpu, pmc, shown, event, event_width, running, cpu, _note(counter)).rstrip()
 
 
 def _note(counter: Counter) -> str:
     """Return what stands behind the status, where the other columns do not say it."""
     if counter.status is CounterStatus.DENIED:
-        return errno_name(counter.errno) if counter.errno else "no event; `trace` shows the errno"
+        return errno_name(counter.errno) if counter.errno else "no event"
     notes = []
     if counter.size > 1 and counter.events:
         notes.append(f"{len(counter.events)} of {counter.size} events")
     if any(event.state == EventState.ERROR for event in counter.events):
-        notes.append("in error state")
+        notes.append("in error")
     return ", ".join(notes)
 
 

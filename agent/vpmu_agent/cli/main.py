@@ -487,7 +487,7 @@ def list_counters(ctx: click.Context, /, *, vm: tuple[str, ...], output: str, wi
     """
     from vpmu_agent.cli.listing import Listing, listing_json, listing_text
     from vpmu_agent.counts.guests import guests_now
-    from vpmu_agent.kernel.facts import nmi_watchdog
+    from vpmu_agent.kernel.facts import cpu_vendor, nmi_watchdog
     from vpmu_agent.system.stdout import Style
     from vpmu_agent.vms.names import Vms
 
@@ -496,7 +496,7 @@ def list_counters(ctx: click.Context, /, *, vm: tuple[str, ...], output: str, wi
         there = ", ".join(found.pmus) or "none"
         raise _BadInput(f"no VM named {', '.join(missing)} is running; running: {there}")
     shown = [name for name in found.pmus if not vm or name in vm]
-    listing = Listing(found, shown, nmi_watchdog(), with_idle=with_idle)
+    listing = Listing(found, shown, nmi_watchdog(), cpu_vendor(), with_idle=with_idle)
     for line in listing_json(listing) if output == "json" else listing_text(listing, Style(sys.stdout)):
         print_line(line)
     settle_stdout()

@@ -78,7 +78,12 @@ def event_name(call: Call, vendor: str = "") -> str | None:
         return None
     if call.pmc_type is not PmcType.GP:
         return INTEL.get(attr.config)  # AMD has neither fixed counters nor a guest-LBR event
-    return VENDORS.get(vendor, _EITHER).get(attr.config)
+    return raw_name(attr.config, vendor)
+
+
+def raw_name(config: int, vendor: str = "") -> str | None:
+    """Return the name of a raw event of a gp counter, as event_name() does."""
+    return VENDORS.get(vendor, _EITHER).get(config)
 
 
 def hardware_name(attr: Attr) -> str | None:

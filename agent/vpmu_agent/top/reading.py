@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vpmu_agent.model.counter_status import CounterStatus
+from vpmu_agent.text import named_text
 from vpmu_agent.trace.call_json import SCHEMA
 
 MAX_TEXT = 512
@@ -28,7 +29,7 @@ class CounterLine:
     pmc: str
     status: str
     event: str
-    """What the guest asked for, in perf's raw notation; "" if that is not known."""
+    """What the guest asked for: named_text(), "" if that is not known."""
     events: int | None
     """How many events it has."""
     size: int | None
@@ -313,7 +314,7 @@ def _counter(counter: Mapping[str, Any]) -> CounterLine:
         vcpu=int(counter["vcpu"]),
         pmc=str(counter["pmc"]),
         status=str(counter["status"]),
-        event=str(counter.get("event") or ""),
+        event=named_text(_maybe(str, counter.get("event_name")), str(counter.get("event") or "")),
         events=_maybe(int, counter.get("events")),
         size=_maybe(int, counter.get("size")),
         cpu=_maybe(int, counter.get("cpu")),

@@ -153,7 +153,8 @@ class OwnSource:
         self._recent = Recent()
         self._watch = Watch(probes, vms)
         self._guests = Guests(vms)
-        self._overview = Overview(self._watch, self._recent, str, cpu_vendor())
+        self._vendor = cpu_vendor()
+        self._overview = Overview(self._watch, self._recent, str, self._vendor)
         self._swept = time.monotonic()
         self._look()
 
@@ -163,7 +164,8 @@ class OwnSource:
 
     def counters(self, vm: str) -> Sequence[Mapping[str, Any]] | None:
         """Return what the census found last."""
-        found: list[Mapping[str, Any]] = json.loads(counters_json(vm, self._guests.found))["counters"]
+        answer = json.loads(counters_json(vm, self._guests.found, self._vendor))
+        found: list[Mapping[str, Any]] = answer["counters"]
         return found
 
     def keep_up(self) -> None:

@@ -209,7 +209,7 @@ def counter_table(counters: Sequence[CounterLine]) -> tuple[Line, list[Line]]:
     return heading, lines
 
 
-_COUNTER = "  {:8} {:11} {:14} {:>6} {:>6} {}"
+_COUNTER = "  {:8} {:11} {:25} {:>6} {:>6} {}"
 
 
 def _counter_line(counter: CounterLine) -> Line:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from vpmu_agent.counts.counters import Counter
 from vpmu_agent.counts.guests import Found
-from vpmu_agent.text import selected_text
+from vpmu_agent.text import selected_name, selected_text
 from vpmu_agent.trace.call_json import SCHEMA, dumps
 
 
@@ -19,6 +19,8 @@ class CounterState:
     status: str
     event: str
     """What the guest asked for, in perf's raw notation: selected_text()."""
+    event_name: str | None
+    """Its name: selected_name()."""
     events: int
     """How many it has."""
     size: int
@@ -28,13 +30,14 @@ class CounterState:
     errno: int
 
 
-def counter_state(counter: Counter) -> CounterState:
-    """Return a counter as JSON has it."""
+def counter_state(counter: Counter, vendor: str) -> CounterState:
+    """Return a counter as JSON has it; `vendor` is the CPU's, as in event_names.py."""
     return CounterState(
         vcpu=counter.vcpu,
         pmc=counter.pmc,
         status=counter.status,
         event=selected_text(counter.pmc, counter.control),
+        event_name=selected_name(counter.pmc, counter.control, vendor),
         events=len(counter.events),
         size=counter.size,
         cpu=counter.cpu,
@@ -43,11 +46,11 @@ def counter_state(counter: Counter) -> CounterState:
     )
 
 
-def counters_json(vm: str, found: Found) -> str:
+def counters_json(vm: str, found: Found, vendor: str) -> str:
     """Return the counters that a VM has enabled or that have events, as a JSON object on one line.
 
-    None are listed of a VM that the census did not find.
+    None are listed of a VM that the census did not find. `vendor` is as in counter_state().
     """
     of_vm = found.counters.get(vm)
-    counters = [asdict(counter_state(each)) for each in of_vm.counters] if of_vm else []
+    counters = [asdict(counter_state(each, vendor)) for each in of_vm.counters] if of_vm else []
     return dumps({"schema": SCHEMA, "kind": "counters", "vm": vm, "counters": counters})

@@ -269,7 +269,7 @@ class Overview:
 
     def counters_json(self, vm: str) -> str:
         """Return the counters of a VM as JSON, as the census found them last."""
-        return counters_json(vm, self._watch.guests())
+        return counters_json(vm, self._watch.guests(), self._vendor)
 
     def _make(self, snapshot: Snapshot, passed_s: float) -> HostState:
         before, is_recent = self._host_ns, self._state is not None and passed_s <= NOW_S
@@ -320,6 +320,7 @@ class Overview:
                     share.get(vm),
                     guests.counters.get(vm),
                     sentence(vm, guests, nmi_watchdog=nmi_watchdog) if vm in guests.counters else "",
+                    self._vendor,
                 )
                 for vm in first
             ],
@@ -362,6 +363,7 @@ def _vm(
     share: float | None,
     counters: VmCounters | None,
     starved: str,
+    vendor: str,
 ) -> VmState:
     numbers = counts.numbers
     groups = zip(State, numbers[_GROUPS], strict=True)
@@ -381,7 +383,7 @@ def _vm(
         counters=_present(counters, CounterStatus) if counters else None,
         running=counters.running if counters else None,
         starved=starved,
-        failing=_failing_counters(counters.counters) if counters else (),
+        failing=_failing_counters(counters.counters, vendor) if counters else (),
     )
 
 
@@ -410,9 +412,9 @@ def _present(counters: VmCounters, statuses: Iterable[CounterStatus]) -> dict[st
     return {status: counters.statuses[status] for status in statuses if counters.statuses[status]}
 
 
-def _failing_counters(counters: Iterable[Counter]) -> list[CounterState]:
+def _failing_counters(counters: Iterable[Counter], vendor: str) -> list[CounterState]:
     failing = (counter for counter in counters if counter.status.is_failing)
-    return [counter_state(counter) for counter in islice(failing, COUNTERS)]
+    return [counter_state(counter, vendor) for counter in islice(failing, COUNTERS)]
 
 
 def _leaked(leak: Leak) -> Leaked:

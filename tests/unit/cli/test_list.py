@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from functools import partial
+from io import StringIO
 from typing import Any
 
 import pytest
@@ -15,20 +16,24 @@ from tests.support.commands import invoke, lines
 from tests.support.looks import ENABLED, WEB, host_event, look, pmc, starved, without_event
 from tests.support.looks import vcpu as a_vcpu
 from tests.support.places import ROOT
-from vpmu_agent.cli.listing import WIDTH
+from vpmu_agent.cli.listing import WIDTH, Listing, listing_text
 from vpmu_agent.cli.main import StandIns
 from vpmu_agent.counts.guests import Found, Guests, Names
 from vpmu_agent.counts.pmus import KvmPmu
 from vpmu_agent.kernel.errors import KernelError
-from vpmu_agent.kernel.facts import nmi_watchdog
+from vpmu_agent.kernel.facts import cpu_vendor, nmi_watchdog
 from vpmu_agent.model.counter_status import CounterStatus
+from vpmu_agent.model.event_names import raw_name
 from vpmu_agent.probes.census import Census, HostEvent, Look, Pmc, Vcpu
+from vpmu_agent.system.stdout import Style
 from vpmu_agent.text import ranges
 
 DB, PLAIN = 777, 88
 vcpu = partial(a_vcpu, pmu_version=1)  # without a global control, as on AMD before PerfMonV2
 NAMES = {WEB: "web01", DB: "db01", PLAIN: "plain"}
 PAGE = (ROOT / "docs/census.md").read_text()
+CYCLES = f"{raw_name(0x76, cpu_vendor()) or 'r076'}:h"
+"""What the counters of pmc() have, by name if this machine is AMD's."""
 
 
 class NamedVms:
@@ -83,7 +88,7 @@ BUSY = found(
     vcpu(address=0x11, vcpu_id=1, cpu=-1),
     pmc(0),
     pmc(1, control=ENABLED | 1 << 16 | 0xC0, enabled_ns=2 * 10**9, running_ns=10**9),
-    starved(2, control=ENABLED | 3 << 16 | 0xC2),
+    starved(2, control=ENABLED | 3 << 16 | 0x1FF),
     without_event(3),
     vcpu(tgid=DB, address=0x20, vm=2),
     vcpu(tgid=PLAIN, address=0x30, vm=3, vm_pmu=False, pmu_version=0, gp=0),
@@ -93,20 +98,36 @@ BUSY = found(
 )
 
 
-NO_ERRNO = ["no", "event;", "`trace`", "shows", "the", "errno"]
-
-
 def test_each_counter_that_is_in_use_has_a_line() -> None:
     result = run(host=BUSY)
     heading, *table = rows(result)
     assert heading == ["VM", "VCPU", "PMC", "STATUS", "EVENT", "RUNNING", "CPU", "NOTE"]
     assert table[:4] == [
-        ["web01", "0", "gp0", "counting", "r076:h", "100", "%", "3"],
-        ["web01", "0", "gp1", "starved", "r0c0:u", "50", "%", "3"],
-        ["web01", "0", "gp2", "starved", "r0c2", "-", "3", "in", "error", "state"],
-        ["web01", "0", "gp3", "denied", "r076:h", "-", "3", *NO_ERRNO],
+        ["web01", "0", "gp0", "counting", CYCLES, "100", "%", "3"],
+        ["web01", "0", "gp1", "starved", "instructions:u", "50", "%", "3"],
+        ["web01", "0", "gp2", "starved", "r1ff", "-", "3", "in", "error"],
+        ["web01", "0", "gp3", "denied", CYCLES, "-", "3", "no", "event"],
     ]
+    assert "`vpmu-agent trace` shows that" in result.stdout
     assert result.exit_code == 1
+
+
+def test_events_have_the_names_of_the_cpus_vendor() -> None:
+    host = found(
+        vcpu(fixed=3),
+        pmc(0, control=ENABLED | 3 << 16 | 0x187),
+        pmc(1, control=ENABLED | 1 << 16 | 0xC4),
+        pmc(32, pmc_type=1, control=0b10),
+    )
+    said = {}
+    for vendor in ("AuthenticAMD", "GenuineIntel", ""):
+        listing = Listing(host, ["web01"], None, vendor)
+        said[vendor] = [line.split()[4] for line in list(listing_text(listing, Style(StringIO())))[1:4]]
+    assert said == {
+        "AuthenticAMD": ["stalled-cycles-backend", "r0c4:u", "instructions:u"],
+        "GenuineIntel": ["r187", "branches:u", "instructions:u"],
+        "": ["r187", "r0c4:u", "instructions:u"],
+    }
 
 
 def test_a_vm_without_one_has_a_line_with_its_mode() -> None:
@@ -167,13 +188,15 @@ def test_json() -> None:
     assert {line["schema"] for line in found} == {1}
     assert [line["kind"] for line in found] == ["vm", "vm", "vm", *["counter"] * 4, "holder", "host"]
     assert [line["vm"] for line in found[:3]] == ["db01", "plain", "web01"]
-    plain, web, _, _, third = found[1:6]
+    plain, web, _, second, third = found[1:6]
+    assert (second["event"], second["event_name"]) == ("r0c0:u", "instructions")
     assert plain["pmus"] == [{"mode": "off", "reason": "turned_off"}]
     assert web["statuses"] == {"counting": 1, "idle": 8, "starved": 2, "denied": 1}
     assert web["starved"].startswith("web01: 2 of 4 counters starved; ")
     assert third == {
         **{"schema": 1, "kind": "counter", "vm": "web01", "tgid": WEB, "vcpu": 0, "pmc": "gp2"},
-        **{"status": "starved", "failing": True, "control": ENABLED | 3 << 16 | 0xC2, "config": 0x76},
+        **{"status": "starved", "failing": True, "control": ENABLED | 3 << 16 | 0x1FF, "config": 0x76},
+        **{"event": "r1ff", "event_name": None},
         **{"group_size": 1, "events": [{"state": -2, "enabled_ns": 0, "running_ns": 0}]},
         **{"running": None, "cpu": 3, "errno": None},
     }
@@ -237,7 +260,7 @@ def test_holders_that_cannot_be_known_are_not_none() -> None:
 def test_a_group_says_how_many_of_its_events_it_has() -> None:
     host = found(vcpu(), pmc(0, size=4), pmc(0, size=4, event=0x200, event_index=1))
     (row,) = (row for row in rows(run(host=host)) if row[:1] == ["web01"])
-    assert row[3:] == ["partial", "r076:h", "100", "%", "3", "2", "of", "4", "events"]
+    assert row[3:] == ["partial", CYCLES, "100", "%", "3", "2", "of", "4", "events"]
 
 
 def test_a_process_can_have_vms_of_several_kinds() -> None:

@@ -91,13 +91,13 @@ def test_counters_by_vcpu() -> None:
     counters = [
         counter(vcpu=1, pmc="fixed0", event="", cpu=None, events=2, size=4, status="partial", running=None),
         counter(pmc="gp1", status="denied", errno=28, events=0, running=None),
-        counter(pmc="gp0"),
+        counter(pmc="gp0", event="r0c0:u", event_name="instructions"),
     ]
     _, lines = table.counter_table(counter_lines(counters))
     assert [" ".join(written(line).split()) for line in lines] == [
         "vCPU 0 on CPU 3: 1 denied, 1 counting",
         "gp1 denied r0c0 0/1 - ENOSPC",
-        "gp0 counting r0c0 1/1 100",
+        "gp0 counting instructions:u 1/1 100",
         "vCPU 1: 1 partial",
         "fixed0 partial - 2/4 -",
     ]

@@ -163,6 +163,7 @@ def test_the_counters_of_a_vm(running: Server, watch: Watch) -> None:
         "pmc": "gp1",
         "status": "starved",
         "event": "r076:h",
+        "event_name": None,
         "events": 1,
         "size": 1,
         "cpu": 3,

@@ -82,7 +82,7 @@ def test_vms_of_which_there_is_nothing_to_trace(shown: Overview, watch: Watch) -
 def test_what_the_census_says(watch: Watch) -> None:
     things = amd(), pmc(0), starved(2), starved(3), host_event(0x900), host_event(0x901)
     watch.show_guests(found({WEB: "web01"}, *things, without_event(1)))
-    state = json.loads(state_json(Overview(watch, Recent(), str, nmi_watchdog=lambda: None).state()))
+    state = json.loads(state_json(Overview(watch, Recent(), str, "AuthenticAMD", lambda: None).state()))
     (web01,) = state["vms"]
     said = "web01: 2 of 4 counters starved; on CPU 3 otel-profiler (pid 99) has 2 events, pinned"
     assert web01["counters"] == {"counting": 1, "idle": 2, "starved": 2, "denied": 1}
@@ -97,6 +97,7 @@ def test_what_the_census_says(watch: Watch) -> None:
         "pmc": "gp2",
         "status": "starved",
         "event": "r076:h",
+        "event_name": "cycles",
         "events": 1,
         "size": 1,
         "cpu": 3,
