@@ -11,7 +11,7 @@ from vpmu_agent.counts.counters import Counter
 from vpmu_agent.counts.guests import Found
 from vpmu_agent.counts.starvation import WATCHDOG, sentence
 from vpmu_agent.model.call import PmcType
-from vpmu_agent.model.counter_status import CounterStatus, EventState
+from vpmu_agent.model.counter_status import CounterStatus, EventState, failing
 from vpmu_agent.system.stdout import Style
 from vpmu_agent.text import errno_name, named_text, ranges, selected_name, selected_text
 from vpmu_agent.trace.call_json import SCHEMA, dumps
@@ -40,8 +40,8 @@ class Listing:
 
     @property
     def is_failing(self) -> bool:
-        """Whether a guest is told wrong numbers: see CounterStatus.is_failing."""
-        return any(status.is_failing for status in self.statuses())
+        """Whether a guest is told wrong numbers."""
+        return failing(self.statuses()) > 0
 
     def statuses(self) -> Tally[CounterStatus]:
         """Return how many counters there are of each status."""

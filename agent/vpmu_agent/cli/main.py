@@ -529,6 +529,8 @@ def top(
 
     Reads the state of the daemon where one runs, which takes no privileges, and attaches probes of its own
     where none does. JSON is one object for each interval, or with --once, one.
+
+    With --once the exit status is 1 if a counter does not count as its guest asked for, as with `list`.
     """
     from vpmu_agent import probes
     from vpmu_agent.top.run import top as run_top
@@ -538,7 +540,7 @@ def top(
     if has_screen and not (sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"):
         raise click.UsageError("this is no terminal for a full screen: use --once, or --output json")
     stand_ins = ctx.ensure_object(StandIns)
-    run_top(
+    is_failing = run_top(
         once=once,
         as_json=output == "json",
         interval_s=interval,
@@ -547,6 +549,7 @@ def top(
         mode=attach,
         attach=stand_ins.attach or probes.attach,
     )
+    sys.exit(PROBLEM if is_failing else 0)
 
 
 @cli.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum, StrEnum
 from operator import attrgetter
 from typing import NamedTuple
@@ -45,6 +45,11 @@ class CounterStatus(StrEnum):
 
 
 _FAILING = {CounterStatus.STARVED, CounterStatus.DENIED, CounterStatus.PARTIAL, CounterStatus.ORPHANED}
+
+
+def failing(statuses: Mapping[str, int] | Mapping[CounterStatus, int]) -> int:
+    """Return how many counters, given by status, tell their guest wrong numbers."""
+    return sum(statuses.get(status, 0) for status in _FAILING)
 
 
 class EventState(IntEnum):

@@ -19,17 +19,21 @@ from vpmu_agent.trace.call_json import dumps
 _COLOURS = {"": (None, False), "bold": (None, True), "sorted": (None, True), "bad": ("red", True)}
 
 
-def once(source: Source, interval_s: float, *, as_json: bool, stopped: Callable[[], bool]) -> None:
-    """Print what two readings, `interval_s` apart, say. Print nothing if it is stopped before."""
+def once(source: Source, interval_s: float, *, as_json: bool, stopped: Callable[[], bool]) -> bool:
+    """Print what two readings, `interval_s` apart, say. Print nothing if it is stopped before.
+
+    Return whether it says that a counter tells its guest wrong numbers.
+    """
     readings = Readings()
     _reading(source, readings)
     due = time.monotonic() + interval_s
     while not stopped() and time.monotonic() < due:
         source.keep_up()
     if stopped():
-        return
+        return False
     reading = _reading(source, readings)
     _print([top_json(reading, source.name)] if as_json else list(text(reading, source.name)))
+    return reading.is_failing
 
 
 def stream(source: Source, interval_s: float, stopped: Callable[[], bool]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vpmu_agent.model.counter_status import CounterStatus
+from vpmu_agent.model.counter_status import CounterStatus, failing
 from vpmu_agent.text import named_text
 from vpmu_agent.trace.call_json import SCHEMA
 
@@ -99,7 +99,7 @@ class VmLine:
     @property
     def all_failing(self) -> int:
         """How many of its counters tell their guest wrong numbers."""
-        return sum(count for status, count in (self.counters or {}).items() if is_failing(status))
+        return failing(self.counters or {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +131,8 @@ class Reading:
     all_failed: int
     all_divergences: int
     all_starved: int | None
+    is_failing: bool
+    """Whether it is known of any counter that it tells its guest wrong numbers, listed here or not."""
     vms: Sequence[VmLine]
     all_untraced: int
     no_census: str
@@ -237,6 +239,7 @@ def _reading(state: Mapping[str, Any], before: Reading | None) -> Reading:
         all_failed=int(state["all_failed"]),
         all_divergences=int(state["all_divergences"]),
         all_starved=_maybe(int, state.get("all_starved")),
+        is_failing=bool(state.get("all_starving")) or any(vm.all_failing for vm in vms),
         vms=vms,
         all_untraced=int(state.get("all_untraced", 0)),
         no_census=no_census,

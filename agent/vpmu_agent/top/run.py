@@ -19,20 +19,21 @@ def top(
     default_url: str,
     mode: Mode,
     attach: Attach,
-) -> None:
+) -> bool:
     """Show the state of a host until the user or a signal ends it, or once.
 
     It is that of the daemon at `url`; if that is None, of the one at `default_url` or of probes of our own.
-    Raise SourceError, KernelError and OutputError.
+    Return whether, once, it said that a counter tells its guest wrong numbers. Raise SourceError,
+    KernelError and OutputError.
     """
     with chosen(url, default_url, mode, attach) as source:
         if not (once or as_json):
             from vpmu_agent.top.screen import show  # urwid, which the others have no use for
 
             show(source, interval_s)
-            return
+            return False
         with stop_requests() as stopped:
             if once:
-                print_once(source, interval_s, as_json=as_json, stopped=stopped)
-            else:
-                stream(source, interval_s, stopped)
+                return print_once(source, interval_s, as_json=as_json, stopped=stopped)
+            stream(source, interval_s, stopped)
+            return False

@@ -38,7 +38,7 @@ def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
 
 def test_once(url: str) -> None:
     status, output, errors = run("--once", "--url", url)
-    assert (status, errors) == (0, "")
+    assert (status, errors) == (1, "")  # counters are starved
     title, totals, blank, heading, first, second, *rest = output.splitlines()
     assert title.endswith(url)
     assert totals == "2 VMs, 8 events, starved 2, failed 0, diverged 0, tax 2.0 %, 200 calls/s"
@@ -54,12 +54,25 @@ def test_once_as_json_is_one_object(url: str) -> None:
     status, output, _ = run("--once", "--output", "json", "--url", url)
     (line,) = output.splitlines()
     found = json.loads(line)
-    assert (status, found["schema"], found["kind"]) == (0, 1, "top")
+    assert (status, found["schema"], found["kind"]) == (1, 1, "top")
     assert (found["source"], found["interval_s"], found["all_starved"]) == (url, 1.0, 2)
     _, web01 = found["vms"]
     assert (web01["calls_per_s"], web01["host_share"]) == (100.0, 0.01)
     assert web01["counters"] == {"starved": 2, "counting": 2}
     assert found["holders"][0]["comm"] == "perf"
+
+
+@pytest.mark.parametrize(("word", "status"), [("denied", 1), ("partial", 1), ("filtered", 0), ("idle", 0)])
+def test_the_exit_status_says_whether_a_guest_reads_wrong_numbers(
+    url: str, daemon: Daemon, word: str, status: int
+) -> None:
+    daemon.state = state(vm("web01", counters={word: 1, "counting": 2}))
+    assert run("--once", "--url", url)[0] == status
+
+
+def test_a_vm_that_is_not_listed_counts_for_the_exit_status(url: str, daemon: Daemon) -> None:
+    daemon.state = state(vm("web01"), all_vms=120, all_starving=1)
+    assert run("--once", "--url", url)[0] == 1
 
 
 def test_json_is_a_stream_of_one_object_for_each_interval(url: str) -> None:
@@ -126,7 +139,7 @@ def test_own_probes_where_no_daemon_runs() -> None:
 
 def test_the_daemon_of_this_host_comes_first(url: str) -> None:
     status, output, _ = run("--once", "--output", "json", DAEMON_URL=url)
-    assert (status, json.loads(output)["source"]) == (0, url)
+    assert (status, json.loads(output)["source"]) == (1, url)
 
 
 def test_a_daemon_that_was_named_is_not_replaced() -> None:
