@@ -8,10 +8,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from wsgiref.types import StartResponse, WSGIEnvironment
 
 import click
 import pytest
@@ -25,6 +26,9 @@ from tests.support.kernel_types import (
     source,
 )
 from tests.support.looks import WEB, host_event, look, pmc, starved, vcpu
+from tests.support.places import ROOT
+from tests.support.states import Daemon, answering, state
+from tests.support.states import vm as a_vm
 from tests.support.tree import plant
 from vpmu_agent.cli.doctor.examination import CHECKS, examine, run
 from vpmu_agent.cli.doctor.finding import Finding, Status, exit_status
@@ -259,6 +263,79 @@ def test_one_thing_is_different(
     assert says in findings[check].found
     assert (status == "ok") or findings[check].todo or check == "vpmu"
     assert exit_status(findings.values()) == code
+
+
+UNUSED = "http://127.0.0.1:9"  # the discard service, which nothing runs
+AMD_HAS_IT = {"sys/module/kvm_amd/parameters/enable_mediated_pmu": "N\n"}
+
+
+def mediated_vpmu(well: Host, url: str = UNUSED) -> Finding:
+    plant(well.root, AMD_HAS_IT)
+    return by_check(replace(well, daemon_url=url))["mediated_vpmu"]
+
+
+def test_without_a_daemon_the_tax_is_unknown(well: Host) -> None:
+    finding = mediated_vpmu(well)
+    assert finding.status is Status.OK
+    assert "unknown" in finding.found
+    assert f"{UNUSED} cannot be reached: Connection refused" in finding.found
+
+
+def test_a_kernel_without_a_mediated_vpmu_is_asked_for_no_tax(well: Host) -> None:
+    assert by_check(replace(well, daemon_url=UNUSED))["mediated_vpmu"].found == "this kernel has none"
+
+
+class Taxed(Daemon):
+    """VMs that cost the host so many milliseconds each second."""
+
+    def __init__(self, **spent: int | None) -> None:
+        super().__init__(state())
+        self.steps = False
+        self._spent = spent
+        self._passed = 0
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        self._passed += 1
+        vms = [
+            a_vm(name, host_ns=None if ms is None else ms * 10**6 * self._passed)
+            for name, ms in self._spent.items()
+        ]
+        self.state = state(*vms, time_ns=self._passed * 10**9)
+        return super().__call__(environ, start_response)
+
+
+def test_a_high_tax_names_the_vms_and_what_switching_would_change(well: Host) -> None:
+    with answering(Taxed(web01=120, db01=480, idle01=0, c=200, d=300)) as url:
+        finding = mediated_vpmu(well, url)
+    assert finding.status is Status.WARN
+    assert "db01 48.0 % of a CPU, d 30.0 % of a CPU, c 20.0 % of a CPU, 1 more" in finding.found
+    for word in ("no counter is starved", "leaving a guest", "profile guests", "all VMs of", "bf2c3138ae36"):
+        assert word in finding.found
+    assert "load kvm_amd with enable_mediated_pmu=1" in finding.todo
+    assert "docs/mediated.md" in finding.todo
+    assert (ROOT / "docs/mediated.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("spent", "says"),
+    [
+        ({"web01": 99}, "off; the VM with the highest tax, web01 9.9 % of a CPU, would gain little by it"),
+        ({"web01": None}, "off; what it would spare the host is unknown: the daemon has not measured it"),
+        ({}, "off; and KVM makes no calls for any VM"),
+    ],
+)
+def test_a_low_tax_or_none_known(well: Host, spent: dict[str, int | None], says: str) -> None:
+    with answering(Taxed(**spent)) as url:
+        finding = mediated_vpmu(well, url)
+    assert finding.status is Status.OK
+    assert finding.found.startswith(says)
+
+
+def test_an_answer_that_is_no_state_is_no_tax(well: Host) -> None:
+    other = Daemon(state())
+    other.body = b"[]"
+    with answering(other) as url:
+        assert "unknown" in mediated_vpmu(well, url).found
 
 
 def test_vms_of_which_there_is_nothing_to_trace(well: Host) -> None:

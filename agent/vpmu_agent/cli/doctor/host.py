@@ -13,6 +13,7 @@ from vpmu_agent.kernel.trials import Trial
 from vpmu_agent.loader import rehearsal
 from vpmu_agent.loader.rehearsal import Step
 from vpmu_agent.system import privileges
+from vpmu_agent.top.sources import DEFAULT_URL
 from vpmu_agent.vms.names import Vms
 
 AS_ROOT = "run vpmu-agent as root"
@@ -30,6 +31,8 @@ class Host:
     try_map_access: Callable[[], Trial] = privileges.try_map_access
     rehearse: Callable[[], Sequence[Step]] = rehearsal.rehearse
     guests: Callable[[], Found] = lambda: guests_now(Vms())
+    daemon_url: str = DEFAULT_URL
+    """Where this host's daemon answers, if it runs."""
 
 
 def missing_capabilities(host: Host) -> list[str]:

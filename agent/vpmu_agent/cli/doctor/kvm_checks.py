@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from vpmu_agent.cli.doctor.finding import Finding, Status
 from vpmu_agent.cli.doctor.host import AS_ROOT, MOUNT_SYS, Host, missing_capabilities
+from vpmu_agent.cli.doctor.tax_check import weigh_mediated
 from vpmu_agent.kernel import facts, kvm
 from vpmu_agent.kernel.arch import current_arch
 from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError, SymbolError
@@ -99,7 +100,7 @@ def check_vpmu(host: Host) -> Iterator[Finding]:
 
 
 def check_mediated_vpmu(host: Host) -> Iterator[Finding]:
-    """Check whether guests own the counters, which leaves no perf events to trace."""
+    """Check whether guests own the counters, which leaves no perf events to trace; if not, whether to."""
     modules = kvm.mediated_vpmu(root=host.root)
     on = [name for name, value in modules.items() if value]
     if on:
@@ -120,9 +121,10 @@ def check_mediated_vpmu(host: Host) -> Iterator[Finding]:
                 "(EBUSY), as it does for any perf event without exclude_guest",
                 "sysctl kernel.nmi_watchdog=0",
             )
+    elif modules:
+        yield weigh_mediated(next(iter(modules)), host.daemon_url)
     else:
-        found = "off" if modules else "this kernel has none"
-        yield Finding("mediated_vpmu", Status.OK, found)
+        yield Finding("mediated_vpmu", Status.OK, "this kernel has none")
 
 
 def check_nmi_watchdog(host: Host) -> Iterator[Finding]:
