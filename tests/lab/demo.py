@@ -3,24 +3,28 @@
 `make demo` runs Linux, which uses perf, on Debian's kernel; `make demo-grouped` a guest that reads four
 events with one `rdmsr`, on a kernel whose KVM groups events. Outside of the VM this boots it and shows that
 time passes; in the VM it starts the agent twice (a daemon with metrics, and a trace to look at, which
-records what it shows), runs the guest, and holds everything against the test PMU. Its last line on stdout
-is the summary with which the agent itself ended its recording.
+records what it shows), runs the guest, and holds everything against the test PMU. `make demo` then shows
+with `vpmu-agent list` a guest whose counters find no room. The last line on stdout is the summary with which
+the agent itself ended its recording.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from . import agent, boot, live, places, pmu, vm
 from .grouped import control
 from .guests import Guest, guest_a, guest_b
+from .holder import NAME, holder
+from .listed import programmed
 from .scrape import parse, read, total
 
 LISTEN = "127.0.0.1:9775"
@@ -43,6 +47,8 @@ class Demo:
     what: str
     start: Callable[[], Guest]
     told: Callable[[Guest], Iterator[str]]
+    afterwards: Callable[[Callable[[str], None]], Iterator[str]] | None = None
+    """Shows what comes after the trace, and yields what was not as it should be."""
 
 
 def _linux_told(guest: Guest) -> Iterator[str]:
@@ -66,11 +72,31 @@ def _all_in_one_told(guest: Guest) -> Iterator[str]:
         yield f"one rdmsr read {value:#018x}: {counts}"
 
 
+def _starved(say: Callable[[str], None]) -> Iterator[str]:
+    name, room = "crowded01", 2
+    say(f"the host's PMU has room for {room} events from now on, and a process of the host takes one of them")
+    pmu.set_room(room)
+    with holder() as pid, ExitStack() as stack:
+        say(f"starting the guest {name}, which enables four counters; then `vpmu-agent list`")
+        guest = programmed(stack, guest_a(name, stepwise=True))
+        done = subprocess.run([*agent.COMMAND, "list"], capture_output=True, text=True, check=False)
+        refused = pmu.kvm_counts(guest.tgid).refused
+    pmu.set_room(0)
+    print(f"$ vpmu-agent list\n{done.stdout}{done.stderr}", flush=True)
+    say(f"the test PMU's own count: it had no room {refused} times")
+    lacking = f"{name}: 3 of 4 counters starved; on CPU 0 {NAME} (pid {pid}) has 1 event, pinned."
+    if done.returncode != 1 or lacking not in " ".join(done.stdout.split()):
+        yield f"`vpmu-agent list` ended with status {done.returncode} and did not say: {lacking}"
+    if not refused:
+        yield f"the test PMU had room for all counters of {name}"
+
+
 STOCK = Demo(
     "web01",
     "Linux under KVM, with a group of four hardware events",
     lambda: guest_b("web01", rounds=2),
     _linux_told,
+    _starved,
 )
 GROUPED = Demo(
     "allinone01",
@@ -137,10 +163,12 @@ def _inside(demo: Demo) -> int:
     }
     say(f"the test PMU's own count: {counts.initialised} events initialised, {counts.destroyed} destroyed")
     wrong = list(_disagreements(demo.vm, summary, counts, scraped, diverged))
-    for words in wrong:
-        print(f"demo: {words}", file=sys.stderr)
     if not wrong:
         say("trace, metrics and the test PMU agree")
+    if demo.afterwards:
+        wrong += demo.afterwards(say)
+    for words in wrong:
+        print(f"demo: {words}", file=sys.stderr)
     print(last_line, flush=True)
     return 1 if wrong else 0
 

@@ -9,42 +9,18 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import pytest
 
 from . import agent, pmu
 from .guests import guest_a
+from .holder import NAME, holder
 from .listed import listed, parsed, programmed
 from .scrape import parse, read, scrape_until, total
 
 LISTEN = "127.0.0.1:9775"
 LEAKED = "vpmu_leaked_events"
-
-
-HOLDER = """
-import ctypes, os, struct, sys
-attr = struct.pack("=IIQ", 4, 64, 0xC0).ljust(40, b"\\0") + struct.pack("=Q", 1 << 2)  # raw, pinned
-event = ctypes.CDLL(None).syscall(298, attr.ljust(64, b"\\0"), -1, 0, -1, 0)  # perf_event_open, on CPU 0
-assert event >= 0
-if not os.fork():  # a child has the descriptor too
-    sys.stdin.read()
-    os._exit(0)
-print("holds", flush=True)
-sys.stdin.read()
-"""
-
-
-@contextmanager
-def holder() -> Iterator[int]:
-    """A process of the host that has a pinned event on the CPU, and a child that inherited it."""
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout
-        assert process.stdout.readline() == b"holds\n"
-        yield process.pid
 
 
 # A vCPU's thread that lists: so its events are on the PMU when they are looked at, though there is one CPU.
@@ -116,10 +92,11 @@ def test_a_process_that_took_the_room_first_is_named() -> None:
         "web01": {"gp0": "descheduled", "gp1": "starved", "gp2": "starved", "gp3": "starved"}
     }
     (held,) = found.of("holder")
-    assert (held["pid"], held["events"], held["pinned"], held["failed"]) == (pid, 1, 1, 0)
+    assert (held["pid"], held["comm"]) == (pid, NAME)
+    assert (held["events"], held["pinned"], held["failed"]) == (1, 1, 0)
     assert held["cpus"] == [0]
     assert found.vm("web01")["starved"] == (
-        f"web01: 3 of 4 counters starved; on CPU 0 {held['comm']} (pid {pid}) has 1 event, pinned"
+        f"web01: 3 of 4 counters starved; on CPU 0 {NAME} (pid {pid}) has 1 event, pinned"
     )
     assert found.status == 1
 
