@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import zip_longest
 from pathlib import PurePath
 from uuid import UUID
+
+from vpmu_agent.vms.owner import owner
+from vpmu_agent.vms.qemu_options import fields, options
 
 
 class Vmm(StrEnum):
@@ -36,34 +38,14 @@ class Identity:
     """The UID of the Kubernetes pod that the process is in."""
 
 
-# Names of the program, in argv[0] or (15 characters of it) in /proc/PID/comm. Proxmox's QEMU is `kvm`.
-_PROGRAMS = {
-    Vmm.QEMU: re.compile(r"\.?qemu|kvm$"),
-    Vmm.FIRECRACKER: re.compile("firecracker"),
-    Vmm.CLOUD_HYPERVISOR: re.compile("cloud-hyperviso"),
-    Vmm.CROSVM: re.compile("crosvm"),
-}
+Reader = Callable[[Sequence[str]], tuple[str, str]]
 
-# For programs under another name: options that only one of them has.
-_OPTIONS = {
-    "-machine": Vmm.QEMU,
-    "-M": Vmm.QEMU,
-    "-accel": Vmm.QEMU,
-    "-enable-kvm": Vmm.QEMU,
-    "--api-sock": Vmm.FIRECRACKER,
-    "--api-socket": Vmm.CLOUD_HYPERVISOR,
-}
+_UUID = re.compile(r"[0-9a-f]{8}(-?)(?:[0-9a-f]{4}\1){3}[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 
-# Names of sockets and directories that say what they are, not which VM's.
-_COMMON = re.compile(
-    "api|ch|clh|cloud-hypervisor|config|crosvm|etc|fc|firecracker|hypervisor|internal|kata|lib|libvirt|microvms?"
-    "|opt|qemu|root|run|sock|sockets?|srv|tmp|usr|var|vc|vms?|vmm",
-    re.IGNORECASE,
-)
-_ENDINGS = re.compile(
-    r"([-_.](api|config|control|ctl|event[-_]monitor|fifo|json|sock|socket))+$", re.IGNORECASE
-)
-_NOBODYS = re.compile(r"/home/[^/]+|/run/user/\d+|/proc/self/.*")  # a user's, or a descriptor
+_EMULATOR = re.compile(r"/qemu/linux-\w+/qemu-system-")  # where the Android SDK has it
+
+# The guest's kernel parameters, which may look like an option (crosvm, kvmtool).
+_GUEST_PARAMETERS = ("-p", "--params")
 
 # kubelet names a pod's cgroup by its UID; under the systemd driver `_` stands for `-`, which separates slices
 # there (pkg/kubelet/cm/cgroup_manager_linux.go).
@@ -78,31 +60,43 @@ def identify(command: Sequence[str], *, comm: str = "", cgroup: str = "") -> Ide
         comm: the text of /proc/PID/comm, for programs with an arbitrary argv[0].
         cgroup: the text of /proc/PID/cgroup.
     """
-    vmm = _vmm(command, comm)
-    name, uuid = _READERS[vmm](command)
+    vmm, read = _vmm(command, comm)
+    name, uuid = read(command)
     match = _POD.search(cgroup)
     pod_uid = match[1].replace("_", "-") if match else ""
-    # Since 1.3.3 libvirt gives every QEMU a key for its secrets (qemuBuildMasterKeyCommandLine).
-    if vmm is Vmm.QEMU and any("masterKey0" in argument for argument in command):
+    if vmm is Vmm.QEMU and _is_libvirts(command):
         vmm = Vmm.KUBEVIRT if _is_kubevirts(command, name, pod_uid) else Vmm.LIBVIRT
     return Identity(vmm, _title(command) or name, uuid, pod_uid)
 
 
 def canonical_uuid(text: str) -> str:
-    """Return `text` in lower case with its four hyphens, "" if it is not a UUID."""
-    try:
-        return str(UUID(text))
-    except ValueError:
-        return ""
+    """Return `text` in lower case with its four hyphens, "" if it is no UUID or that of nothing (all 0)."""
+    digits = text.lower().replace("-", "") if _UUID.fullmatch(text) else ""
+    return str(UUID(digits)) if digits.strip("0") else ""
 
 
-def _vmm(command: Sequence[str], comm: str) -> Vmm:
+def _vmm(command: Sequence[str], comm: str) -> tuple[Vmm, Reader]:
     for program in (PurePath(command[0]).name if command else "", comm.strip()):
-        for vmm, pattern in _PROGRAMS.items():
+        for pattern, vmm, reader in _PROGRAMS:
             if pattern.match(program):
-                return vmm
-    options = (argument.partition("=")[0] for argument in command[1:])
-    return next((_OPTIONS[option] for option in options if option in _OPTIONS), Vmm.OTHER)
+                return vmm, reader
+    names = (argument.partition("=")[0] for argument in command[1:])
+    vmm = next((_OPTIONS[name] for name in names if name in _OPTIONS), Vmm.OTHER)
+    return vmm, _READERS[vmm]
+
+
+def _is_libvirts(command: Sequence[str]) -> bool:
+    """Return whether libvirt started this QEMU.
+
+    Since 1.3.3 it gives every QEMU a key for its secrets (qemuBuildMasterKeyCommandLine), and since 0.7.1 a
+    monitor with an ID that only libvirt uses; those before kept its socket in libvirt's directory.
+    """
+    return any(
+        (option == "object" and "masterKey0" in value)
+        or (option == "chardev" and "charmonitor" in value)
+        or (option == "monitor" and "/libvirt/qemu/" in value)
+        for option, value in options(command)
+    )
 
 
 def _is_kubevirts(command: Sequence[str], name: str, pod_uid: str) -> bool:
@@ -122,28 +116,34 @@ def _is_kubevirts(command: Sequence[str], name: str, pod_uid: str) -> bool:
 
 
 def _of_qemu(command: Sequence[str]) -> tuple[str, str]:
-    """Read `-name web01` or `-name guest=web01,debug-threads=on`; kvmtool's and others' `--name` is the same.
+    """Read `-name web01` or `-name guest=web01,debug-threads=on`; StratoVirt has QEMU's options.
 
-    A comma in the name is doubled, and the last value counts (util/qemu-option.c). The UUID is in `-uuid`;
-    Proxmox has it as the system's in the SMBIOS tables (`-smbios type=1,uuid=…`).
+    The UUID is in `-uuid` or is the system's in the SMBIOS tables (`-smbios type=1,uuid=…`, as Proxmox has
+    it): both set the same variable, so the later one counts (softmmu/vl.c, hw/smbios/smbios.c). Android's
+    emulator is a QEMU with `-avd NAME` or `@NAME`.
     """
-    names = [_fields(value) for value in _values(command, "-name", "--name")]
-    name = next(
-        (guest for fields in reversed(names) if (guest := fields.get("guest", fields.get("", "")))), ""
-    )
-    systems = [fields for value in _values(command, "-smbios", "--smbios") if (fields := _fields(value))]
-    uuids = [
-        *(fields["uuid"] for fields in systems if fields.get("type") == "1" and "uuid" in fields),
-        *_values(command, "-uuid", "--uuid"),
-    ]
-    return name, next(filter(None, map(canonical_uuid, reversed(uuids))), "")
+    name = avd = uuid = ""
+    for option, value in options(command):
+        match option:
+            case "name":
+                found = fields(value)
+                name = found.get("guest", found.get("", "")) or name
+            case "uuid":
+                uuid = value
+            case "smbios" if (system := fields(value)).get("type") == "1":
+                uuid = system.get("uuid", uuid)
+            case "avd":
+                avd = value
+    if not avd and command and _EMULATOR.search(command[0]):
+        avd = next((argument[1:] for argument in command[1:] if argument.startswith("@")), "")
+    return avd or name, canonical_uuid(uuid)
 
 
 def _of_firecracker(command: Sequence[str]) -> tuple[str, str]:
     """Read `--id`, which the jailer always gives, or else the name of its API socket or configuration."""
     name = _last(command, "--id")
     if name in ("", "anonymous-instance"):  # Firecracker's default (src/firecracker/src/main.rs)
-        name = _owner(_last(command, "--api-sock")) or _owner(_last(command, "--config-file"))
+        name = owner(_last(command, "--api-sock")) or owner(_last(command, "--config-file"))
     return name, ""
 
 
@@ -154,25 +154,76 @@ def _of_cloud_hypervisor(command: Sequence[str]) -> tuple[str, str]:
     """
     name = ""
     for value in (_last(command, "--api-socket"), _last(command, "--event-monitor")):
-        fields = _fields(value)
-        name = name or _owner(fields.get("path", fields.get("", "")))
-    return name, canonical_uuid(_fields(_last(command, "--platform")).get("uuid", ""))
+        path = fields(value)
+        name = name or owner(path.get("path", path.get("", "")))
+    return name, canonical_uuid(fields(_last(command, "--platform")).get("uuid", ""))
 
 
 def _of_crosvm(command: Sequence[str]) -> tuple[str, str]:
     """Read `--name` (since 2024), else the name of the control socket, else the VM's vsock CID."""
-    name = _last(command, "--name") or _owner(_last(command, "--socket", "-s"))
-    vsock = _fields(_last(command, "--vsock", "--cid"))
+    name = _last(command, "--name") or owner(_last(command, "--socket", "-s"))
+    vsock = fields(_last(command, "--vsock", "--cid"))
     cid = vsock.get("cid", vsock.get("", ""))
     return name or (f"cid-{cid}" if cid else ""), ""
 
 
-_READERS = {
+def _of_kvmtool(command: Sequence[str]) -> tuple[str, str]:
+    return _last(command, "--name"), ""
+
+
+def _of_virtualbox(command: Sequence[str]) -> tuple[str, str]:
+    """Read `--comment NAME --startvm UUID`, as VirtualBox starts a VM; a user may write `--startvm NAME`."""
+    vm = _last(command, "--startvm", "-startvm", "-s")
+    uuid = canonical_uuid(vm.strip("{}"))
+    return _last(command, "--comment", "-comment") or ("" if uuid else vm), uuid
+
+
+def _of_gvisor(command: Sequence[str]) -> tuple[str, str]:
+    """Read the container's ID, after the flags of `boot` (`runsc-sandbox … boot --bundle=… … ID`).
+
+    If the end of the command line is not known, the last argument is a flag, or the value of one: that is
+    told by the flag before, which has no `=`.
+    """
+    before, last = ("", "", *command)[-2:]
+    is_id = "boot" in command and re.match(r"--[\w-]+=", before) and not last.startswith("-")
+    return last if is_id else "", ""
+
+
+def _of_kata_shim(command: Sequence[str]) -> tuple[str, str]:
+    """Read the sandbox's ID: Kata's own VMM, Dragonball, runs in threads of its containerd shim."""
+    return _last(command, "-id"), ""
+
+
+_READERS: dict[Vmm, Reader] = {
     Vmm.QEMU: _of_qemu,
     Vmm.FIRECRACKER: _of_firecracker,
     Vmm.CLOUD_HYPERVISOR: _of_cloud_hypervisor,
     Vmm.CROSVM: _of_crosvm,
     Vmm.OTHER: _of_qemu,
+}
+
+# Programs by their names in argv[0] or (15 characters of it) in /proc/PID/comm. Proxmox's QEMU is `kvm`,
+# Ubuntu's was `kvm-spice`.
+_PROGRAMS: tuple[tuple[re.Pattern[str], Vmm, Reader], ...] = (
+    (re.compile(r"\.?qemu|kvm(-spice)?$"), Vmm.QEMU, _of_qemu),
+    (re.compile("firecracker"), Vmm.FIRECRACKER, _of_firecracker),
+    (re.compile("cloud-hyperviso"), Vmm.CLOUD_HYPERVISOR, _of_cloud_hypervisor),
+    (re.compile("crosvm"), Vmm.CROSVM, _of_crosvm),
+    (re.compile("stratovirt"), Vmm.OTHER, _of_qemu),
+    (re.compile("lkvm|kvmtool"), Vmm.OTHER, _of_kvmtool),
+    (re.compile("VBoxHeadless|VBoxSDL|VirtualBox"), Vmm.OTHER, _of_virtualbox),
+    (re.compile("runsc"), Vmm.OTHER, _of_gvisor),
+    (re.compile("containerd-shim-kata"), Vmm.OTHER, _of_kata_shim),
+)
+
+# For programs under another name: options that only one of them has.
+_OPTIONS = {
+    "-machine": Vmm.QEMU,
+    "-M": Vmm.QEMU,
+    "-accel": Vmm.QEMU,
+    "-enable-kvm": Vmm.QEMU,
+    "--api-sock": Vmm.FIRECRACKER,
+    "--api-socket": Vmm.CLOUD_HYPERVISOR,
 }
 
 
@@ -182,41 +233,17 @@ def _title(command: Sequence[str]) -> str:
     return name if prefix == "microvm" else ""
 
 
-# The syntax of options
-
-
-def _values(command: Sequence[str], *options: str) -> Iterator[str]:
-    for argument, value in zip_longest(command[1:], command[2:], fillvalue=""):
-        option, equals, inline = argument.partition("=")
-        if option in options:
-            yield inline if equals else value
-
-
-def _last(command: Sequence[str], *options: str) -> str:
-    return next(reversed([*_values(command, *options)]), "")
-
-
-def _fields(value: str) -> dict[str, str]:
-    """Return `key=value,…` as a dictionary; a first value without `=` has an implied key, here ""."""
-    fields = {}
-    for i, field in enumerate(re.findall(r"(?:[^,]|,,)+", value)):
-        key, equals, content = field.partition("=")
-        if equals:
-            fields[key] = content.replace(",,", ",")
-        elif i == 0:
-            fields[""] = key.replace(",,", ",")
-    return fields
-
-
-def _owner(path: str) -> str:
-    """Return the VM that a socket or file belongs to, by its name or a directory's; "" if none names one.
-
-    /run/vc/vm/5f0c/clh-api.sock belongs to 5f0c, /srv/vms/web01.sock to web01, /tmp/firecracker.sock to none.
-    """
-    file, *directories = reversed(
-        [part for part in _NOBODYS.sub("", path, count=1).split("/") if part] or [""]
-    )
-    for part in (_ENDINGS.sub("", file), *directories):
-        if part and not part.startswith(".") and not _COMMON.fullmatch(part):
-            return part
-    return ""
+def _last(command: Sequence[str], *names: str) -> str:
+    """Return the last value of an option that is written `--option VALUE` or `--option=VALUE`, "" if none."""
+    found = ""
+    i = 1
+    while i < len(command) and command[i] != "--":  # what follows is not for this program
+        option, equals, value = command[i].partition("=")
+        i += 1
+        takes_next = not equals and (option in names or option in _GUEST_PARAMETERS)
+        if takes_next:
+            value = command[i] if i < len(command) else ""
+            i += 1
+        if option in names:
+            found = value
+    return found

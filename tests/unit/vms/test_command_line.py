@@ -34,6 +34,8 @@ def test_there_are_command_lines_of_every_vmm() -> None:
         ("qemu-system-x86_64 -name debug-threads=on", ""),
         ("qemu-system-x86_64 -name", ""),
         ("qemu-system-x86_64 -append x=-name", ""),
+        ("qemu-system-x86_64 -append -name -S web01", ""),
+        ("qemu-system-x86_64 -name web01 -D -name", "web01"),
         ("/usr/bin/firecracker --id=fc-1", "fc-1"),
         ("/usr/bin/firecracker --id anonymous-instance --api-sock /srv/fc/web01.sock", "web01"),
         ("crosvm run --socket /proc/self/fd/9", ""),
@@ -53,6 +55,14 @@ def test_names_in_command_lines(command: str, name: str) -> None:
         ("/run/vms/web01/run/cloud-hypervisor.sock", "web01"),
         ("/run/vms/100/api.sock", "100"),
         ("web01-api.sock", "web01"),
+        ("/run/vms/web01/run/state/monitor.sock", "web01"),
+        ("/run/vms/prod/web01/api.sock", ""),  # either could be the VM
+        ("/run/product/ch.sock", ""),
+        ("/opt/firecracker/images/ch.sock", ""),
+        ("/srv/1f2e3d4c5b6a7988/ch.sock", "1f2e3d4c5b6a7988"),
+        ("/dev/fd/63", ""),
+        ("/dev/stdin", ""),
+        ("/proc/4242/fd/3", ""),
         ("/home/alice/ch.sock", ""),
         ("/run/user/1000/ch.sock", ""),
         ("/root/.ch.sock", ""),
@@ -74,8 +84,14 @@ def test_whose_a_socket_is(path: str, name: str) -> None:
         (
             "-uuid 8e5e3e56-d4ec-44f5-9363-e3699359ca9b "
             "-smbios type=1,uuid=b886e2ce-0caf-42a3-84db-d3568b369292",
-            "8e5e3e56-d4ec-44f5-9363-e3699359ca9b",
+            "b886e2ce-0caf-42a3-84db-d3568b369292",
         ),
+        (
+            "-smbios type=1,uuid=b886e2ce-0caf-42a3-84db-d3568b369292 -smbios type=1,serial=1",
+            "b886e2ce-0caf-42a3-84db-d3568b369292",
+        ),
+        ("-uuid 00000000-0000-0000-0000-000000000000", ""),
+        ("-uuid 8e5e3e56-d4ec44f5-9363-e3699359ca9b", ""),
     ],
 )
 def test_uuids_of_qemu(options: str, uuid: str) -> None:
