@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vpmu_agent.daemon import supervisor
+from vpmu_agent.kernel.container import require_children_here
 from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.kernel.trials import Trial
 from vpmu_agent.probes import handover
@@ -38,7 +39,10 @@ def separate(loader: Sequence[str]) -> Link:
     """Start the first loader and split this process in two. Return in the child, which becomes the daemon.
 
     The process that was called becomes the supervisor (supervisor.py). It ends when and as the daemon does.
+
+    Raise KernelError if children of this process start in another PID namespace.
     """
+    require_children_here()
     control, theirs = handover.channel()
     first, end = handover.channel()
     with end:

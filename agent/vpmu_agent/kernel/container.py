@@ -20,6 +20,11 @@ HOST_PIDS_TODO = (
     "Kubernetes: hostPID: true)"
 )
 
+_OWN_PIDS = (
+    "this process is in a PID namespace of its own, where it cannot tell which VM a process is or whether it "
+    "still runs"
+)
+
 
 def is_hosts_namespace(kind: str, *, root: Path = ROOT) -> bool | None:
     """Return whether this process is in the host's own namespace of a kind, "pid" or "user"."""
@@ -31,17 +36,41 @@ def is_hosts_namespace(kind: str, *, root: Path = ROOT) -> bool | None:
 
 
 def require_host_pids(*, root: Path = ROOT) -> None:
-    """Raise KernelError if this process is in a PID namespace other than the host's.
+    """Raise KernelError if this process, or /proc, is in a PID namespace other than the host's.
 
     The probes send the host's PIDs (bpf_get_current_pid_tgid()): here VMs would get the names of other
     processes, or be taken for dead.
     """
     if is_hosts_namespace("pid", root=root) is False:
+        raise KernelError(_OWN_PIDS, HOST_PIDS_TODO)
+    if is_hosts_namespace("pid", root=root) is None and _is_strangers_proc(root):
         raise KernelError(
-            "this process is in a PID namespace of its own, where it cannot tell which VM a process is or "
-            "whether it still runs",
-            HOST_PIDS_TODO,
+            "/proc is that of another PID namespace, where it cannot tell which VM a process is",
+            f"mount /proc again (`mount -t proc proc /proc`), or {HOST_PIDS_TODO}",
         )
+
+
+def require_children_here(*, root: Path = ROOT) -> None:
+    """Raise KernelError if the children of this process start in another PID namespace than its own.
+
+    As after `unshare -p` without `--fork`: a child cannot see its parent, and once the first child has ended,
+    nothing can be started any more (pid_namespaces(7)).
+    """
+    links = [root / "proc/self/ns" / name for name in ("pid", "pid_for_children")]
+    if not all(link.is_symlink() for link in links):
+        return  # no /proc, or a kernel before 4.12
+    try:
+        is_here = links[0].readlink() == links[1].readlink()
+    except FileNotFoundError:  # no process was started in that namespace yet
+        is_here = False
+    if not is_here:
+        raise KernelError(_OWN_PIDS, HOST_PIDS_TODO)
+
+
+def _is_strangers_proc(root: Path) -> bool:
+    """Return whether /proc is mounted, but does not have this process."""
+    proc = root / "proc"
+    return (proc / "version").exists() and (proc / "self").is_symlink() and not (proc / "self/ns").exists()
 
 
 def hidepid(*, root: Path = ROOT) -> str | None:

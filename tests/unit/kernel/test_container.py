@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from vpmu_agent.kernel.container import hidepid, is_hosts_namespace, require_host_pids
+from vpmu_agent.kernel.container import (
+    hidepid,
+    is_hosts_namespace,
+    require_children_here,
+    require_host_pids,
+)
 from vpmu_agent.kernel.errors import KernelError
 
 
@@ -27,6 +32,42 @@ def test_whose_pid_namespace(tmp_path: Path, link: str, is_hosts: bool | None) -
             require_host_pids(root=tmp_path)
     else:
         require_host_pids(root=tmp_path)
+
+
+def test_a_proc_without_this_process(tmp_path: Path) -> None:
+    """It is mounted, and /proc/self leads nowhere: it shows another PID namespace."""
+    proc = tmp_path / "proc"
+    proc.mkdir()
+    (proc / "self").symlink_to("4242")
+    require_host_pids(root=tmp_path)  # an empty folder
+    (proc / "version").write_text("Linux version 6.1\n")
+    with pytest.raises(KernelError, match=r"/proc is that of another PID namespace.*hostPID: true"):
+        require_host_pids(root=tmp_path)
+
+
+@pytest.mark.parametrize("link", ["pid:[4026532190]", ""])
+def test_children_in_another_namespace(tmp_path: Path, link: str) -> None:
+    folder = tmp_path / "proc/self/ns"
+    folder.mkdir(parents=True)
+    (folder / "pid").symlink_to("pid:[4026531836]")
+    require_children_here(root=tmp_path)  # Linux before 4.12
+    (folder / "pid_for_children").symlink_to(link or "pid:[4026531836]")
+    if link:
+        with pytest.raises(KernelError, match=r"PID namespace of its own.*hostPID: true"):
+            require_children_here(root=tmp_path)
+    else:
+        require_children_here(root=tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make these namespaces")
+def test_children_in_a_real_namespace_that_has_no_process_yet() -> None:
+    require_children_here()
+    code = "from vpmu_agent.kernel.container import *; require_children_here()"
+    command = ["unshare", "--pid", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "unshare failed" in done.stderr:
+        pytest.skip("unshare --pid is not permitted here, as in a chroot")
+    assert "this process is in a PID namespace of its own" in done.stderr
 
 
 def in_namespace(flag: str, code: str) -> str:
