@@ -170,9 +170,10 @@ class Processes:
         self.names = {tgid: name for name, tgid in tgids.items()}
         self.alive = set(self.names)
         self.forgotten: list[int] = []
+        self.uuid = ""
 
     def about(self, tgid: int) -> VmInfo:
-        return VmInfo(self.names[tgid], uuid="", vmm=Vmm.QEMU, tgid=tgid, pod_uid="")
+        return VmInfo(self.names[tgid], uuid=self.uuid, vmm=Vmm.QEMU, tgid=tgid, pod_uid="")
 
     def name(self, tgid: int) -> str:
         return self.names[tgid]

@@ -208,7 +208,8 @@ class Watch:
 
         The counts of a process that is gone are kept here, and its entries deleted from the maps: another
         process with its tgid starts from 0. A scrape has to show how a VM ended, so its counts are dropped
-        after the next one, or after KEEP_GONE_S. A VM that is restarted under its name goes on counting.
+        after the next one, or after KEEP_GONE_S. A VM that is restarted under its name goes on counting, and
+        so does one that is migrated within the host: the target takes over the name once the source is gone.
         """
         if among is None:
             among = self.processes()
@@ -219,6 +220,7 @@ class Watch:
         for tgid, known in processes:
             if (about := self._about_if_gone(tgid, known)) is not None:
                 gone[tgid] = about
+        names = {tgid: self._vms.about(tgid) for tgid, known in processes if known.uuid and tgid not in gone}
         with self._lock:
             if gone:
                 self._keep(gone)
@@ -226,6 +228,9 @@ class Watch:
                 for tgid in gone:
                     del self._known[tgid]
                     self._found.pop(tgid, None)
+            for tgid, about in names.items():
+                if tgid in self._known and about.uuid == self._known[tgid].uuid:
+                    self._known[tgid] = about
             forgotten = self._drop()
         for tgid in forgotten:
             self._vms.forget(tgid)

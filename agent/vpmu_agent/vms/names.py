@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vpmu_agent.vms.clean import MAX_NAME, clean_name
@@ -40,6 +40,7 @@ class _Vm:
     info: VmInfo
     process: Process | None  # None if it was gone before the first look
     checked: float
+    same_vm: VmInfo | None = None  # whose name it takes over once that process is gone
 
     def is_alive(self) -> bool:
         return self.process is not None and self.process.is_alive()
@@ -58,7 +59,8 @@ class Vms:
 
     A process keeps its name until it is gone, and a tgid that comes back as another process is another VM.
     Two live VMs never share a name: the one seen later gets its tgid appended (`web01-4242`), as happens to
-    the target of a migration within one host. `proc` is where /proc is, and `libvirt` where libvirt keeps the
+    the target of a migration within one host. It is one VM, as its UUID says: once the other process is gone,
+    the name is the target's. `proc` is where /proc is, and `libvirt` where libvirt keeps the
     state of running VMs; neither takes privileges.
     """
 
@@ -117,6 +119,7 @@ class Vms:
         vm = self._vms.get(tgid)
         now = time.monotonic()
         if vm is not None:
+            self._take_over(vm)
             if now - vm.checked < self._trust_s:
                 return vm.info
             if vm.is_alive():
@@ -131,9 +134,31 @@ class Vms:
         name = self._unshared(_given_name(identity) or _nameless(tgid), tgid)
         info = VmInfo(name, identity.uuid, identity.vmm, tgid, identity.pod_uid)
         self._drop(tgid)
-        self._vms[tgid] = _Vm(info, process, now)
+        self._vms[tgid] = _Vm(info, process, now, self._same_vm(info, identity))
         self._names[name] = tgid
         return info
+
+    def _same_vm(self, info: VmInfo, identity: Identity) -> VmInfo | None:
+        """Return the process that has the name which `info` should have, if it runs the same VM."""
+        given = _given_name(identity)
+        other = self._names.get(given)
+        if info.name == given or other is None:
+            return None
+        found = self._vms[other].info
+        return found if found.uuid and found.uuid == info.uuid else None
+
+    def _take_over(self, vm: _Vm) -> None:
+        """Give a VM the name of the process that it was migrated from, once that one is gone."""
+        if vm.same_vm is None or not vm.is_alive():
+            return
+        name, tgid = vm.same_vm.name, vm.info.tgid
+        holder = self._names.get(name)
+        if holder is not None and self._vms[holder].is_alive():
+            return
+        if self._names.get(vm.info.name) == tgid:
+            del self._names[vm.info.name]
+        vm.info, vm.same_vm = replace(vm.info, name=name), None
+        self._names[name] = tgid
 
     def _identity(self, tgid: int, process: Process | None) -> Identity:
         sent = self._commands.pop(tgid, ())

@@ -169,6 +169,53 @@ def test_a_name_is_free_again_when_its_vm_is_gone() -> None:
         assert vms.name(second) == "web01"
 
 
+OTHER_UUID = "b886e2ce-0caf-42a3-84db-d3568b369292"
+
+
+@pytest.mark.usefixtures("told_apart")
+def test_the_target_of_a_migration_takes_over_the_name() -> None:
+    """Two processes of one VM, until the source is gone."""
+    vms = Vms()
+    arguments = ("-name", "guest=web01", "-uuid", UUID)
+    with process(*arguments, "-incoming", "defer") as target:
+        with process(*arguments) as source:
+            assert vms.name(source) == "web01"
+            assert vms.name(target) == f"web01-{target}"
+            assert vms.about(target).uuid == vms.about(source).uuid == UUID
+        assert vms.name(target) == "web01"
+        assert vms.is_alive(target)
+        assert vms.name(source) == "web01"  # its last calls are still in the ring
+        vms.forget(source)
+        assert vms.name(target) == "web01"
+        with process(*arguments) as back:
+            assert vms.name(back) == f"web01-{back}"
+    assert vms.name(target) == "web01"
+
+
+@pytest.mark.parametrize("uuid", [("-uuid", OTHER_UUID), ()])
+def test_another_vm_does_not_take_over_a_name(uuid: tuple[str, ...]) -> None:
+    vms = Vms(trust_s=0)
+    with process("-name", "web01", *uuid) as other:
+        with process("-name", "web01", "-uuid", UUID) as first:
+            names = [vms.name(first), vms.name(other)]
+        assert names == ["web01", f"web01-{other}"]
+        assert vms.name(other) == f"web01-{other}"
+
+
+def test_of_three_processes_of_one_vm_one_takes_over_its_name() -> None:
+    vms = Vms()
+    arguments = ("-name", "web01", "-uuid", UUID)
+    with process(*arguments) as third, process(*arguments) as second:
+        with process(*arguments) as first:
+            assert [vms.name(tgid) for tgid in (first, second, third)] == [
+                "web01",
+                f"web01-{second}",
+                f"web01-{third}",
+            ]
+        assert [vms.name(tgid) for tgid in (second, third)] == ["web01", f"web01-{third}"]
+    assert vms.name(third) == f"web01-{third}"  # both are gone
+
+
 def test_a_long_name_leaves_room_for_the_pid() -> None:
     with process("-name", "x" * 200) as first, process("-name", "x" * 200) as second:
         vms = Vms()
