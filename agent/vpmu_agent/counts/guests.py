@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -13,14 +14,17 @@ from vpmu_agent.counts.leaks import Leak, Leaks
 from vpmu_agent.counts.pmus import KvmPmu, kvm_pmu, pmus
 from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.probes import attach_census
-from vpmu_agent.probes.census import Census, Look
+from vpmu_agent.probes.census import Census, HostEvent, Look
 from vpmu_agent.vms.modes import Pmu
 
 PULL_S = 1.0
 """Seconds from one pull of the census to the next, at least."""
 
-CPU_SHARE = 0.01
+CPU_SHARE = 0.009
 """The share of one CPU that pulls may take: their cost grows with the number of files open on the host."""
+
+WALK_SHARE = 0.001
+"""The share that walks of the known VMs alone may take, where pulls are far between; with pulls, 1 %."""
 
 FORGET_S = 60.0
 """How long a VM that the census no longer finds keeps its name: calls in the ring may still need it."""
@@ -72,7 +76,8 @@ class Guests:
     """Pulls the census and keeps what it found. For one thread, except that any may read `found`.
 
     It is pulled every PULL_S, or less often if that would take more than CPU_SHARE of a CPU. A counter that a
-    call has left starved is looked at sooner, and the next pull then comes later.
+    call has left starved is looked at sooner, and the next pull then comes later. In between, the known VMs
+    are walked alone where the kernel can do that.
     """
 
     def __init__(self, vms: Names, kvm: Callable[[], KvmPmu] = kvm_pmu) -> None:
@@ -86,6 +91,8 @@ class Guests:
         self._missing = ""
         self._next_at = self._sooner_at = 0.0
         self._starvations = 0  # at the last pull
+        self._walk_at = 0.0
+        self._host_events: list[HostEvent] = []
 
     def sweep(
         self,
@@ -99,24 +106,26 @@ class Guests:
         starved.
         """
         is_urgent = starvations != self._starvations
-        if time.monotonic() < (self._sooner_at if is_urgent else self._next_at):
-            return []
-        self._starvations = starvations
-        return self.look(census, errnos)
+        now = time.monotonic()
+        if now >= (self._sooner_at if is_urgent else self._next_at):
+            self._starvations = starvations
+            return self.look(census, errnos)
+        if census.can_walk and self._walk_at <= now < self._next_at - PULL_S and self.found.tgids:
+            return self._walk(census, errnos)
+        return []
 
     def look(
         self, census: Census, errnos: Callable[[], Mapping[tuple[int, Key], int]] = dict
     ) -> list[tuple[str, Pmu]]:
         """Do as sweep(), though it may not be time."""
         before = time.thread_time()
-        # A pull may make 100,000 objects, none of which is part of a cycle.
-        gc.disable()
-        try:
-            new = self._take(census.pull(), errnos(), census.missing)
-        finally:
-            gc.enable()
+        with _uncollected():
+            look = census.pull()
+            self._host_events = look.host_events
+            new = self._take(look, errnos(), census.missing)
         now, cpu_s = time.monotonic(), time.thread_time() - before
         self.found = replace(self.found, cpu_s=self.found.cpu_s + cpu_s, no_holders=census.no_host_events)
+        self._walk_at = now + PULL_S
         # What the pulls so far may not have taken is owed; a pull ahead of its time may owe that of one more.
         pace_s = max(PULL_S, cpu_s / CPU_SHARE)
         self._next_at = max(self._next_at, now) + pace_s
@@ -125,6 +134,21 @@ class Guests:
             if now - since >= FORGET_S:
                 del self._gone[tgid]
                 self._vms.forget(tgid)
+        return new
+
+    def _walk(
+        self, census: Census, errnos: Callable[[], Mapping[tuple[int, Key], int]]
+    ) -> list[tuple[str, Pmu]]:
+        """Look at the known VMs alone; who else has events is as the last pull found it."""
+        before = time.thread_time()
+        with _uncollected():
+            look = census.walk(sorted(self._told))
+            if look is None:
+                return []
+            new = self._take(replace(look, host_events=self._host_events), errnos(), census.missing)
+        now, cpu_s = time.monotonic(), time.thread_time() - before
+        self.found = replace(self.found, cpu_s=self.found.cpu_s + cpu_s, no_holders=census.no_host_events)
+        self._walk_at = now + max(PULL_S, cpu_s / WALK_SHARE)
         return new
 
     def newly_missing(self, census: Census) -> str:
@@ -160,6 +184,16 @@ class Guests:
             missing=missing,
         )
         return new
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without garbage collection: a pull may make 100,000 objects, none of which is part of a cycle."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def guests_now(vms: Names) -> Found:

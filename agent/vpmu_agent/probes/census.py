@@ -10,9 +10,11 @@ descriptors.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -269,11 +271,19 @@ class Census:
     `no_host_events` says why pulls find no events of the host; it is empty if they do.
     """
 
-    def __init__(self, link: int | None, missing: str = "", *, no_host_events: str = "") -> None:
-        """Take ownership of the descriptor."""
+    def __init__(
+        self,
+        link: int | None,
+        missing: str = "",
+        *,
+        no_host_events: str = "",
+        program: int | None = None,
+    ) -> None:
+        """Take ownership of the descriptors; without that of the `program` there are no walks."""
         self.missing = missing
         self.no_host_events = no_host_events
         self._link = link
+        self._program = program
 
     def pull(self) -> Look:
         """Return what there is on the host now."""
@@ -286,11 +296,78 @@ class Census:
             self.close()
             return Look()
 
+    @property
+    def can_walk(self) -> bool:
+        """Whether walk() may work: it needs Linux 6.1, and is not tried again once it has failed."""
+        return self._program is not None
+
+    def walk(self, tgids: Iterable[int]) -> Look | None:
+        """Return what these processes have, without a look at the files of any other; None if it cannot.
+
+        That takes no privileges: the program is loaded already, and a link of it needs none. `Look.host_events`
+        has only those of these processes.
+        """
+        at = time.monotonic()
+        data = bytearray()
+        try:
+            for tgid in tgids:
+                link = self._link_for(tgid)
+                if link is None:
+                    continue  # it is gone
+                try:
+                    data += _read_all(link)
+                finally:
+                    os.close(link)
+        except KernelError:
+            self._end_walks()
+            return None
+        return decode(bytes(data), at)
+
+    def _link_for(self, tgid: int) -> int | None:
+        """Return a link for the files of one process (union bpf_iter_link_info, task); None if it is gone."""
+        info = (ctypes.c_uint32 * _LINK_INFO_WORDS)(0, tgid, 0)  # tid, pid, pid_fd
+        options = _LinkOptions(
+            sz=ctypes.sizeof(_LinkOptions),
+            iter_info=ctypes.addressof(info),
+            iter_info_len=ctypes.sizeof(info),
+        )
+        with quiet():
+            ctypes.set_errno(0)
+            link = int(libbpf().bpf_link_create(self._program, 0, BPF_TRACE_ITER, ctypes.byref(options)))
+        if link >= 0:
+            return link
+        if ctypes.get_errno() == errno.ESRCH:
+            return None
+        raise KernelError(f"cannot walk a process's files: {strerror(ctypes.get_errno())}")
+
+    def _end_walks(self) -> None:
+        if self._program is not None:
+            os.close(self._program)
+            self._program = None
+
     def close(self) -> None:
         """Detach the iterator."""
         if self._link is not None:
             os.close(self._link)
             self._link = None
+        self._end_walks()
+
+
+BPF_TRACE_ITER = 28
+"""The attach type of iterators (include/uapi/linux/bpf.h, enum bpf_attach_type)."""
+
+_LINK_INFO_WORDS = 4  # of union bpf_iter_link_info
+
+
+class _LinkOptions(ctypes.Structure):
+    """The head of `struct bpf_link_create_opts` (tools/lib/bpf/bpf.h)."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("flags", ctypes.c_uint32),
+        ("iter_info", ctypes.c_void_p),
+        ("iter_info_len", ctypes.c_uint32),
+    )
 
 
 def _read_all(link: int) -> bytes:

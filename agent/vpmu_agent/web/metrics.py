@@ -342,7 +342,7 @@ CENSUS_PULLS = Family(
     name="vpmu_agent_census_pulls_total",
     type="counter",
     labels=(),
-    help="Pulls of the census that worked.",
+    help="Pulls of the census that worked, those of known VMs alone included.",
 )
 CENSUS_CPU = Family(
     name="vpmu_agent_census_cpu_seconds_total",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import struct
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
 from tests.support.looks import HOST_EVENT, PMC, VCPU, WEB, vcpu
-from vpmu_agent.counts.guests import CPU_SHARE, FORGET_S, PULL_S, Guests
+from vpmu_agent.counts.guests import CPU_SHARE, FORGET_S, PULL_S, WALK_SHARE, Guests
 from vpmu_agent.counts.pmus import KvmPmu, pmus
 from vpmu_agent.probes.census import Census, Look, Vcpu, decode
 from vpmu_agent.vms.modes import Mode, Pmu, Why, sentence, untraced
@@ -214,6 +215,49 @@ def test_a_counter_that_a_call_left_starved_is_looked_at_sooner(now: list[float]
     now[0] += PULL_S
     guests.sweep(census, starvations=999)  # no new one
     assert census.pulled == before + 1
+
+
+class Walking(Pulls):
+    """A census that can also walk; the walk finds what the pull does, and no events of the host."""
+
+    def __init__(self, *found: Vcpu) -> None:
+        super().__init__(*found)
+        self.walked: list[list[int]] = []
+
+    @property
+    def can_walk(self) -> bool:
+        return True
+
+    def walk(self, tgids: Iterable[int]) -> Look | None:
+        self.walked.append(list(tgids))
+        return Look(vcpus=[each for each in self.found if each.tgid in self.walked[-1]])
+
+
+def test_known_vms_are_walked_where_pulls_are_far_between(now: list[float]) -> None:
+    guests, census = Guests(Names(), lambda: EMULATING), Walking(vcpu())
+    now[1] = 0.062
+    guests.sweep(census)
+    census.found = [vcpu(pmu_version=0), vcpu(tgid=DB, vm=2)]
+    guests.sweep(census)
+    assert census.walked == []  # just now
+    now[0] += PULL_S
+    now[1] = 0.002
+    assert guests.sweep(census) == [("web01", Pmu(Mode.OFF, Why.NO_CPUID))]
+    assert (census.pulled, census.walked) == (1, [[WEB]])  # the other one is not known yet
+    now[0] += 0.99 * 0.002 / WALK_SHARE
+    guests.sweep(census)
+    assert len(census.walked) == 1
+    now[0] += 0.02 * 0.002 / WALK_SHARE
+    guests.sweep(census)
+    assert (census.pulled, len(census.walked)) == (1, 2)
+
+
+def test_where_pulls_are_cheap_nothing_is_walked(now: list[float]) -> None:
+    guests, census = Guests(Names(), lambda: EMULATING), Walking(vcpu())
+    for _ in range(100):
+        guests.sweep(census)
+        now[0] += PULL_S / 4
+    assert (census.pulled, census.walked) == (25, [])
 
 
 def test_the_name_of_a_vm_that_is_gone_is_kept_for_the_ring(now: list[float]) -> None:
