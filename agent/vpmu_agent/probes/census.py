@@ -304,8 +304,8 @@ class Census:
     def walk(self, tgids: Iterable[int]) -> Look | None:
         """Return what these processes have, without a look at the files of any other; None if it cannot.
 
-        That takes no privileges: the program is loaded already, and a link of it needs none. `Look.host_events`
-        has only those of these processes.
+        That takes no privileges: the program is loaded already, and a link of it needs none.
+        `Look.host_events` has only those of these processes.
         """
         at = time.monotonic()
         data = bytearray()
