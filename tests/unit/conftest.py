@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -18,6 +20,14 @@ hypothesis.settings.load_profile("unhurried")
 def _as_users_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever runs the tests may have set this; it hides what goes wrong when buffered output is flushed."""
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _hangups_as_before() -> Iterator[None]:
+    """`run` ignores SIGHUP when it ends, and what this process ignores, those that it starts do too."""
+    former = signal.getsignal(signal.SIGHUP)
+    yield
+    signal.signal(signal.SIGHUP, former)
 
 
 @pytest.fixture(scope="session")

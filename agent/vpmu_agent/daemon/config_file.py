@@ -5,6 +5,7 @@ Every flag is a key, with the same default and the same checks; there is no seco
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -17,10 +18,14 @@ from typing import Any
 
 import click
 
+from vpmu_agent.system.files import read_file
 from vpmu_agent.trace.call_json import SCHEMA, dumps
 
 MAX_SIZE = 16 * 1024
 """Bytes. A longer file was not meant to be a configuration file."""
+
+MAX_PARTS = 32
+"""Parts of a dotted key. No setting has two, and tomllib's time goes with the square of their number."""
 
 _NO_KEYS = {"config", "duration"}  # the file itself, and what is for one run and not for a host
 
@@ -74,16 +79,31 @@ def keys(command: click.Command) -> dict[str, click.Parameter]:
 
 def read(path: Path, command: click.Command) -> dict[str, Setting]:
     """Read the file, checked as the command checks its flags. Raise ConfigError with all mistakes."""
-    text = _text(path)
     try:
-        found = tomllib.loads(text)
+        return _read(path, command)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever the file did: it must not end a daemon that reloads it
+        message = f"cannot be used: {type(error).__name__}: {error}; please report this"
+        raise ConfigError(path, Mistake(message)) from error
+
+
+def _read(path: Path, command: click.Command) -> dict[str, Setting]:
+    text = _text(path)
+    statements = list(_statements(text))
+    for statement in statements:
+        if statement.parts > MAX_PARTS:
+            found = f"a key of {statement.parts} parts is no setting; the keys are {', '.join(keys(command))}"
+            raise ConfigError(path, Mistake(found, statement.line))
+    try:
+        values = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(path, _syntax_mistake(text, error)) from error
-    lines = _lines(text)
+    lines = _lines(statements)
     known = keys(command)
     context = click.Context(command)
     settings, mistakes = {}, []
-    for key, written in found.items():
+    for key, written in values.items():
         try:
             settings[key] = Setting(written, _checked(key, written, known, context), lines[key])
         except click.BadParameter as error:
@@ -164,20 +184,18 @@ def _shown(key: str) -> str:
 
 def _text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_SIZE + 1)
+        data = read_file(path, MAX_SIZE)
     except OSError as error:
-        message = f"cannot be read: {error.strerror}"
-        if isinstance(error, PermissionError):
-            message += f"; make it readable for uid {os.geteuid()}, which this runs as"
+        todo = {
+            errno.EACCES: f"; make it readable for uid {os.geteuid()}, which this runs as",
+            errno.EFBIG: "; check that this is a configuration file",
+        }
+        message = f"cannot be read: {error.strerror}{todo.get(error.errno or 0, '')}"
         raise ConfigError(path, Mistake(message)) from error
-    if len(data) > MAX_SIZE:
-        raise ConfigError(
-            path, Mistake(f"longer than {MAX_SIZE // 1024} KiB; check that this is a configuration file")
-        )
     try:
-        # The newline: without one, tomllib has no line for what is wrong with the last.
-        return data.decode() + "\n"
+        # Without the byte order mark with which some editors begin a file. The newline: without one, tomllib
+        # has no line for what is wrong with the last.
+        return data.decode("utf-8-sig") + "\n"
     except UnicodeDecodeError as error:
         message = f"not UTF-8: found the byte {data[error.start]:#04x}; save the file as UTF-8"
         raise ConfigError(path, Mistake(message, data.count(b"\n", 0, error.start) + 1)) from error
@@ -192,24 +210,67 @@ def _syntax_mistake(text: str, error: Exception) -> Mistake:
     return Mistake(f"not TOML: {what}; {todo}", int(line[1]) if line else last)
 
 
-def _lines(text: str) -> dict[str, int]:
-    """Return the line on which each top-level key begins, of text that is valid TOML.
+@dataclass(frozen=True, slots=True)
+class _Statement:
+    """A key with its value, or the header of a table: the line where it begins, and its text."""
 
-    A statement is the fewest lines that parse. After the first table header, only headers are top-level.
+    line: int
+    text: str
+    is_header: bool
+    parts: int
+    """How many parts its key has: `a.b` has two."""
+
+
+# The pieces of TOML that can have a newline, a bracket or a dot in them, or that are one.
+_PIECE = re.compile(
+    r'''
+    """(?:[^\\]|\\.)*?"{3,5}       # strings of several lines, which may end with two quotes of their own
+    | \'\'\'.*?\'{3,5}
+    | "(?:[^"\\\n]|\\.)*"
+    | \'[^\'\n]*\'
+    | \#[^\n]*
+    | [][{}\n=.]
+    | [^][{}\n=."\'\#]+
+    | .                           # a quote without an end, which is not TOML
+    ''',
+    re.DOTALL | re.VERBOSE,
+)
+
+
+def _statements(text: str) -> Iterator[_Statement]:
+    """Yield what valid TOML consists of, without blank lines and comments, in one pass.
+
+    A statement ends with the first newline that is in no string and in no bracket.
+    """
+    line, begin, depth, parts, pieces = 1, 1, 0, 1, list[str]()
+    in_key = True
+    for match in _PIECE.finditer(text):
+        piece = match[0]
+        if piece == "\n" and depth <= 0:
+            if written := "".join(pieces).strip():
+                yield _Statement(begin, written, written.startswith("["), parts)
+            begin, depth, parts, in_key = line + 1, 0, 1, True
+            pieces.clear()
+        elif not piece.startswith("#"):
+            pieces.append(piece)
+            in_key &= piece != "="
+            parts += in_key and piece == "."
+            depth += (piece in ("[", "{")) - (piece in ("]", "}"))
+        line += piece.count("\n")
+
+
+def _lines(statements: Iterable[_Statement]) -> dict[str, int]:
+    """Return the line on which each top-level key begins.
+
+    After the first header of a table, only headers are top-level.
     """
     lines: dict[str, int] = {}
-    statement, begin, in_table = "", 1, False
-    for number, line in enumerate(text.split("\n"), 1):
-        statement += line + "\n"
-        try:
-            names = tomllib.loads(statement)
-        except ValueError:
-            continue
-        is_header = statement.lstrip().startswith("[")
-        in_table |= is_header
-        if is_header or not in_table:
-            lines = dict.fromkeys(names, begin) | lines
-        statement, begin = "", number + 1
+    in_table = False
+    for statement in statements:
+        in_table |= statement.is_header
+        if statement.is_header or not in_table:
+            for name in tomllib.loads(statement.text):
+                lines.setdefault(name, statement.line)
     return lines
 
 

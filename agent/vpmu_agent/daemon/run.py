@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 _SWEEP_S = 1.0
 
+_END_S = 10
+"""How long the daemon may take to end after it was told to, or its parent has gone, even where it hangs."""
+
 
 def run(read_settings: Callable[[], Settings], *, duration_s: float | None, source: ProbeSource) -> None:
     """Watch all VMs and serve metrics, until the time is over or a signal comes.
@@ -76,7 +79,7 @@ def run(read_settings: Callable[[], Settings], *, duration_s: float | None, sour
                 reads=settings.reads,
             )
             guests, failing, leaks = Guests(vms), FailingCounters(), LeakReport()
-            with stop_requests() as stopped:
+            with stop_requests(within_s=_END_S) as stopped:
                 # Before the first scrape, which shows what VMs held before the agent came.
                 look_at_guests(attachment.probes, guests, watch, failing, leaks)
                 overview = Overview(watch, recent, lambda: attachment.missing, vendor)

@@ -56,7 +56,7 @@ class Configuration:
     def reload(self, watch: Watch, web: WebFile | None) -> str:
         """Put in force what the files say now, as far as that takes no restart; return how it went.
 
-        A file that cannot be read changes nothing.
+        If anything is wrong with one of them, nothing changes.
         """
         done = []
         try:
@@ -65,9 +65,9 @@ class Configuration:
                 web.reload()
                 done.append(f"{web.path} too")
         except (ConfigError, WebConfigError) as error:
-            for line in str(error).splitlines():
-                tell(line, Level.ERROR)
-            return "rejected, the previous settings stay in force"
+            return _rejected(str(error))
+        except Exception as error:  # a file must not end the daemon, however it is wrong
+            return _rejected(f"{type(error).__name__}: {error}; please report this")
         if new.per_counter != self.settings.per_counter:
             watch.count_per_counter(new.per_counter)
             self.settings = replace(self.settings, per_counter=new.per_counter)
@@ -78,3 +78,9 @@ class Configuration:
         if differ:
             done.append(f"restart to change {', '.join(differ)}")
         return "; ".join(done) or "nothing changed"
+
+
+def _rejected(found: str) -> str:
+    for line in found.splitlines():
+        tell(line, Level.ERROR)
+    return "rejected, the previous settings stay in force"

@@ -12,14 +12,18 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yield what tells whether Ctrl-C or SIGTERM came. A second Ctrl-C ends the process at once."""
+def stop_requests(within_s: int = 0) -> Iterator[Callable[[], bool]]:
+    """Yield what tells whether Ctrl-C or SIGTERM came. A second Ctrl-C ends the process at once.
+
+    `within_s` is the time that the process then has left, whatever it waits for; 0 is any.
+    """
     stop = False
 
     def request_stop(_number: int, _frame: FrameType | None) -> None:
         nonlocal stop
         stop = True
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.alarm(within_s)  # SIGALRM ends it; 0 sets none
 
     former = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -31,7 +35,11 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def reload_requests() -> Iterator[Callable[[], bool]]:
-    """Yield what tells whether SIGHUP came since it was last asked. Meanwhile SIGHUP ends no process."""
+    """Yield what tells whether SIGHUP came since it was last asked.
+
+    SIGHUP ends no process from here on. That is so after the block, too: who leaves it is about to end, and
+    shall end as it means to.
+    """
     requested = False
 
     def request_reload(_number: int, _frame: FrameType | None) -> None:
@@ -44,8 +52,8 @@ def reload_requests() -> Iterator[Callable[[], bool]]:
         taken, requested = requested, False
         return taken
 
-    former = signal.signal(signal.SIGHUP, request_reload)
+    signal.signal(signal.SIGHUP, request_reload)
     try:
         yield take_request
     finally:
-        signal.signal(signal.SIGHUP, former)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -2,6 +2,7 @@
 
 https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md. Settings that Python's
 ssl cannot honour are refused: a file that is shared with other exporters must not protect less here.
+docs/web.md lists what is taken otherwise than there.
 
 Imported only where there is such a file, for it needs bcrypt and yaml.
 """
@@ -12,16 +13,29 @@ import os
 import pwd
 import re
 import ssl
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from errno import EACCES
 from pathlib import Path
 from typing import TypeVar
 
 import yaml
+from yaml.composer import ComposerError
+from yaml.resolver import Resolver
 
+from vpmu_agent.system.files import read_file
 from vpmu_agent.web.errors import WebConfigError
 from vpmu_agent.web.users import Users
+
+MAX_SIZE = 64 * 1024
+"""Bytes of the file: some hundred users."""
+
+MAX_PEM_SIZE = 1024 * 1024
+"""Bytes of a certificate, a key, or the authorities; all public ones together have a quarter of that."""
+
+_MAX_DEPTH = 10
+"""Of collections within each other; the format has three."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +63,27 @@ def stamp(path: Path) -> Stamp:
     """Return what differs once a file was written, replaced, or made readable; empty if it is not there."""
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no file can have this name
         return ()
     return found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size
 
 
 # Reading
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses collections that are nested too deeply, before they take Python's whole stack, and a second."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            mark = parent.start_mark if parent else None
+            raise ComposerError(None, None, f"nested deeper than {_MAX_DEPTH} collections", mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,39 +97,85 @@ class _Value:
     def refused(self, found: str) -> WebConfigError:
         """Return the error for this value: its place, its key, and what was found."""
         place = f"{self.file}:{self.node.start_mark.line + 1}"
-        return WebConfigError(f"{place}: {self.key}: {found}" if self.key else f"{place}: {found}")
+        return WebConfigError(f"{place}: {_shown(self.key)}: {found}" if self.key else f"{place}: {found}")
 
-    def fields(self, known: Collection[str] = (), unsupported: Mapping[str, str] | None = None) -> _Fields:
-        """Return the values of a mapping by their keys, which must be `known` ones unless that is empty.
+    @property
+    def is_null(self) -> bool:
+        """Whether nothing was written, or `null`: as if the key were left out."""
+        return self.node.tag == _NULL and _has_implicit_tag(self.node)
 
-        `unsupported` says of keys that exporter-toolkit has why they are not supported here.
+    @property
+    def is_blank(self) -> bool:
+        """Whether it is null or an empty string."""
+        return self.is_null or (self.node.tag == _STRING and not self.node.value)
+
+    def fields(self, known: Collection[str], unsupported: Mapping[str, str] | None = None) -> _Fields:
+        """Return the values of a mapping by their keys, without those that are null.
+
+        Keys must be `known`; `unsupported` says of keys that exporter-toolkit has why they are not supported.
         """
-        if not isinstance(self.node, yaml.MappingNode):
-            raise self.refused("must be a mapping: keys of its own, each indented on its own line")
-        fields: dict[str, _Value] = {}
-        for key, node in self.node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) else "?"
-            path = f"{self.key}.{name}" if self.key else name
-            at_key = _Value(self.file, path, key)
+        fields: _Fields = {}
+        for at_key, name, value in self._entries():
             if why := (unsupported or {}).get(name):
                 raise at_key.refused(why)
-            if known and name not in known:
+            if name not in known:
                 raise at_key.refused(f"is not a known key; known are {', '.join(known)}")
-            if name in fields:
-                raise at_key.refused("is set twice")
-            fields[name] = _Value(self.file, path, node)
+            if not value.is_null:
+                fields.setdefault(name, value)
         return fields
 
+    def entries(self) -> _Fields:
+        """Return the values of a mapping that may have any keys."""
+        entries: _Fields = {}
+        for _, name, value in self._entries():
+            entries.setdefault(name, value)
+        return entries
+
+    def _entries(self) -> Iterator[tuple[_Value, str, _Value]]:
+        """Yield key, name and value of each entry: the mapping's own, then those that it merges."""
+        for mapping in self._mappings():
+            own = set()
+            for key, node in mapping.value:
+                if key.tag == _MERGE:
+                    continue
+                if not isinstance(key, yaml.ScalarNode):
+                    raise _Value(self.file, self.key, key).refused("has a key that is not a string")
+                path = f"{self.key}.{key.value}" if self.key else key.value
+                at_key = _Value(self.file, path, key)
+                if key.value in own:
+                    raise at_key.refused("is set twice")
+                own.add(key.value)
+                yield at_key, key.value, _Value(self.file, path, node)
+
+    def _mappings(self) -> Iterator[yaml.MappingNode]:
+        """Yield the mapping, then what it merges (`<<: *other`), the first of which wins; each once."""
+        met: set[int] = set()
+        waiting = [self.node]
+        while waiting:
+            node = waiting.pop()
+            if not (isinstance(node, yaml.MappingNode) and node.tag == _MAPPING):
+                found = "must be a mapping: keys of its own, each indented on its own line"
+                raise _Value(self.file, self.key, node).refused(found)
+            if id(node) in met:  # an alias of it, or of a mapping that merges itself
+                continue
+            met.add(id(node))
+            yield node
+            merged = [value for key, value in node.value if key.tag == _MERGE]
+            lists = [each.value if isinstance(each, yaml.SequenceNode) else [each] for each in merged]
+            waiting += reversed([each for nodes in lists for each in nodes])
+
     def text(self) -> str:
-        """Return a string that is not empty."""
-        if not (isinstance(self.node, yaml.ScalarNode) and self.node.tag == _STRING and self.node.value):
+        """Return a scalar that is not empty, as it is written, in quotes or without: 1 is "1"."""
+        if not isinstance(self.node, yaml.ScalarNode) or self.is_blank:
             raise self.refused("must be a string that is not empty")
+        if self.node.tag != _STRING and not _has_implicit_tag(self.node):
+            raise self.refused("has a tag that does not fit: remove what begins with an exclamation mark")
         return str(self.node.value)
 
     def items(self) -> list[_Value]:
-        """Return the values of a list, one or more."""
-        if not (isinstance(self.node, yaml.SequenceNode) and self.node.value):
-            raise self.refused("must be a list that is not empty")
+        """Return the values of a list."""
+        if not (isinstance(self.node, yaml.SequenceNode) and self.node.tag == _LIST):
+            raise self.refused("must be a list")
         return [_Value(self.file, self.key, node) for node in self.node.value]
 
     def choice(self, choices: Mapping[str, _T], unsupported: Mapping[str, str] | None = None) -> _T:
@@ -109,7 +184,7 @@ class _Value:
         if why := (unsupported or {}).get(name):
             raise self.refused(f"{name} {why}")
         if name not in choices:
-            raise self.refused(f"{name!r} is not a known value; known are {', '.join(choices)}")
+            raise self.refused(f"{name!a:.80} is not a known value; known are {', '.join(choices)}")
         return choices[name]
 
     def choices(self, choices: Mapping[str, _T], unsupported: Mapping[str, str] | None = None) -> list[_T]:
@@ -117,14 +192,19 @@ class _Value:
         return [each.choice(choices, unsupported) for each in self.items()]
 
     def boolean(self) -> bool:
-        """Return true or false."""
-        if not (isinstance(self.node, yaml.ScalarNode) and self.node.tag == _BOOLEAN):
+        """Return true or false, which YAML 1.1 and Go know by other words too."""
+        is_scalar = isinstance(self.node, yaml.ScalarNode) and self.node.style is None
+        name = self.node.value.lower() if is_scalar and _has_implicit_tag(self.node) else ""
+        if name not in _BOOLEANS:
             raise self.refused("must be true or false")
-        return bool(yaml.SafeLoader.bool_values[self.node.value.lower()])
+        return _BOOLEANS[name]
 
     def path(self) -> Path:
         """Return the path of a file; a relative one starts at the folder of the web file."""
-        return self.file.parent / self.text()
+        text = self.text()
+        if not text.isprintable():  # not shown: it may be a key
+            raise self.refused("must be the path of a file: printable characters on one line")
+        return self.file.parent / text
 
 
 def read(path: Path, seen: dict[Path, Stamp]) -> WebConfig:
@@ -132,21 +212,25 @@ def read(path: Path, seen: dict[Path, Stamp]) -> WebConfig:
 
     `seen` gets the stamp of every file that was read, taken just before.
     """
-    seen[path] = stamp(path)
     try:
-        root = yaml.compose(path.read_bytes(), yaml.SafeLoader)
-    except OSError as error:
-        raise WebConfigError(f"{path}: {_unreadable(error)}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else f"{path}"
-        raise WebConfigError(f"{place}: is not YAML: {getattr(error, 'problem', None) or error}") from error
-    if root is None:  # also while it is being written, and that must not let everybody in
+        return _read(path, seen)
+    except WebConfigError:
+        raise
+    except Exception as error:  # whatever the file did: it must not end a daemon that reloads it
+        found = f"cannot be used: {type(error).__name__}: {error}; please report this"
+        raise WebConfigError(f"{path}: {found}") from error
+
+
+def _read(path: Path, seen: dict[Path, Stamp]) -> WebConfig:
+    root = _root(path, seen)
+    if root is None or root.is_null:  # also while it is being written, and that must not let everybody in
         raise WebConfigError(f"{path}: is empty; to serve everybody, run without --web.config.file")
-    fields = _Value(path, "", root).fields(_SECTIONS, _UNSUPPORTED)
+    fields = root.fields(_SECTIONS)
     http = fields["http_server_config"].fields(_HTTP) if "http_server_config" in fields else {}
     if "http2" in http:
         http["http2"].boolean()  # both are fine: true allows HTTP/2, it does not require it
+    if "rate_limit" in fields:
+        _require_no_limit(fields["rate_limit"])
     tls, allowed_sans = None, frozenset[str]()
     if "tls_server_config" in fields:
         tls, allowed_sans = _tls(fields["tls_server_config"], seen)
@@ -158,27 +242,47 @@ def read(path: Path, seen: dict[Path, Stamp]) -> WebConfig:
     )
 
 
-def _tls(section: _Value, seen: dict[Path, Stamp]) -> tuple[ssl.SSLContext, frozenset[str]]:
-    fields = section.fields(_TLS, _UNSUPPORTED_TLS)
-    for name in ("cert_file", "key_file"):
-        if name not in fields:
-            raise section.refused(f"needs {name}")
+def _root(path: Path, seen: dict[Path, Stamp]) -> _Value | None:
+    """Return what the file consists of, None if that is nothing."""
+    seen[path] = stamp(path)
+    try:
+        root = yaml.compose(read_file(path, MAX_SIZE), _Loader)
+    except OSError as error:
+        raise WebConfigError(f"{path}: {_unreadable(error)}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else f"{path}"
+        # A reader's error, of bytes that are no text, has a reason and no mark.
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+        raise WebConfigError(f"{place}: is not YAML: {problem}") from error
+    return _Value(path, "", root) if root else None
+
+
+def _require_no_limit(section: _Value) -> None:
+    fields = section.fields(_RATE_LIMIT)
+    if "burst" in fields and not _is_whole(fields["burst"].text()):
+        raise fields["burst"].refused("must be a whole number")
+    if "interval" in fields and not _is_no_time(fields["interval"].text()):
+        raise fields["interval"].refused(
+            "is not supported: the agent serves a fixed number of clients at once; set it to 0, or remove it"
+        )
+
+
+def _tls(section: _Value, seen: dict[Path, Stamp]) -> tuple[ssl.SSLContext | None, frozenset[str]]:
+    fields = section.fields(_TLS)
+    if not fields:
+        return None, frozenset()
+    certificate, key = _given(fields, "cert"), _given(fields, "key")
+    if certificate is None:
+        raise section.refused("needs cert_file")
+    if key is None:
+        raise section.refused("needs key_file")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.options |= ssl.OP_NO_RENEGOTIATION
     _set_versions(context, fields)
-    if "cipher_suites" in fields:
-        context.set_ciphers(":".join(fields["cipher_suites"].choices(_SUITES, _UNSUPPORTED_SUITES)))
-    prefers_own = fields.get("prefer_server_cipher_suites")
-    if prefers_own and not prefers_own.boolean():
-        context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
-    if "curve_preferences" in fields:
-        curve, *others = fields["curve_preferences"].choices(_CURVES, _UNSUPPORTED_CURVES)
-        if others:
-            raise fields["curve_preferences"].refused(
-                "Python's ssl supports only one curve: name one, or remove this key"
-            )
-        context.set_ecdh_curve(curve)
-    _load_certificate(context, fields["cert_file"], fields["key_file"], seen)
+    _set_suites(context, fields)
+    _set_curve(context, fields)
+    _load_certificate(context, _pem(certificate, seen), _pem(key, seen))
     return context, _set_clients(context, fields, seen)
 
 
@@ -192,44 +296,116 @@ def _set_versions(context: ssl.SSLContext, fields: _Fields) -> None:
             raise fields["max_version"].refused("is lower than min_version")
 
 
-def _load_certificate(context: ssl.SSLContext, cert: _Value, key: _Value, seen: dict[Path, Stamp]) -> None:
-    def no_passphrase() -> str:
-        raise key.refused(
-            f"{key.path()} is protected by a passphrase, and nobody is there to enter it: remove it"
+def _set_suites(context: ssl.SSLContext, fields: _Fields) -> None:
+    prefers_own = fields.get("prefer_server_cipher_suites")
+    if prefers_own and not prefers_own.boolean():
+        context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
+    wanted = fields["cipher_suites"].choices(_SUITES) if "cipher_suites" in fields else []
+    if not wanted:
+        return
+    # Those of TLS 1.3 are all on, as in Go, whatever the list says.
+    if older := [suite for suite in wanted if suite]:
+        context.set_ciphers(":".join(older))
+    elif context.minimum_version < ssl.TLSVersion.TLSv1_3:
+        raise fields["cipher_suites"].refused(
+            "has only suites of TLS 1.3, so none for TLS 1.2: add one, or set min_version: TLS13"
         )
 
-    for value, what in ((cert, "CERTIFICATE"), (key, "PRIVATE KEY")):
-        if f"{what}-----" not in _contents(value, seen):
-            raise value.refused(f"{value.path()} contains no {what.lower()} in PEM format")
+
+def _set_curve(context: ssl.SSLContext, fields: _Fields) -> None:
+    value = fields.get("curve_preferences")
+    curves = value.choices(_CURVES, _UNSUPPORTED_CURVES) if value else []
+    if not (value and curves):
+        return
+    if len(curves) > 1:
+        raise value.refused("Python's ssl supports only one curve: name one, or remove this key")
     try:
-        context.load_cert_chain(cert.path(), key.path(), no_passphrase)
+        context.set_ecdh_curve(curves[0])
+    except (ValueError, ssl.SSLError) as error:  # X25519, before Python 3.13 or so
+        raise value.refused(
+            f"this version of Python's ssl cannot set {curves[0]}: name another curve, or remove this key"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Pem:
+    """Certificates or a key in PEM format, where they are from, and what to call them in an error."""
+
+    value: _Value
+    name: str
+    data: bytes
+
+
+def _given(fields: _Fields, key: str) -> _Value | None:
+    """Return the value of `KEY_file`, else that of `KEY`, else None. Blank ones do not count."""
+    values = (fields.get(f"{key}_file"), fields.get(key))
+    return next((value for value in values if value and not value.is_blank), None)
+
+
+def _pem(value: _Value, seen: dict[Path, Stamp]) -> _Pem:
+    """Return what the file contains that is named by the value of a `KEY_file`, or the value itself."""
+    if not value.key.endswith("_file"):
+        return _Pem(value, "this text", value.text().encode(errors="replace"))
+    path = value.path()
+    seen[path] = stamp(path)
+    try:
+        return _Pem(value, str(path), read_file(path, MAX_PEM_SIZE))
+    except OSError as error:
+        raise value.refused(f"{path} {_unreadable(error)}") from error
+
+
+def _load_certificate(context: ssl.SSLContext, certificate: _Pem, key: _Pem) -> None:
+    def no_passphrase() -> str:
+        raise key.value.refused(
+            f"{key.name} is protected by a passphrase, and nobody is there to enter it: remove it"
+        )
+
+    for pem, what in ((certificate, "CERTIFICATE"), (key, "PRIVATE KEY")):
+        if f"{what}-----".encode() not in pem.data:
+            raise pem.value.refused(f"{pem.name} contains no {what.lower()} in PEM format")
+    try:
+        with _in_memory(certificate.data) as certificate_path, _in_memory(key.data) as key_path:
+            context.load_cert_chain(certificate_path, key_path, no_passphrase)
     except OSError as error:  # ssl.SSLError is one
         reason = getattr(error, "reason", None)
         if reason == "KEY_VALUES_MISMATCH":
-            raise key.refused(f"{key.path()} is not the key of the certificate {cert.path()}") from error
-        raise cert.refused(f"{cert.path()} and {key.path()} cannot be used: {reason or error}") from error
+            found = f"{key.name} is not the key of the certificate {certificate.name}"
+            raise key.value.refused(found) from error
+        found = f"{certificate.name} and {key.name} cannot be used: {reason or error}"
+        raise certificate.value.refused(found) from error
+
+
+@contextmanager
+def _in_memory(data: bytes) -> Iterator[str]:
+    """Yield the path of a file with these contents: Python's ssl takes certificates and keys from files."""
+    with os.fdopen(os.memfd_create("pem", os.MFD_CLOEXEC), "wb") as file:
+        file.write(data)
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"
 
 
 def _set_clients(context: ssl.SSLContext, fields: _Fields, seen: dict[Path, Stamp]) -> frozenset[str]:
     """Set which certificates clients need; return the names of which a certificate must have one."""
+    policy = fields.get("client_auth_type")
     context.verify_mode = (
-        fields["client_auth_type"].choice(_CLIENT_AUTH, _UNSUPPORTED_CLIENT_AUTH)
-        if "client_auth_type" in fields
+        policy.choice(_CLIENT_AUTH, _UNSUPPORTED_CLIENT_AUTH)
+        if policy and not policy.is_blank
         else ssl.CERT_NONE
     )
-    if "client_ca_file" in fields:
-        authorities = fields["client_ca_file"]
+    value = _given(fields, "client_ca")
+    if value:
         if context.verify_mode is ssl.CERT_NONE:
-            raise authorities.refused("has no effect without client_auth_type: RequireAndVerifyClientCert")
+            raise value.refused("has no effect without client_auth_type: RequireAndVerifyClientCert")
+        authorities = _pem(value, seen)
         try:
-            context.load_verify_locations(cadata=_contents(authorities, seen))
-        except ssl.SSLError as error:
-            found = f"{authorities.path()} contains no usable certificate in PEM format"
-            raise authorities.refused(f"{found}: {error.reason or error}") from error
-    elif context.verify_mode is not ssl.CERT_NONE:
-        raise fields["client_auth_type"].refused(
-            "needs client_ca_file, the authorities whose certificates are accepted"
-        )
+            context.load_verify_locations(cadata=authorities.data.decode("ascii", "ignore"))
+        except (ssl.SSLError, ValueError) as error:
+            found = f"{authorities.name} contains no usable certificate in PEM format"
+            raise value.refused(f"{found}: {getattr(error, 'reason', None) or error}") from error
+    elif policy and context.verify_mode is ssl.CERT_REQUIRED:
+        raise policy.refused("needs client_ca_file, the authorities whose certificates are accepted")
+    elif context.verify_mode is ssl.CERT_OPTIONAL:
+        context.load_default_certs(ssl.Purpose.CLIENT_AUTH)  # as Go does: the authorities of this host
     if "client_allowed_sans" not in fields:
         return frozenset()
     sans = fields["client_allowed_sans"]
@@ -238,16 +414,9 @@ def _set_clients(context: ssl.SSLContext, fields: _Fields, seen: dict[Path, Stam
             "needs client_auth_type: RequireAndVerifyClientCert, otherwise clients without a certificate are "
             "accepted"
         )
+    if not sans.items():
+        raise sans.refused("must not be an empty list, which no certificate fits")
     return frozenset(each.text() for each in sans.items())
-
-
-def _contents(value: _Value, seen: dict[Path, Stamp]) -> str:
-    path = value.path()
-    seen[path] = stamp(path)
-    try:
-        return path.read_text("ascii", "replace")
-    except OSError as error:
-        raise value.refused(f"{path} {_unreadable(error)}") from error
 
 
 def _unreadable(error: OSError) -> str:
@@ -264,10 +433,10 @@ def _unreadable(error: OSError) -> str:
 def _headers(section: _Value) -> dict[str, str]:
     headers = {}
     for name, value in section.fields(_HEADERS).items():
-        if isinstance(value.node, yaml.ScalarNode) and not value.node.value:
+        if value.is_blank:
             continue  # as if it were left out
         text, allowed = value.text(), _HEADERS[name]
-        if allowed and text.lower() not in allowed:
+        if allowed and text not in allowed:
             raise value.refused(f"must be {' or '.join(allowed)}")
         if not (text.isascii() and text.isprintable()):
             raise value.refused("must be printable ASCII on one line")
@@ -277,7 +446,7 @@ def _headers(section: _Value) -> dict[str, str]:
 
 def _users(section: _Value) -> Users | None:
     hashes = {}
-    for user, value in section.fields().items():
+    for user, value in section.entries().items():
         if not user or ":" in user:
             raise value.refused("is not a user name: it must not be empty or contain a colon")
         if not _is_bcrypt(value.text()):
@@ -286,15 +455,31 @@ def _users(section: _Value) -> Users | None:
     return Users(hashes) if hashes else None
 
 
+def _has_implicit_tag(node: yaml.Node) -> bool:
+    """Return whether a scalar's tag is the one that its plain text has; that of `!!int x` is not."""
+    resolve: Callable[..., str] = Resolver().resolve
+    return resolve(yaml.ScalarNode, node.value, (True, False)) == node.tag
+
+
+def _shown(text: str) -> str:
+    """Return a text of the file for the log: escaped if it has control characters."""
+    return text if text.isprintable() else ascii(text)
+
+
 _T = TypeVar("_T")
 _Fields = dict[str, _Value]
-_STRING, _BOOLEAN = "tag:yaml.org,2002:str", "tag:yaml.org,2002:bool"
+_STRING, _NULL, _MERGE, _MAPPING, _LIST = (
+    f"tag:yaml.org,2002:{kind}" for kind in ("str", "null", "merge", "map", "seq")
+)
+_BOOLEANS: Mapping[str, bool] = {**yaml.SafeLoader.bool_values, "y": True, "n": False}
+_is_whole = re.compile(r"[-+]?\d+", re.ASCII).fullmatch
+_is_no_time = re.compile(
+    r"[-+]?(0|(0+(\.0*)?(ns|us|µs|ms|s|m|h))+)"
+).fullmatch  # of Go's time.ParseDuration()
 _is_bcrypt = re.compile(r"\$2[aby]\$(0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}").fullmatch
 
-_SECTIONS = ("tls_server_config", "http_server_config", "basic_auth_users")
-_UNSUPPORTED = {
-    "rate_limit": "is not supported: the agent serves a fixed number of clients at once; remove it"
-}
+_SECTIONS = ("tls_server_config", "http_server_config", "basic_auth_users", "rate_limit")
+_RATE_LIMIT = ("interval", "burst")
 _HTTP = ("http2", "headers")
 _HEADERS = {  # with their allowed values, if only some are allowed
     "Content-Security-Policy": (),
@@ -306,8 +491,11 @@ _HEADERS = {  # with their allowed values, if only some are allowed
 _TLS = (
     "cert_file",
     "key_file",
+    "cert",
+    "key",
     "client_auth_type",
     "client_ca_file",
+    "client_ca",
     "client_allowed_sans",
     "min_version",
     "max_version",
@@ -315,10 +503,6 @@ _TLS = (
     "prefer_server_cipher_suites",
     "curve_preferences",
 )
-_UNSUPPORTED_TLS = {
-    inline: f"is not supported: Python's ssl reads it from a file; name one in {inline}_file"
-    for inline in ("cert", "key", "client_ca")
-}
 _VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
 _BROKEN_VERSIONS = dict.fromkeys(
     ("TLS10", "TLS11"),
@@ -346,9 +530,9 @@ _SUITES = {
         ("AES_256_CBC_SHA", "AES256-SHA"),
     )
 }
-_UNSUPPORTED_SUITES = dict.fromkeys(
-    ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"),
-    "is a suite of TLS 1.3, and those cannot be chosen, here or in Go: remove it",
+# Those of TLS 1.3 cannot be chosen.
+_SUITES |= dict.fromkeys(
+    ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"), ""
 )
 _CURVES = {"CurveP256": "prime256v1", "CurveP384": "secp384r1", "CurveP521": "secp521r1", "X25519": "X25519"}
 _UNSUPPORTED_CURVES = {"X25519MLKEM768": "is not supported by Python's ssl: remove it"}

@@ -30,19 +30,23 @@ class WebFile:
     def __init__(self, path: Path, report: Callable[[str], None]) -> None:
         self.path = path
         self._report = report
-        self._lock = threading.Lock()
+        self._reading = threading.Lock()
         self._seen: dict[Path, Stamp] = {}
         self._config = self._read()
 
     def current(self) -> WebConfig:
-        """Return the configuration in effect, after a reload if anything has changed."""
-        if self._has_changed():
-            with self._lock:
+        """Return the configuration in effect, after a reload if anything has changed.
+
+        One caller reloads. The others wait for no file: meanwhile they get the previous configuration.
+        """
+        if self._has_changed() and self._reading.acquire(blocking=False):
+            try:
                 if self._has_changed():
-                    try:
-                        self._config = self._read()
-                    except WebConfigError as error:
-                        self._report(f"{error}; the previous configuration stays in effect")
+                    self._config = self._read()
+            except WebConfigError as error:
+                self._report(f"{error}; the previous configuration stays in effect")
+            finally:
+                self._reading.release()
         return self._config
 
     @property
@@ -52,7 +56,7 @@ class WebFile:
 
     def reload(self) -> None:
         """Reload the file. Raise WebConfigError if it cannot be used; the previous configuration stays."""
-        with self._lock:
+        with self._reading:
             self._config = self._read()
 
     def secured(self, client: socket.socket, end: float) -> socket.socket | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -10,7 +11,8 @@ import tempfile
 import time
 import tomllib
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -233,7 +235,10 @@ def test_what_is_not_toml(file: Path, written: str, said: str) -> None:
     ("data", "said"),
     [
         (b"wait = true\nuser = '\xff'", ":2: not UTF-8: found the byte 0xff; save the file as UTF-8"),
-        (b"#" * (config_file.MAX_SIZE + 1), ": longer than 16 KiB; check that this is a configuration file"),
+        (
+            b"#" * (config_file.MAX_SIZE + 1),
+            ": cannot be read: longer than 16 KiB; check that this is a configuration file",
+        ),
     ],
 )
 def test_what_is_not_text_of_that_kind(file: Path, data: bytes, said: str) -> None:
@@ -241,10 +246,67 @@ def test_what_is_not_text_of_that_kind(file: Path, data: bytes, said: str) -> No
     assert mistakes(file) == [said]
 
 
+def test_a_byte_order_mark_is_no_mistake(file: Path) -> None:
+    file.write_bytes(b"\xef\xbb\xbfwait = true\n")
+    assert config_file.read(file, run)["wait"].value is True
+    file.write_bytes(b"\xef\xbb\xbfwait = 1\n")
+    assert mistakes(file) == [":1: wait: found a number; write true or false"]
+
+
+GROWING: dict[str, Callable[[int], str]] = {
+    "an array of many lines": lambda n: "wait = [\n" + n * "1,\n" + "]\n",
+    "a string of many lines": lambda n: 'user = """\n' + n * "x\n" + '"""\n',
+    "comments": lambda n: n * "#\n" + "wait = 1\n",
+    "unknown keys": lambda n: "".join(f"k{i} = 1\n" for i in range(n // 4)),
+    "unknown tables": lambda n: "".join(f"[t{i}]\n" for i in range(n // 4)),
+    "a dotted key": lambda n: ".".join(n * "a") + " = 1\n",
+    "keys in a deep table": lambda n: f"[{'.'.join(n // 2 * 'a')}]\n" + n // 8 * "b = 1\n",
+    "brackets": lambda n: "wait = " + n * "[",
+    "quotes": lambda n: "user = " + n * "'",
+    "backslashes": lambda n: 'user = "' + n * "\\",
+}
+
+
+@pytest.mark.parametrize("growing", GROWING)
+def test_time_grows_with_the_length_and_not_with_its_square(file: Path, growing: str) -> None:
+    """15 KB of an array once took 20 s, while the daemon did nothing else."""
+
+    def seconds(size: int) -> float:
+        file.write_text(GROWING[growing](size))
+        best = math.inf
+        for _ in range(3):
+            start = time.process_time()
+            with suppress(ConfigError):
+                config_file.read(file, run)
+            best = min(best, time.process_time() - start)
+        return best
+
+    half, whole = seconds(3500), seconds(7000)
+    assert whole < 0.5
+    assert whole < 3 * half + 0.01
+
+
+def test_a_key_of_many_parts_is_refused_before_it_costs_anything(file: Path) -> None:
+    file.write_text(f"\nwait = true\n{'.'.join(40 * 'a')} = 1\n")
+    assert mistakes(file) == [f":3: a key of 40 parts is no setting; the keys are {', '.join(KEYS)}"]
+    file.write_text(f"user = '{'.'.join(40 * 'a')}'  # {40 * '.'}\n")
+    assert mistakes(file) == [f":1: user: there is no user '{'.'.join(40 * 'a')}'"]
+
+
+def test_what_nobody_thought_of_is_a_mistake_too(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.touch()
+    monkeypatch.setattr(config_file, "_lines", lambda _statements: 1 // 0)
+    assert mistakes(file) == [
+        ": cannot be used: ZeroDivisionError: integer division or modulo by zero; please report this"
+    ]
+
+
 def test_a_file_that_cannot_be_read(tmp_path: Path, file: Path) -> None:
     assert mistakes(file) == [": cannot be read: No such file or directory"]
     assert mistakes(tmp_path) == [": cannot be read: Is a directory"]
-    assert mistakes(Path("/dev/zero")) == [": longer than 16 KiB; check that this is a configuration file"]
+    os.mkfifo(file)
+    assert mistakes(file) == [": cannot be read: it is a FIFO, not a regular file"]
+    assert mistakes(Path("/dev/zero")) == [": cannot be read: it is a character device, not a regular file"]
 
 
 @AS_ROOT
@@ -454,6 +516,25 @@ def test_a_reload_of_a_bad_file_changes_nothing(
     file.unlink()
     assert configuration.reload(watch, None) == "rejected, the previous settings stay in force"
     assert capsys.readouterr().err == f"{file}: cannot be read: No such file or directory\n"
+
+
+def test_a_reload_that_fails_as_nobody_thought_changes_nothing_either(
+    configuration: Configuration, watch: Watch, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text("per_counter = false")
+
+    class Failing(WebFile):
+        def __init__(self) -> None:
+            self.path = file
+
+        def reload(self) -> None:
+            raise RuntimeError("no such luck")
+
+    before = configuration.settings
+    assert configuration.reload(watch, Failing()) == "rejected, the previous settings stay in force"
+    assert capsys.readouterr().err == "RuntimeError: no such luck; please report this\n"
+    assert configuration.settings is before
+    assert watch.scrape().per_counter
 
 
 def test_a_reload_reads_the_web_configuration_too(

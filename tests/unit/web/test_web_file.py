@@ -204,14 +204,14 @@ def test_what_cannot_be_used_is_said_once_and_what_was_before_stays(folder: Path
         # Mended, though not the file itself.
         (folder / "server.key").write_bytes(key)
         assert get(server, tls=context, user="alice:secret").status == 200
-        for text in ("", f"{TLS}}}\nbasic_auth_users:\n"):  # somebody is writing it
+        for text in ("", f"{TLS}}}\nbasic_auth_users: [\n"):  # somebody is writing it
             written(folder, text)
             assert get(server, tls=context).status == 401
         (folder / "web.yml").unlink()
         assert get(server, tls=context).status == 401
         assert [line.partition("web.yml:")[2].split(";")[0] for line in reports[1:]] == [
             " is empty",
-            "2: basic_auth_users: must be a mapping: keys of its own, each indented on its own line",
+            "3: is not YAML: expected the node content, but found '<stream end>'",
             f" cannot be read by user {getpass.getuser()}: No such file or directory",
         ]
 
