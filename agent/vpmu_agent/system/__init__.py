@@ -1,1 +1,1 @@
-"""What this process asks of its own host: privileges, journal, service manager, signals, streams."""
+"""What this process asks of its own host: privileges, files, journal, service manager, signals, streams."""

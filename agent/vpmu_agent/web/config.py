@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from errno import EACCES
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 import yaml
 from yaml.composer import ComposerError
@@ -193,8 +193,8 @@ class _Value:
 
     def boolean(self) -> bool:
         """Return true or false, which YAML 1.1 and Go know by other words too."""
-        is_scalar = isinstance(self.node, yaml.ScalarNode) and self.node.style is None
-        name = self.node.value.lower() if is_scalar and _has_implicit_tag(self.node) else ""
+        node = self.node
+        name = node.value.lower() if _has_implicit_tag(node) and node.style is None else ""
         if name not in _BOOLEANS:
             raise self.refused("must be true or false")
         return _BOOLEANS[name]
@@ -455,10 +455,11 @@ def _users(section: _Value) -> Users | None:
     return Users(hashes) if hashes else None
 
 
-def _has_implicit_tag(node: yaml.Node) -> bool:
-    """Return whether a scalar's tag is the one that its plain text has; that of `!!int x` is not."""
+def _has_implicit_tag(node: yaml.Node) -> TypeGuard[yaml.ScalarNode]:
+    """Return whether this is a scalar with the tag that its plain text has; `!!int x` has another."""
     resolve: Callable[..., str] = Resolver().resolve
-    return resolve(yaml.ScalarNode, node.value, (True, False)) == node.tag
+    is_scalar = isinstance(node, yaml.ScalarNode)
+    return is_scalar and node.tag == resolve(yaml.ScalarNode, node.value, (True, False))
 
 
 def _shown(text: str) -> str:
