@@ -202,10 +202,26 @@ WEB_FILES: dict[str, str | bytes] = {
     "a certificate with words in other alphabets": f"{TLS}, client_ca_file: words.crt, "
     "client_auth_type: RequireAndVerifyClientCert}",
 }
-TAGS = (
-    *("!!int", "!!float", "!!bool", "!!timestamp", "!!binary", "!!null", "!!str", "!!merge", "!!value"),
-    *("!!map", "!!seq", "!!set", "!!omap", "!!pairs", "!", "!x", "!!python/object:os.system", "!<a b>"),
-)
+TAGS = [
+    "!!int",
+    "!!float",
+    "!!bool",
+    "!!timestamp",
+    "!!binary",
+    "!!null",
+    "!!str",
+    "!!merge",
+    "!!value",
+    "!!map",
+    "!!seq",
+    "!!set",
+    "!!omap",
+    "!!pairs",
+    "!",
+    "!x",
+    "!!python/object:os.system",
+    "!<y>",
+]
 PLACES = (
     "VALUE",
     "http_server_config: VALUE",
@@ -352,7 +368,7 @@ def test_reloads(attack: Attack, place: Path, capsys: pytest.CaptureFixture[str]
 # Right files with faults
 
 
-PIECES = (*(bytes([each]) for each in b"\n[]{}\"'#=.:-"), b"&a ", b"*a", b"!!int ", b"<<: ")
+PIECES = [b"&a ", b"*a", b"!!int ", b"<<: ", *(bytes([each]) for each in b"\n[]{}\"'#=.:-")]
 
 
 def mutated(data: bytes, chance: random.Random) -> bytes:
