@@ -18,8 +18,20 @@ _NOT_REGULAR = {
 def read_file(path: Path, max_size: int) -> bytes:
     """Return the contents of a regular file of at most `max_size` bytes.
 
+    Raise OSError as open_file() does, and if the file is longer; `strerror` then says so.
+    """
+    descriptor = open_file(path)
+    try:
+        return read_opened(descriptor, max_size)
+    finally:
+        os.close(descriptor)
+
+
+def open_file(path: Path) -> int:
+    """Open a regular file for reading; return its descriptor.
+
     Raise OSError if there is none or it cannot be read. That includes a FIFO, which could keep this process
-    waiting, a device, which could have no end, and a longer file; `strerror` then says so.
+    waiting, and a device, which could have no end; `strerror` then says so.
     """
     try:
         _require_regular(path.stat())  # before it is opened, for that alone does something to some devices
@@ -28,12 +40,14 @@ def read_file(path: Path, max_size: int) -> bytes:
         raise OSError(errno.EINVAL, "its name has a character that no file name can have") from error
     try:
         _require_regular(os.fstat(descriptor))  # it may have been replaced meanwhile
-        return _read(descriptor, max_size)
-    finally:
+    except OSError:
         os.close(descriptor)
+        raise
+    return descriptor
 
 
-def _read(descriptor: int, max_size: int) -> bytes:
+def read_opened(descriptor: int, max_size: int) -> bytes:
+    """Return what is left of a file, of `max_size` bytes at most. Raise OSError."""
     data = bytearray()
     # The size that fstat() says is not asked: that of a file in /proc is 0, and any file may grow.
     while chunk := os.read(descriptor, max_size + 1 - len(data)):

@@ -24,7 +24,7 @@ import yaml
 from yaml.composer import ComposerError
 from yaml.resolver import Resolver
 
-from vpmu_agent.system.files import read_file
+from vpmu_agent.system.files import open_file, read_file, read_opened
 from vpmu_agent.web.errors import WebConfigError
 from vpmu_agent.web.users import Users
 
@@ -32,7 +32,7 @@ MAX_SIZE = 64 * 1024
 """Bytes of the file: some hundred users."""
 
 MAX_PEM_SIZE = 1024 * 1024
-"""Bytes of a certificate, a key, or the authorities; all public ones together have a quarter of that."""
+"""Bytes of certificates or a key; all public authorities together have a quarter of that."""
 
 _MAX_DEPTH = 10
 """Of collections within each other; the format has three."""
@@ -272,17 +272,13 @@ def _tls(section: _Value, seen: dict[Path, Stamp]) -> tuple[ssl.SSLContext | Non
     fields = section.fields(_TLS)
     if not fields:
         return None, frozenset()
-    certificate, key = _given(fields, "cert"), _given(fields, "key")
-    if certificate is None:
-        raise section.refused("needs cert_file")
-    if key is None:
-        raise section.refused("needs key_file")
+    certificate, key = (_required_file(section, fields, name) for name in ("cert", "key"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.options |= ssl.OP_NO_RENEGOTIATION
     _set_versions(context, fields)
     _set_suites(context, fields)
     _set_curve(context, fields)
-    _load_certificate(context, _pem(certificate, seen), _pem(key, seen))
+    _load_certificate(context, certificate, key, seen)
     return context, _set_clients(context, fields, seen)
 
 
@@ -327,61 +323,81 @@ def _set_curve(context: ssl.SSLContext, fields: _Fields) -> None:
         ) from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Pem:
-    """Certificates or a key in PEM format, where they are from, and what to call them in an error."""
-
-    value: _Value
-    name: str
-    data: bytes
-
-
-def _given(fields: _Fields, key: str) -> _Value | None:
-    """Return the value of `KEY_file`, else that of `KEY`, else None. Blank ones do not count."""
-    values = (fields.get(f"{key}_file"), fields.get(key))
-    return next((value for value in values if value and not value.is_blank), None)
+def _required_file(section: _Value, fields: _Fields, key: str) -> _Value:
+    """Return the value of `KEY_file`."""
+    named, inline = fields.get(f"{key}_file"), fields.get(key)
+    if named and not named.is_blank:
+        return named
+    if inline and not inline.is_blank:
+        raise inline.refused(f"is not supported: Python's ssl reads it from a file; name one in {key}_file")
+    raise section.refused(f"needs {key}_file")
 
 
-def _pem(value: _Value, seen: dict[Path, Stamp]) -> _Pem:
-    """Return what the file contains that is named by the value of a `KEY_file`, or the value itself."""
-    if not value.key.endswith("_file"):
-        return _Pem(value, "this text", value.text().encode(errors="replace"))
+def _load_certificate(context: ssl.SSLContext, cert: _Value, key: _Value, seen: dict[Path, Stamp]) -> None:
+    def no_passphrase() -> str:
+        raise key.refused(
+            f"{key.path()} is protected by a passphrase, and nobody is there to enter it: remove it"
+        )
+
+    with _opened(cert, "CERTIFICATE", seen) as cert_path, _opened(key, "PRIVATE KEY", seen) as key_path:
+        try:
+            context.load_cert_chain(cert_path, key_path, no_passphrase)
+        except OSError as error:  # ssl.SSLError is one
+            reason = getattr(error, "reason", None)
+            if reason == "KEY_VALUES_MISMATCH":
+                found = f"{key.path()} is not the key of the certificate {cert.path()}"
+                raise key.refused(found) from error
+            found = f"{cert.path()} and {key.path()} cannot be used: {reason or error}"
+            raise cert.refused(found) from error
+
+
+@contextmanager
+def _opened(value: _Value, what: str, seen: dict[Path, Stamp]) -> Iterator[str]:
+    """Open a file with a `what` in PEM format; yield the path of what was opened, whatever is there by then.
+
+    Python's ssl opens files itself, and would wait for ever for one that became a FIFO.
+    """
     path = value.path()
     seen[path] = stamp(path)
     try:
-        return _Pem(value, str(path), read_file(path, MAX_PEM_SIZE))
+        descriptor = open_file(path)
+    except OSError as error:
+        raise value.refused(f"{path} {_unreadable(error)}") from error
+    try:
+        if f"{what}-----".encode() not in _read_pem(value, path, descriptor):
+            raise value.refused(f"{path} contains no {what.lower()} in PEM format")
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
+def _read_pem(value: _Value, path: Path, descriptor: int) -> bytes:
+    try:
+        return read_opened(descriptor, MAX_PEM_SIZE)
     except OSError as error:
         raise value.refused(f"{path} {_unreadable(error)}") from error
 
 
-def _load_certificate(context: ssl.SSLContext, certificate: _Pem, key: _Pem) -> None:
-    def no_passphrase() -> str:
-        raise key.value.refused(
-            f"{key.name} is protected by a passphrase, and nobody is there to enter it: remove it"
-        )
-
-    for pem, what in ((certificate, "CERTIFICATE"), (key, "PRIVATE KEY")):
-        if f"{what}-----".encode() not in pem.data:
-            raise pem.value.refused(f"{pem.name} contains no {what.lower()} in PEM format")
+def _load_authorities(context: ssl.SSLContext, value: _Value, seen: dict[Path, Stamp]) -> None:
+    """Trust the certificates of client_ca_file, or those that client_ca itself contains."""
+    name, text = "this text", ""
+    if value.key.endswith("_file"):
+        path = value.path()
+        seen[path] = stamp(path)
+        try:
+            name, text = str(path), read_file(path, MAX_PEM_SIZE).decode("ascii", "ignore")
+        except OSError as error:
+            raise value.refused(f"{path} {_unreadable(error)}") from error
+    else:
+        text = value.text().encode("ascii", "ignore").decode()
     try:
-        with _in_memory(certificate.data) as certificate_path, _in_memory(key.data) as key_path:
-            context.load_cert_chain(certificate_path, key_path, no_passphrase)
-    except OSError as error:  # ssl.SSLError is one
-        reason = getattr(error, "reason", None)
-        if reason == "KEY_VALUES_MISMATCH":
-            found = f"{key.name} is not the key of the certificate {certificate.name}"
-            raise key.value.refused(found) from error
-        found = f"{certificate.name} and {key.name} cannot be used: {reason or error}"
-        raise certificate.value.refused(found) from error
-
-
-@contextmanager
-def _in_memory(data: bytes) -> Iterator[str]:
-    """Yield the path of a file with these contents: Python's ssl takes certificates and keys from files."""
-    with os.fdopen(os.memfd_create("pem", os.MFD_CLOEXEC), "wb") as file:
-        file.write(data)
-        file.flush()
-        yield f"/proc/self/fd/{file.fileno()}"
+        context.load_verify_locations(cadata=text)
+        # As in Go, all certificates in the file are trusted, with no root above them: an intermediate
+        # authority, or a client's own certificate.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    except (ssl.SSLError, ValueError) as error:
+        found = f"{name} contains no usable certificate in PEM format"
+        raise value.refused(f"{found}: {getattr(error, 'reason', None) or error}") from error
 
 
 def _set_clients(context: ssl.SSLContext, fields: _Fields, seen: dict[Path, Stamp]) -> frozenset[str]:
@@ -392,16 +408,11 @@ def _set_clients(context: ssl.SSLContext, fields: _Fields, seen: dict[Path, Stam
         if policy and not policy.is_blank
         else ssl.CERT_NONE
     )
-    value = _given(fields, "client_ca")
-    if value:
+    values = (fields.get("client_ca_file"), fields.get("client_ca"))
+    if value := next((value for value in values if value and not value.is_blank), None):
         if context.verify_mode is ssl.CERT_NONE:
             raise value.refused("has no effect without client_auth_type: RequireAndVerifyClientCert")
-        authorities = _pem(value, seen)
-        try:
-            context.load_verify_locations(cadata=authorities.data.decode("ascii", "ignore"))
-        except (ssl.SSLError, ValueError) as error:
-            found = f"{authorities.name} contains no usable certificate in PEM format"
-            raise value.refused(f"{found}: {getattr(error, 'reason', None) or error}") from error
+        _load_authorities(context, value, seen)
     elif policy and context.verify_mode is ssl.CERT_REQUIRED:
         raise policy.refused("needs client_ca_file, the authorities whose certificates are accepted")
     elif context.verify_mode is ssl.CERT_OPTIONAL:

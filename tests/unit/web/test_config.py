@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.support.commands import invoke
 from tests.support.web import ALICE, TLS, documented, written
-from vpmu_agent.web.config import check, read
+from vpmu_agent.web import config
+from vpmu_agent.web.config import MAX_PEM_SIZE, check, read
 from vpmu_agent.web.errors import WebConfigError
 
 BAD_FILES = {
@@ -33,7 +38,7 @@ BAD_FILES = {
     "~": r"web\.yml: is empty",
     "tls_server_config: {key_file: x}": r"tls_server_config: needs cert_file",
     "tls_server_config: {cert_file: x}": r"tls_server_config: needs key_file",
-    "tls_server_config: {cert: x, key: y}": r"config\.cert: this text contains no certificate in PEM",
+    "tls_server_config: {cert: x}": r"cert: is not supported: Python's ssl reads it from a file; name one in",
     "tls_server_config:\n  cert_file: server.crt\n  key_file: server.key\n  min_version: TLS11": (
         r"web\.yml:4: tls_server_config\.min_version: TLS11 is not supported: RFC 8996 .* TLS12"
     ),
@@ -88,6 +93,86 @@ def test_what_cannot_be_done_is_refused_with_its_place(folder: Path, text: str, 
     assert str(refused.value).startswith(str(folder / "web.yml"))
 
 
+GROWING: dict[str, Callable[[int], str]] = {
+    "users": lambda n: "basic_auth_users:\n" + "".join(f"  user{i}: {ALICE}\n" for i in range(n // 70)),
+    "unknown keys": lambda n: "".join(f"k{i}: v\n" for i in range(n // 8)),
+    "a list": lambda n: "http_server_config: [" + n // 2 * "a," + "]",
+    "lists in lists": lambda n: n * "[",
+    "mappings in mappings": lambda n: n // 4 * "{a: ",
+    "blocks in blocks": lambda n: n // 2 * "- ",
+    "a text of many lines": lambda n: "http_server_config: |\n" + n // 3 * " b\n",
+    "comments": lambda n: n // 2 * "#\n",
+    "merges": lambda n: "http_server_config: &a {<<: [" + n // 3 * "*a," + "]}",
+    "merges of merges": lambda n: (
+        "basic_auth_users:\n  a0: &a0 {x: x}\n"
+        + "".join(f"  a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, n // 40))
+        + f"  <<: *a{n // 40 - 1}\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("growing", GROWING)
+def test_time_grows_with_the_length_and_not_with_its_square(folder: Path, growing: str) -> None:
+    def seconds(size: int) -> float:
+        path = written(folder, GROWING[growing](size))
+        best = math.inf
+        for _ in range(3):
+            start = time.process_time()
+            with suppress(WebConfigError):
+                read(path, {})
+            best = min(best, time.process_time() - start)
+        return best
+
+    half, whole = seconds(15_000), seconds(30_000)
+    assert whole < 1
+    assert whole < 3 * half + 0.01
+
+
+def test_certificates_and_keys_have_a_size(folder: Path) -> None:
+    path = written(folder, f"{TLS}, client_ca_file: ca.crt, {VERIFIED}}}")
+    for name in "server.crt", "server.key", "ca.crt":
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(b"\n" * (MAX_PEM_SIZE - len(data)) + data)
+        check(path)
+        (folder / name).write_bytes(b"\n" * (MAX_PEM_SIZE - len(data) + 1) + data)
+        with pytest.raises(WebConfigError, match=rf"{name} cannot be read by user \w+: longer than 1024 KiB"):
+            check(path)
+        (folder / name).write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (20 * "[", r"web\.yml:1: is not YAML: nested deeper than 10 collections"),
+        ("x" * 70_000, r"web\.yml: cannot be read by user \w+: longer than 64 KiB"),
+        ('"\\e[2J": x', r"web\.yml:1: '\\x1b\[2J': is not a known key"),
+        (r"tls_server_config: {cert_file: 'a b', key_file: x}", r"/a b cannot be read by user"),
+        (r'tls_server_config: {cert_file: "a\0b", key_file: x}', r"must be the path of a file: printable"),
+        ("http_server_config: {http2: !!bool x}", r"http2: must be true or false"),
+        ("tls_server_config: {cert_file: !!int x, key_file: x}", r"cert_file: has a tag that does not fit"),
+        ("http_server_config: !!set {headers}", r"http_server_config: must be a mapping"),
+        (f"{TLS}, cipher_suites: !!omap [a: b]}}", r"cipher_suites: must be a list"),
+        (
+            f"{TLS}, client_allowed_sans: [], client_ca_file: ca.crt, {VERIFIED}}}",
+            r"sans: must not be an empty",
+        ),
+        ("? [a]\n: b", r"web\.yml:1: has a key that is not a string"),
+        ("\x00", r"web\.yml: is not YAML: special characters are not allowed"),
+    ],
+)
+def test_what_nobody_means_has_its_own_sentence(folder: Path, text: str, why: str) -> None:
+    with pytest.raises(WebConfigError, match=why):
+        check(written(folder, text))
+
+
+def test_what_nobody_thought_of_is_an_error_of_the_file_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "_headers", lambda _section: 1 // 0)
+    with pytest.raises(WebConfigError, match=r"web\.yml: cannot be used: ZeroDivisionError: .* report"):
+        check(written(folder, "http_server_config: {headers: {}}"))
+
+
 def test_the_command_line_says_so_and_starts_nothing(folder: Path) -> None:
     done = invoke("run", "--web.config.file", str(written(folder, "tls: {}")))
     assert done.exit_code == 2
@@ -98,6 +183,6 @@ def test_the_command_line_says_so_and_starts_nothing(folder: Path) -> None:
 
 
 def test_the_documented_example_is_one(folder: Path) -> None:
-    config = read(written(folder, documented()), {})
-    assert config.tls
-    assert config.users
+    found = read(written(folder, documented()), {})
+    assert found.tls
+    assert found.users

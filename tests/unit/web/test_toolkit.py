@@ -241,13 +241,13 @@ def test_without_authorities_a_certificate_is_optional_and_checked_against_those
             get(server, tls=client_tls(folder, identity="client"))
 
 
-def test_certificate_and_key_in_the_file_itself(folder: Path) -> None:
-    text = "tls_server_config:\n  client_auth_type: RequireAndVerifyClientCert\n"
-    for key, name in ("cert", "server.crt"), ("key", "server.key"), ("client_ca", "ca.crt"):
-        lines = (folder / name).read_text().splitlines()
-        text += "\n    ".join([f"  {key}: |", *lines]) + "\n"
-    for name in "server.crt", "server.key":
-        (folder / name).unlink()
+def test_authorities_in_the_file_itself(folder: Path) -> None:
+    lines = (folder / "ca.crt").read_text().splitlines()
+    text = (
+        "tls_server_config:\n  cert_file: server.crt\n  key_file: server.key\n"
+        "  client_auth_type: RequireAndVerifyClientCert\n"
+    )
+    text += "\n    ".join(["  client_ca: |", "# Autorité", *lines]) + "\n"
     with serving_file(folder, text) as (server, _):
         assert get(server, tls=client_tls(folder, identity="client")).status == 200
         with pytest.raises((ssl.SSLError, ConnectionError)):
