@@ -109,15 +109,10 @@ class _Value:
         """Whether it is null or an empty string."""
         return self.is_null or (self.node.tag == _STRING and not self.node.value)
 
-    def fields(self, known: Collection[str], unsupported: Mapping[str, str] | None = None) -> _Fields:
-        """Return the values of a mapping by their keys, without those that are null.
-
-        Keys must be `known`; `unsupported` says of keys that exporter-toolkit has why they are not supported.
-        """
+    def fields(self, known: Collection[str]) -> _Fields:
+        """Return the values of a mapping by their keys, which must be `known`; without null ones."""
         fields: _Fields = {}
         for at_key, name, value in self._entries():
-            if why := (unsupported or {}).get(name):
-                raise at_key.refused(why)
             if name not in known:
                 raise at_key.refused(f"is not a known key; known are {', '.join(known)}")
             if not value.is_null:
@@ -317,7 +312,7 @@ def _set_curve(context: ssl.SSLContext, fields: _Fields) -> None:
         raise value.refused("Python's ssl supports only one curve: name one, or remove this key")
     try:
         context.set_ecdh_curve(curves[0])
-    except (ValueError, ssl.SSLError) as error:  # X25519, before Python 3.13 or so
+    except (ValueError, ssl.SSLError) as error:  # X25519, in older versions of Python
         raise value.refused(
             f"this version of Python's ssl cannot set {curves[0]}: name another curve, or remove this key"
         ) from error
@@ -380,7 +375,6 @@ def _read_pem(value: _Value, path: Path, descriptor: int) -> bytes:
 
 def _load_authorities(context: ssl.SSLContext, value: _Value, seen: dict[Path, Stamp]) -> None:
     """Trust the certificates of client_ca_file, or those that client_ca itself contains."""
-    name, text = "this text", ""
     if value.key.endswith("_file"):
         path = value.path()
         seen[path] = stamp(path)
@@ -389,15 +383,15 @@ def _load_authorities(context: ssl.SSLContext, value: _Value, seen: dict[Path, S
         except OSError as error:
             raise value.refused(f"{path} {_unreadable(error)}") from error
     else:
-        text = value.text().encode("ascii", "ignore").decode()
+        name, text = "this text", value.text().encode("ascii", "ignore").decode()
     try:
         context.load_verify_locations(cadata=text)
-        # As in Go, all certificates in the file are trusted, with no root above them: an intermediate
-        # authority, or a client's own certificate.
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     except (ssl.SSLError, ValueError) as error:
         found = f"{name} contains no usable certificate in PEM format"
         raise value.refused(f"{found}: {getattr(error, 'reason', None) or error}") from error
+    # As in Go, all certificates in the file are trusted, with no root above them: an intermediate authority,
+    # or a client's own certificate.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
 
 
 def _set_clients(context: ssl.SSLContext, fields: _Fields, seen: dict[Path, Stamp]) -> frozenset[str]:
@@ -485,9 +479,8 @@ _STRING, _NULL, _MERGE, _MAPPING, _LIST = (
 )
 _BOOLEANS: Mapping[str, bool] = {**yaml.SafeLoader.bool_values, "y": True, "n": False}
 _is_whole = re.compile(r"[-+]?\d+", re.ASCII).fullmatch
-_is_no_time = re.compile(
-    r"[-+]?(0|(0+(\.0*)?(ns|us|µs|ms|s|m|h))+)"
-).fullmatch  # of Go's time.ParseDuration()
+# What Go's time.ParseDuration() makes 0.
+_is_no_time = re.compile(r"[-+]?(0|(0+(\.0*)?(ns|us|µs|ms|s|m|h))+)").fullmatch
 _is_bcrypt = re.compile(r"\$2[aby]\$(0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}").fullmatch
 
 _SECTIONS = ("tls_server_config", "http_server_config", "basic_auth_users", "rate_limit")
@@ -542,7 +535,7 @@ _SUITES = {
         ("AES_256_CBC_SHA", "AES256-SHA"),
     )
 }
-# Those of TLS 1.3 cannot be chosen.
+# Those of TLS 1.3 cannot be chosen, in Go or here.
 _SUITES |= dict.fromkeys(
     ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"), ""
 )

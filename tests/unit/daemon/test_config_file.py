@@ -268,7 +268,7 @@ GROWING: dict[str, Callable[[int], str]] = {
 
 
 @pytest.mark.parametrize("growing", GROWING)
-def test_time_grows_with_the_length_and_not_with_its_square(file: Path, growing: str) -> None:
+def test_the_time_grows_as_the_length_does(file: Path, growing: str) -> None:
     """15 KB of an array once took 20 s, while the daemon did nothing else."""
 
     def seconds(size: int) -> float:

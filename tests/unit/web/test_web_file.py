@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -227,6 +228,31 @@ def test_a_reload_says_what_cannot_be_used_and_what_was_before_stays(folder: Pat
     (folder / "server.key").write_bytes(key)
     web.reload()
     assert web.current() is not before
+
+
+def test_while_one_client_has_the_file_reloaded_no_other_waits_for_that(folder: Path) -> None:
+    is_reading, may_go_on = threading.Event(), threading.Event()
+
+    def report(_error: str) -> None:
+        is_reading.set()
+        assert may_go_on.wait(10)
+
+    web = WebFile(written(folder, f"basic_auth_users: {{alice: {ALICE}}}"), report)
+    before = web.current()
+    written(folder, "nothing of that kind")
+    reader = threading.Thread(target=web.current)
+    reader.start()
+    try:
+        assert is_reading.wait(10)
+        written(folder, "nor of this")  # something new to see for whoever comes
+        start = time.monotonic()
+        assert web.current() is before
+        assert time.monotonic() - start < 1
+    finally:
+        may_go_on.set()
+        reader.join()
+    written(folder, "http_server_config: {}")
+    assert web.current().users is None
 
 
 # Headers
