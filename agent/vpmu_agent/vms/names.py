@@ -40,7 +40,8 @@ class _Vm:
     info: VmInfo
     process: Process | None  # None if it was gone before the first look
     checked: float
-    same_vm: VmInfo | None = None  # whose name it takes over once that process is gone
+    wanted: str = ""  # the VM's name, if another process of the VM has it
+    is_source: bool = False  # another process of the VM took the name over from this one, which is paused
 
     def is_alive(self) -> bool:
         return self.process is not None and self.process.is_alive()
@@ -59,9 +60,12 @@ class Vms:
 
     A process keeps its name until it is gone, and a tgid that comes back as another process is another VM.
     Two live VMs never share a name: the one seen later gets its tgid appended (`web01-4242`), as happens to
-    the target of a migration within one host. It is one VM, as its UUID says: once the other process is gone,
-    the name is the target's. `proc` is where /proc is, and `libvirt` where libvirt keeps the
-    state of running VMs; neither takes privileges.
+    the target of a migration within one host. That is one VM, as its UUID says: the target makes no call
+    before the source is paused (QEMU sends the state of the vCPUs last), so it has the name from its first
+    call on, or once the source is gone.
+
+    `proc` is where /proc is, and `libvirt` where libvirt keeps the state of running VMs; neither takes
+    privileges.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class Vms:
         with self._lock:
             vm = self._vms.get(tgid)
             if vm is not None and vm.is_surely_known():
+                self._take_over(vm, has_called=True)
                 return  # the first call of another of its vCPUs
             self._drop(tgid)  # an earlier process with this tgid
             self._commands[tgid] = command
@@ -130,35 +135,46 @@ class Vms:
             # Calls of a process that is gone may still be in the ring: they keep its name.
             vm.checked = now
             return vm.info
+        has_called = tgid in self._commands
         identity = self._identity(tgid, process)
         name = self._unshared(_given_name(identity) or _nameless(tgid), tgid)
         info = VmInfo(name, identity.uuid, identity.vmm, tgid, identity.pod_uid)
         self._drop(tgid)
-        self._vms[tgid] = _Vm(info, process, now, self._same_vm(info, identity))
+        vm = self._vms[tgid] = _Vm(info, process, now, self._wanted(info, identity))
         self._names[name] = tgid
-        return info
+        self._take_over(vm, has_called=has_called)
+        return vm.info
 
-    def _same_vm(self, info: VmInfo, identity: Identity) -> VmInfo | None:
-        """Return the process that has the name which `info` should have, if it runs the same VM."""
+    def _wanted(self, info: VmInfo, identity: Identity) -> str:
+        """Return the name that another process of the same VM has, "" if none has."""
         given = _given_name(identity)
         other = self._names.get(given)
-        if info.name == given or other is None:
-            return None
-        found = self._vms[other].info
-        return found if found.uuid and found.uuid == info.uuid else None
+        is_same = other is not None and info.uuid != "" and self._vms[other].info.uuid == info.uuid
+        return given if is_same and info.name != given else ""
 
-    def _take_over(self, vm: _Vm) -> None:
-        """Give a VM the name of the process that it was migrated from, once that one is gone."""
-        if vm.same_vm is None or not vm.is_alive():
+    def _take_over(self, vm: _Vm, *, has_called: bool = False) -> None:
+        """Give a VM the name that it shares with another process, once that one is gone or paused.
+
+        `has_called` says that this process just made a call, as only the one that is not paused does.
+        """
+        if not vm.wanted or not vm.is_alive():
             return
-        name, tgid = vm.same_vm.name, vm.info.tgid
-        holder = self._names.get(name)
-        if holder is not None and self._vms[holder].is_alive():
-            return
-        if self._names.get(vm.info.name) == tgid:
+        name, vm.wanted = vm.wanted, ""
+        other = self._vms.get(self._names.get(name, 0))
+        if other is None or not other.is_alive():
+            self._rename(vm, name)
+        elif has_called and not vm.is_source and other.info.uuid == vm.info.uuid:
+            self._rename(vm, name)
+            other.wanted, other.is_source = name, True
+            self._rename(other, self._unshared(name, other.info.tgid))
+        else:
+            vm.wanted = name
+
+    def _rename(self, vm: _Vm, name: str) -> None:
+        if self._names.get(vm.info.name) == vm.info.tgid:
             del self._names[vm.info.name]
-        vm.info, vm.same_vm = replace(vm.info, name=name), None
-        self._names[name] = tgid
+        vm.info = replace(vm.info, name=name)
+        self._names[name] = vm.info.tgid
 
     def _identity(self, tgid: int, process: Process | None) -> Identity:
         sent = self._commands.pop(tgid, ())

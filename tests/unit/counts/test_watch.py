@@ -90,6 +90,22 @@ def test_a_migrated_vm_goes_on_counting_under_its_name(vms: Processes) -> None:
     assert vms.forgotten == [WEB]
 
 
+def test_the_paused_source_of_a_migration_is_shown_apart(vms: Processes) -> None:
+    source, target = Guest("web01", WEB), Guest("web01", DB)
+    watch = Watch(Maps(source.life(), target.life(), target.life(vcpu=1)), vms)
+    vms.uuid = "8e5e3e56-d4ec-44f5-9363-e3699359ca9b"
+    vms.names[DB] = f"web01-{DB}"
+    assert created(watch) == {"web01": 1, f"web01-{DB}": 2}
+    vms.names = {WEB: f"web01-{WEB}", DB: "web01"}
+    watch.sweep()
+    assert created(watch) == {"web01": 2, f"web01-{WEB}": 1}
+    vms.alive = {DB}
+    watch.sweep()
+    assert created(watch) == {"web01": 2, f"web01-{WEB}": 1}
+    watch.sweep()
+    assert created(watch) == {"web01": 2}
+
+
 def test_orphans_of_a_vm_that_is_gone_are_shown(vms: Processes) -> None:
     web = Guest("web01", WEB)
     first, second = (web.call(CallName.CREATE, web.new_event()) for _ in range(2))

@@ -192,6 +192,24 @@ def test_the_target_of_a_migration_takes_over_the_name() -> None:
     assert vms.name(target) == "web01"
 
 
+@pytest.mark.usefixtures("told_apart")
+@pytest.mark.parametrize("is_known", [True, False])
+def test_the_source_of_a_migration_is_told_apart_from_the_first_call_of_its_target(*, is_known: bool) -> None:
+    vms = Vms()
+    arguments = ("-name", "guest=web01", "-uuid", UUID)
+    with process(*arguments) as source:
+        with process(*arguments, "-incoming", "defer") as target:
+            vms.met(source, [sys.executable])
+            assert vms.name(source) == "web01"
+            if is_known:  # by the census, while the source still runs
+                assert vms.name(target) == f"web01-{target}"
+            for _vcpu in range(2):
+                vms.met(target, [sys.executable])
+                assert [vms.name(tgid) for tgid in (target, source)] == ["web01", f"web01-{source}"]
+        # It failed: the source goes on.
+        assert vms.name(source) == "web01"
+
+
 @pytest.mark.parametrize("uuid", [("-uuid", OTHER_UUID), ()])
 def test_another_vm_does_not_take_over_a_name(uuid: tuple[str, ...]) -> None:
     vms = Vms(trust_s=0)
