@@ -78,3 +78,33 @@ def test_strangers_proc(attack: Attack) -> None:
             said = refused("unshare", "--mount", "sh", "-c", STRANGERS_PROC, "sh", "AGENT", *words)
             assert "/proc is that of another PID namespace" in said
             assert "hostPID: true" in said
+
+
+def test_hidden_proc(attack: Attack) -> None:
+    """A daemon from which /proc hides the VMs, with hidepid"""
+    agent = [sys.executable, "-m", "vpmu_agent", "run", "--duration", "1", "--listen", "127.0.0.1:0"]
+    for option in (1, 2):
+        script = f'mount -t proc -o hidepid={option} proc /proc && exec "$@"'
+        with attack.once(f"hidepid={option}"):
+            done = subprocess.run(
+                [
+                    "timeout",
+                    "--signal=KILL",
+                    "60",
+                    "unshare",
+                    "-m",
+                    "sh",
+                    "-c",
+                    script,
+                    "sh",
+                    *agent,
+                    "--wait",
+                ],
+                capture_output=True,
+                text=True,
+                check=False,
+                stdin=subprocess.DEVNULL,
+            )
+            # It may end there: not every host of these tests can be probed.
+            said = done.stderr
+            assert said.count("/proc hides the processes of other users (hidepid=") == 1, said

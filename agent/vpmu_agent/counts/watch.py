@@ -210,6 +210,7 @@ class Watch:
         process with its tgid starts from 0. A scrape has to show how a VM ended, so its counts are dropped
         after the next one, or after KEEP_GONE_S. A VM that is restarted under its name goes on counting, and
         so does one that is migrated within the host: the target takes over the name once the source is gone.
+        A VM that /proc hides has a name from its first call on: what it held before is then shown under that.
         """
         if among is None:
             among = self.processes()
@@ -220,7 +221,11 @@ class Watch:
         for tgid, known in processes:
             if (about := self._about_if_gone(tgid, known)) is not None:
                 gone[tgid] = about
-        names = {tgid: self._vms.about(tgid) for tgid, known in processes if known.uuid and tgid not in gone}
+        names = {
+            tgid: self._vms.about(tgid)
+            for tgid, known in processes
+            if tgid not in gone and (known.uuid or known.is_nameless)
+        }
         with self._lock:
             if gone:
                 self._keep(gone)
@@ -229,7 +234,8 @@ class Watch:
                     del self._known[tgid]
                     self._found.pop(tgid, None)
             for tgid, about in names.items():
-                if tgid in self._known and about.uuid == self._known[tgid].uuid:
+                known_uuid = self._known[tgid].uuid if tgid in self._known else None
+                if known_uuid in ("", about.uuid):
                     self._known[tgid] = about
             forgotten = self._drop()
         for tgid in forgotten:

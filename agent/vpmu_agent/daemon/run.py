@@ -19,6 +19,7 @@ from vpmu_agent.daemon.leaks import LeakReport
 from vpmu_agent.daemon.report import Report, tell_refused, tell_state, tell_untraced
 from vpmu_agent.daemon.separation import give_up_privileges, require_switch, separate
 from vpmu_agent.daemon.settings import Configuration, Settings
+from vpmu_agent.kernel.container import hidden_processes
 from vpmu_agent.kernel.facts import cpu_vendor
 from vpmu_agent.model.call import Call
 from vpmu_agent.model.verdict import Verdict
@@ -58,6 +59,13 @@ def run(read_settings: Callable[[], Settings], *, duration_s: float | None, sour
         )
         faulthandler.enable()  # a service manager's watchdog sends SIGABRT: the log shall say where it hung
         give_up_privileges(link, settings.user)
+        if option := hidden_processes():
+            tell(
+                f"/proc hides the processes of other users (hidepid={option}): VMs have no names before "
+                "their first call, and then by the first 511 bytes of their command line; mount /proc "
+                "without hidepid, or with gid= and this user in that group",
+                Level.WARNING,
+            )
         # Not before: this user must be able to read it, now and when it changes.
         web = open_web_config(settings.web_config_file) if settings.web_config_file else None
         vms, vendor = Vms(), cpu_vendor()

@@ -5,6 +5,7 @@ As in facts.py, what cannot be read is None, not a guess.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from vpmu_agent.kernel.errors import KernelError
@@ -88,6 +89,11 @@ def hidepid(*, root: Path = ROOT) -> str | None:
             options = after.split()[-1].split(",")
             value = next((o.removeprefix("hidepid=") for o in options if o.startswith("hidepid=")), "")
     return "" if value in ("0", "off") else value
+
+
+def hidden_processes(*, root: Path = ROOT) -> str:
+    """Return the mount option hidepid of /proc if it hides other users' processes from this one, else ""."""
+    return "" if os.access(root / "proc/1/cmdline", os.R_OK) else hidepid(root=root) or ""
 
 
 def has_sysfs(*, root: Path = ROOT) -> bool:

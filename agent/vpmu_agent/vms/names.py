@@ -34,6 +34,11 @@ class VmInfo:
     pod_uid: str
     """The UID of the Kubernetes pod that it runs in, "" if in none."""
 
+    @property
+    def is_nameless(self) -> bool:
+        """Whether the process has not said the VM's name."""
+        return self.name == _nameless(self.tgid)
+
 
 @dataclass(slots=True)
 class _Vm:
@@ -48,11 +53,7 @@ class _Vm:
 
     def is_surely_known(self) -> bool:
         """Return whether its process gave its name and is certainly still the same process."""
-        return (
-            self.process is not None
-            and self.process.is_surely_alive()
-            and self.info.name != _nameless(self.info.tgid)
-        )
+        return self.process is not None and self.process.is_surely_alive() and not self.info.is_nameless
 
 
 class Vms:

@@ -90,6 +90,19 @@ def test_a_migrated_vm_goes_on_counting_under_its_name(vms: Processes) -> None:
     assert vms.forgotten == [WEB]
 
 
+def test_a_vm_whose_name_comes_late_goes_on_counting_under_it(vms: Processes) -> None:
+    """/proc hides it, and its command line came with a call that was read after the scrape."""
+    web = Guest("web01", WEB)
+    watch = Watch(Maps(web.life()), vms)
+    vms.names[WEB] = f"pid-{WEB}"
+    assert created(watch) == {f"pid-{WEB}": 1}
+    vms.names[WEB] = "web01"
+    vms.uuid = "8e5e3e56-d4ec-44f5-9363-e3699359ca9b"
+    watch.sweep()
+    assert created(watch) == {"web01": 1}
+    assert vms.forgotten == []
+
+
 def test_the_paused_source_of_a_migration_is_shown_apart(vms: Processes) -> None:
     source, target = Guest("web01", WEB), Guest("web01", DB)
     watch = Watch(Maps(source.life(), target.life(), target.life(vcpu=1)), vms)
