@@ -7,11 +7,12 @@ import random
 import re
 import shutil
 import subprocess
+from typing import Any
 
 import pytest
 
 from tests.faults.conftest import Attack
-from tests.support.vmm_commands import PROCESSES
+from tests.support.vmm_commands import PROCESSES, expected
 from vpmu_agent.vms.clean import MAX_NAME, clean_name
 from vpmu_agent.vms.command_line import canonical_uuid, identify
 from vpmu_agent.vms.qemu_options import options
@@ -75,6 +76,16 @@ def test_mutated_command_lines(attack: Attack) -> None:
             assert found.uuid == "" or re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", found.uuid)
             name = clean_name(found.name)
             assert name == "" or (name.isprintable() and len(name) <= MAX_NAME)
+
+
+def test_public_command_lines(attack: Attack) -> None:
+    """A command line as hosts and documents have it is given a wrong name"""
+    for param in PROCESSES:
+        process: Any = param.values[0]
+        with attack.once(process["source"]):
+            cgroup = process.get("cgroup", "")
+            found = identify(process["command"].split("\n"), comm=process["comm"], cgroup=cgroup)
+            assert found == expected(process)
 
 
 def qemus_own(*arguments: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import socket
 import subprocess
@@ -80,6 +81,40 @@ def migrated(folder: Path) -> Iterator[tuple[Vms, Qemu, Qemu]]:
     finally:
         source.end()
         target.end()
+
+
+def test_processes_of_few_vms_come_and_go(attack: Attack) -> None:
+    """Processes of the same few VMs, with one UUID or another, come and go in any order"""
+    rng = random.Random(23)
+    vms = Vms(trust_s=0)
+    living: dict[int, subprocess.Popen[bytes]] = {}
+    try:
+        for step in range(400):
+            with attack.once(f"step {step}"):
+                if len(living) < 2 or (len(living) < 6 and rng.random() < 0.5):
+                    uuid = rng.choice(["", UUID, UUID.replace("8", "9")])
+                    arguments = ["-name", "web01", *(["-uuid", uuid] if uuid else [])]
+                    child = subprocess.Popen(["sh", "-c", "read line", *arguments], stdin=subprocess.PIPE)
+                    wait_for(
+                        lambda child=child: b"read line" in Path(f"/proc/{child.pid}/cmdline").read_bytes()
+                    )
+                    living[child.pid] = child
+                else:
+                    child = living.pop(rng.choice([*living]))
+                    child.communicate()
+                    if rng.random() < 0.5:
+                        vms.forget(child.pid)
+                for tgid in rng.sample([*living], k=rng.randint(0, len(living))):
+                    if rng.random() < 0.3:
+                        vms.met(tgid, ["sh"])
+                    vms.name(tgid)
+                # Twice: the first time some get the name of one that is gone.
+                names = [[vms.name(tgid) for tgid in living] for _ in range(2)][1]
+                assert len(set(names)) == len(names), names
+                assert all(name.startswith(("web01", "pid-")) for name in names), names
+    finally:
+        for child in living.values():
+            child.communicate()
 
 
 @pytest.mark.skipif(not shutil.which(QEMU), reason=f"{QEMU} is not installed")
