@@ -134,8 +134,8 @@ _MODEL = [
     table(
         title="Divergences by counter",
         description=(
-            "Since the agent was started. Empty as long as all is well, or if the agent runs with --no-per- "
-            "counter."
+            "Since the agent was started. Empty as long as all is well, or if the agent runs with "
+            "--no-per-counter."
         ),
         columns={"instance": "Host", "vcpu": "vCPU", "pmc": "Counter", "kind": "Kind"},
         values={"Divergences": ("short", f"vpmu_pmc_divergences_total{_IT}")},
