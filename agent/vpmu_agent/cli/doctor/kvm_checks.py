@@ -122,7 +122,7 @@ def check_mediated_vpmu(host: Host) -> Iterator[Finding]:
                 "sysctl kernel.nmi_watchdog=0",
             )
     elif modules:
-        yield weigh_mediated(next(iter(modules)), host.daemon_url)
+        yield weigh_mediated(" or ".join(modules), host.daemon_url)
     else:
         yield Finding("mediated_vpmu", Status.OK, "this kernel has none")
 

@@ -22,8 +22,8 @@ MAX_NAMED = 3
 _INTERVAL_S = 2.0
 
 
-def weigh_mediated(module: str, daemon_url: str) -> Finding:
-    """Return what a mediated vPMU, which `module` has and which is off, would change for the VMs.
+def weigh_mediated(modules: str, daemon_url: str) -> Finding:
+    """Return what the mediated vPMU of KVM's `modules`, which is off, would change for the VMs.
 
     Only the daemon knows the tax; it is that of two seconds.
     """
@@ -52,7 +52,7 @@ def weigh_mediated(module: str, daemon_url: str) -> Finding:
         "perf on the host can no longer profile guests, vpmu-agent has nothing to trace, and all VMs of the "
         "host have it (Linux, Documentation/admin-guide/kernel-parameters.txt, enable_mediated_pmu; "
         "commit bf2c3138ae36)",
-        f"weigh it with docs/mediated.md; to switch, stop the guests and load {module} with "
+        f"weigh it with docs/mediated.md; to switch, stop the guests and load {modules} with "
         "enable_mediated_pmu=1",
     )
 
