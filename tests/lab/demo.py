@@ -82,7 +82,7 @@ def _starved(say: Callable[[str], None]) -> Iterator[str]:
         done = subprocess.run([*agent.COMMAND, "list"], capture_output=True, text=True, check=False)
         refused = pmu.kvm_counts(guest.tgid).refused
     pmu.set_room(0)
-    print(f"$ vpmu-agent list\n{done.stdout}{done.stderr}", flush=True)
+    print(f"$ vpmu-agent list\n{done.stdout}{done.stderr}", end="", flush=True)
     say(f"the test PMU's own count: it had no room {refused} times")
     lacking = f"{name}: 3 of 4 counters starved; on CPU 0 {NAME} (pid {pid}) has 1 event, pinned."
     if done.returncode != 1 or lacking not in " ".join(done.stdout.split()):
