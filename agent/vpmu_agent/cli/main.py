@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, NoReturn
 import click
 from click.core import ParameterSource
 
+from vpmu_agent.cli import options
 from vpmu_agent.model.call import CallName
 from vpmu_agent.model.predict import STEPS
 from vpmu_agent.system.stdout import print_line, settle_stdout
@@ -117,18 +118,6 @@ def _explained(error: Exception) -> click.ClickException | None:
 # Parameters
 
 
-def _known_pmcs(_ctx: click.Context, _param: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
-    if names:
-        from vpmu_agent.trace.call_json import PMC_NAMES
-
-        for name in names:
-            if name not in PMC_NAMES:
-                raise click.BadParameter(
-                    f"{name!r} is not a counter: write gp0, gp1, …, fixed0, fixed1, … or lbr"
-                )
-    return names
-
-
 def _in_a_directory(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:
     """The file itself is made only when the probes are live."""
     if path and not path.parent.is_dir():
@@ -178,48 +167,6 @@ def _known_user(_ctx: click.Context, _param: click.Parameter, name: str) -> User
         raise click.BadParameter(f"there is no user {name!r}") from error
 
 
-def _filters(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that pick calls; the command gets them as `vm`, `vcpu`, `pmc` and `call`."""
-    return _vm(_vcpu(_pmc(_call(command))))
-
-
-_vm = click.option(
-    "--vm", multiple=True, metavar="NAME", help="Only this VM. Repeatable, as all filters are."
-)
-_vcpu = click.option("--vcpu", multiple=True, type=click.IntRange(min=0), metavar="N", help="Only this vCPU.")
-_pmc = click.option(
-    "--pmc", multiple=True, callback=_known_pmcs, metavar="PMC", help="Only this counter: gp0, fixed1."
-)
-_call = click.option(
-    "--call",
-    multiple=True,
-    type=click.Choice([str(name) for name in CallName]),
-    metavar="|".join(CallName),
-    help="Print only these calls; the others are still checked, counted and recorded.",
-)
-_output = click.option(
-    "--output",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="Human-readable text, or JSON Lines.",
-)
-_quiet = click.option("--quiet", "-q", is_flag=True, help="Print only the summary.")
-_attach = click.option(
-    "--attach",
-    type=click.Choice(["auto", "fexit", "kprobe"]),
-    default="auto",
-    show_default=True,
-    help="How to attach the probes; auto uses fexit, or kprobes on kernels that preempt themselves.",
-)
-_duration = click.option(
-    "--duration",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="SECONDS",
-    help="Stop after this time; without it, on Ctrl-C or SIGTERM.",
-)
-
-
 # Commands
 
 
@@ -241,10 +188,10 @@ def cli() -> None:
 
 
 @cli.command()
-@_filters
-@_duration
-@_output
-@_quiet
+@options.filters
+@options.duration
+@options.output
+@options.quiet
 @click.option(
     "--record",
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
@@ -253,7 +200,7 @@ def cli() -> None:
     help="Also write the calls to FILE, for `replay`; an existing file is overwritten.",
 )
 @click.option("--wait", is_flag=True, help="Start even if the VM given by --vm is not running yet.")
-@_attach
+@options.attach
 @click.pass_context
 def trace(
     ctx: click.Context,
@@ -297,9 +244,9 @@ def trace(
 
 @cli.command()
 @click.argument("file", type=click.Path(dir_okay=False, allow_dash=True))
-@_filters
-@_output
-@_quiet
+@options.filters
+@options.output
+@options.quiet
 def replay(
     *,
     file: str,
@@ -391,8 +338,8 @@ def replay(
 @click.option(
     "--wait/--no-wait", default=False, show_default=True, help="Start even if KVM is not loaded yet."
 )
-@_duration
-@_attach
+@options.duration
+@options.attach
 @click.pass_context
 def run(ctx: click.Context, /, *, duration: float | None, **_settings: object) -> None:
     """Watch all VMs and serve metrics to Prometheus."""
@@ -427,7 +374,7 @@ def config_commands() -> None:
 
 @config_commands.command()
 @click.argument("file", type=click.Path(path_type=Path), default=CONFIG_FILE)
-@_output
+@options.output
 def check(*, file: Path, output: str) -> None:
     """Report mistakes in FILE, or print the effective settings.
 
@@ -460,7 +407,7 @@ def check(*, file: Path, output: str) -> None:
     metavar="STEP,…",
     help=f"What the guest does with the counter, in order: {', '.join(STEPS)}.",
 )
-@_output
+@options.output
 def predict(*, events: int, fail_at: int | None, steps: str, output: str) -> None:
     """Print the calls that the model predicts for one counter."""
     from vpmu_agent.cli.prediction import predicted_json, predicted_text
@@ -475,8 +422,8 @@ def predict(*, events: int, fail_at: int | None, steps: str, output: str) -> Non
 
 
 @cli.command("list")
-@_vm
-@_output
+@options.vm
+@options.output
 @click.option("--all", "with_idle", is_flag=True, help="Also print counters that are not in use.")
 @click.pass_context
 def list_counters(ctx: click.Context, /, *, vm: tuple[str, ...], output: str, with_idle: bool) -> None:
@@ -505,7 +452,7 @@ def list_counters(ctx: click.Context, /, *, vm: tuple[str, ...], output: str, wi
 
 @cli.command()
 @click.option("--once", is_flag=True, help="Print one table and end; needs no terminal.")
-@_output
+@options.output
 @click.option(
     "--interval",
     type=click.FloatRange(min=1),
@@ -520,7 +467,7 @@ def list_counters(ctx: click.Context, /, *, vm: tuple[str, ...], output: str, wi
     metavar="URL",
     help="The daemon to ask; by default the one at http://127.0.0.1:9775 if it runs, else own probes.",
 )
-@_attach
+@options.attach
 @click.pass_context
 def top(
     ctx: click.Context, /, *, once: bool, output: str, interval: float, url: str | None, attach: Mode
@@ -553,7 +500,7 @@ def top(
 
 
 @cli.command()
-@_output
+@options.output
 def doctor(*, output: str) -> None:
     """Check whether this host can be traced.
 
