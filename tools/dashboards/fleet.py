@@ -10,11 +10,12 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from tools.dashboards.panels import (
     HOST_ROW,
     RATE,
+    STARVED,
     TO_HOST,
     UNMEASURED,
     VM_ROW,
     build,
-    linked,
+    lines,
     query,
     stat,
     table,
@@ -25,8 +26,6 @@ from tools.dashboards.panels import (
 _HOST, _VM = {"instance": "Host"}, {"instance": "Host", "vm": "VM"}
 
 _TAX = f"CPU time that hosts spend in KVM's calls for guests' counters; 100 % is one CPU. {UNMEASURED}"
-
-_STARVED = "Counters that guests have enabled and that the host's PMU has no room for all the time."
 
 _LEAKED = "Host perf events that KVM made and that no counter holds any more, as the census found them."
 
@@ -80,7 +79,7 @@ _NOW = [
     stat(
         title="Starved counters",
         unit="short",
-        description=f"{_STARVED} The most of each VM in the last five minutes.",
+        description=f"{STARVED} The most of each VM in the last five minutes.",
         expr="sum(instance_vm:vpmu_starved_pmcs:max5m) or vector(0)",
         red_from=1,
         span=3,
@@ -96,14 +95,13 @@ _NOW = [
 ]
 
 _WHO_PAYS = [
-    linked(
-        timeseries(
-            title="Hosts by tax",
-            unit="percentunit",
-            description=f"{_TAX} The ten hosts with the most tax.",
-            queries=[query("topk(10, instance:vpmu_host_seconds:rate5m)", "{{instance}}")],
-        ),
-        TO_HOST,
+    lines(
+        title="Hosts by tax",
+        unit="percentunit",
+        description=f"{_TAX} The ten hosts with the most tax.",
+        expr="topk(10, instance:vpmu_host_seconds:rate5m)",
+        legend="{{instance}}",
+        link=TO_HOST,
     ),
     table(
         title="Hosts",
@@ -133,40 +131,40 @@ _WHO_PAYS = [
         },
         links={"Host": HOST_ROW, "VM": VM_ROW},
     ),
-    timeseries(
+    lines(
         title="Calls",
         unit="cps",
         description="KVM's calls for guests' counters on all hosts, by name.",
-        queries=[query("sum by (call) (instance_call:vpmu_calls:rate5m)", "{{call}}")],
+        expr="sum by (call) (instance_call:vpmu_calls:rate5m)",
+        legend="{{call}}",
         stacked=True,
     ),
-    timeseries(
+    lines(
         title="Slow calls",
         unit="s",
         description=f"99th percentile of the duration of calls on all hosts, by name. {UNMEASURED}",
-        queries=[
-            query(
-                "histogram_quantile(0.99,"
-                " sum by (call, le) (call_le:vpmu_call_duration_seconds_bucket:rate5m))",
-                "{{call}}",
-            )
-        ],
+        expr=(
+            "histogram_quantile(0.99, sum by (call, le) (call_le:vpmu_call_duration_seconds_bucket:rate5m))"
+        ),
+        legend="{{call}}",
     ),
-    timeseries(
+    lines(
         title="Groups",
         unit="short",
         description="Virtual counters that currently hold host events, by the state of their group.",
-        queries=[query("sum by (state) (instance_state:vpmu_groups:sum)", "{{state}}")],
+        expr="sum by (state) (instance_state:vpmu_groups:sum)",
+        legend="{{state}}",
         stacked=True,
     ),
 ]
 
 _WRONG = [
-    timeseries(
+    lines(
         title="Divergences by kind",
         unit="short",
         description="Over five minutes, on all hosts. Empty as long as all is well.",
-        queries=[query("sum by (kind) (instance_vm_kind:vpmu_divergences:increase5m)", "{{kind}}")],
+        expr="sum by (kind) (instance_vm_kind:vpmu_divergences:increase5m)",
+        legend="{{kind}}",
         stacked=True,
     ),
     table(
@@ -181,11 +179,12 @@ _WRONG = [
         },
         links={"Host": HOST_ROW, "VM": VM_ROW},
     ),
-    timeseries(
+    lines(
         title="Create failures by errno",
         unit="short",
         description="Over five minutes, on all hosts. Empty as long as all is well.",
-        queries=[query("sum by (errno) (instance_vm_errno:vpmu_create_failures:increase5m)", "{{errno}}")],
+        expr="sum by (errno) (instance_vm_errno:vpmu_create_failures:increase5m)",
+        legend="{{errno}}",
         stacked=True,
     ),
     table(
@@ -200,16 +199,17 @@ _WRONG = [
         },
         links={"Host": HOST_ROW, "VM": VM_ROW},
     ),
-    timeseries(
+    lines(
         title="Starved counters",
         unit="short",
-        description=f"{_STARVED} The ten hosts with the most. Empty as long as all is well.",
-        queries=[query("topk(10, sum by (instance) (instance_vm:vpmu_starved_pmcs:max5m))", "{{instance}}")],
+        description=f"{STARVED} The ten hosts with the most. Empty as long as all is well.",
+        expr="topk(10, sum by (instance) (instance_vm:vpmu_starved_pmcs:max5m))",
+        legend="{{instance}}",
         stacked=True,
     ),
     table(
         title="VMs with starved counters",
-        description=f"{_STARVED} The most in the last five minutes. Empty as long as all is well.",
+        description=f"{STARVED} The most in the last five minutes. Empty as long as all is well.",
         columns=_VM,
         values={"Starved": ("short", "sum by (instance, vm) (instance_vm:vpmu_starved_pmcs:max5m)")},
         links={"Host": HOST_ROW, "VM": VM_ROW},
@@ -255,28 +255,26 @@ _AGENTS = [
         expr="sum(vpmu_agent_loads_total - 1)",
         legend="reloads",
     ),
-    timeseries(
+    lines(
         title="Lost",
         unit="cps",
         description="What agents lose, by reason; with ring_full and errors_full the counts stay complete.",
-        queries=[query(f"sum by (reason) (rate(vpmu_agent_lost_records_total[{RATE}]))", "{{reason}}")],
+        expr=f"sum by (reason) (rate(vpmu_agent_lost_records_total[{RATE}]))",
+        legend="{{reason}}",
     ),
-    timeseries(
+    lines(
         title="Fullest maps",
         unit="percentunit",
         description="Entries in the agents' BPF maps, as a share of the maximum.",
-        queries=[
-            query(
-                "topk(10, max by (instance, map) (vpmu_agent_map_entries / vpmu_agent_map_max_entries))",
-                "{{instance}} {{map}}",
-            )
-        ],
+        expr="topk(10, max by (instance, map) (vpmu_agent_map_entries / vpmu_agent_map_max_entries))",
+        legend="{{instance}} {{map}}",
     ),
-    timeseries(
+    lines(
         title="Slowest scrapes",
         unit="s",
         description="How long agents take to answer a scrape.",
-        queries=[query("topk(10, max by (instance) (vpmu_agent_scrape_duration_seconds))", "{{instance}}")],
+        expr="topk(10, max by (instance) (vpmu_agent_scrape_duration_seconds))",
+        legend="{{instance}}",
     ),
     timeseries(
         title="Hosts of which less is known",
@@ -291,37 +289,29 @@ _AGENTS = [
             query("count(vpmu_agent_reads_enabled == 0) or vector(0)", "no reads"),
         ],
     ),
-    timeseries(
+    lines(
         title="Census' CPU time",
         unit="percentunit",
         description="The ten agents that spend most on pulls of the census; 100 % is one CPU.",
-        queries=[
-            query(f"topk(10, rate(vpmu_agent_census_cpu_seconds_total[{RATE}]))", "{{instance}}"),
-        ],
+        expr=f"topk(10, rate(vpmu_agent_census_cpu_seconds_total[{RATE}]))",
+        legend="{{instance}}",
     ),
-    timeseries(
+    lines(
         title="Agents' memory",
         unit="bytes",
         description="The ten agents with the most resident memory.",
-        queries=[
-            query(
-                "topk(10, process_resident_memory_bytes and on (job, instance) vpmu_agent_build_info)",
-                "{{instance}}",
-            )
-        ],
+        expr="topk(10, process_resident_memory_bytes and on (job, instance) vpmu_agent_build_info)",
+        legend="{{instance}}",
         span=6,
     ),
-    timeseries(
+    lines(
         title="Agents' CPU time",
         unit="percentunit",
         description="The ten agents with the most CPU time; 100 % is one CPU.",
-        queries=[
-            query(
-                f"topk(10, rate(process_cpu_seconds_total[{RATE}])"
-                " and on (job, instance) vpmu_agent_build_info)",
-                "{{instance}}",
-            )
-        ],
+        expr=(
+            f"topk(10, rate(process_cpu_seconds_total[{RATE}]) and on (job, instance) vpmu_agent_build_info)"
+        ),
+        legend="{{instance}}",
         span=6,
     ),
 ]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from tools.dashboards.panels import (
+    ORPHANED,
     RATE,
+    STARVED,
     TO_VM,
     UNMEASURED,
     VM_ROW,
     build,
-    linked,
+    lines,
     query,
     stat,
     table,
@@ -24,8 +26,6 @@ _HERE = f"{{{_OF}}}"
 _VM = {"instance": "Host", "vm": "VM"}
 
 _TAX = f"CPU time that this host spends in KVM's calls for guests' counters; 100 % is one CPU. {UNMEASURED}"
-
-_STARVED = "Counters that guests have enabled and that the host's PMU has no room for all the time."
 
 _LEAKED = "Host perf events that KVM made and that no counter holds any more, as the census found them."
 
@@ -71,7 +71,7 @@ _NOW = [
     stat(
         title="Orphaned events",
         unit="short",
-        description="Host perf events that VMs' counters left behind and that nothing will release.",
+        description=ORPHANED,
         expr=f"sum(vpmu_orphaned_events{_HERE}) or vector(0)",
         red_from=1,
         span=3,
@@ -79,7 +79,7 @@ _NOW = [
     stat(
         title="Starved counters",
         unit="short",
-        description=f"{_STARVED} No number where the census does not work.",
+        description=f"{STARVED} No number where the census does not work.",
         expr=f"sum(vpmu_starved_pmcs{_HERE}) or (vector(0) and on () vpmu_agent_census_up{_HERE} == 1)",
         red_from=1,
         span=3,
@@ -95,21 +95,21 @@ _NOW = [
 ]
 
 _WHO_PAYS = [
-    linked(
-        timeseries(
-            title="Tax by VM",
-            unit="percentunit",
-            description=f"{_TAX} The ten VMs with the most tax.",
-            queries=[query(f"topk(10, rate(vpmu_host_seconds_total{_HERE}[{RATE}]))", "{{vm}}")],
-            stacked=True,
-        ),
-        TO_VM,
+    lines(
+        title="Tax by VM",
+        unit="percentunit",
+        description=f"{_TAX} The ten VMs with the most tax.",
+        expr=f"topk(10, rate(vpmu_host_seconds_total{_HERE}[{RATE}]))",
+        legend="{{vm}}",
+        stacked=True,
+        link=TO_VM,
     ),
-    timeseries(
+    lines(
         title="Tax by call",
         unit="percentunit",
         description=f"{_TAX} By call.",
-        queries=[query(f"sum by (call) (rate(vpmu_call_duration_seconds_sum{_HERE}[{RATE}]))", "{{call}}")],
+        expr=f"sum by (call) (rate(vpmu_call_duration_seconds_sum{_HERE}[{RATE}]))",
+        legend="{{call}}",
         stacked=True,
     ),
     table(
@@ -137,145 +137,133 @@ _WHO_PAYS = [
         links={"VM": VM_ROW},
         span=24,
     ),
-    linked(
-        timeseries(
-            title="Programs by VM",
-            unit="cps",
-            description="Counters programmed per second; each time their events are created again.",
-            queries=[query(f"topk(10, rate(vpmu_group_size_events_count{_HERE}[{RATE}]))", "{{vm}}")],
-        ),
-        TO_VM,
+    lines(
+        title="Programs by VM",
+        unit="cps",
+        description="Counters programmed per second; each time their events are created again.",
+        expr=f"topk(10, rate(vpmu_group_size_events_count{_HERE}[{RATE}]))",
+        legend="{{vm}}",
+        link=TO_VM,
     ),
-    timeseries(
+    lines(
         title="Calls",
         unit="cps",
         description="KVM's calls for guests' counters, by name.",
-        queries=[query(f"sum by (call) (rate(vpmu_calls_total{_HERE}[{RATE}]))", "{{call}}")],
+        expr=f"sum by (call) (rate(vpmu_calls_total{_HERE}[{RATE}]))",
+        legend="{{call}}",
         stacked=True,
     ),
-    timeseries(
+    lines(
         title="Slow calls",
         unit="s",
         description=f"99th percentile of the duration of calls, by name. {UNMEASURED}",
-        queries=[
-            query(
-                "histogram_quantile(0.99,"
-                f" sum by (call, le) (rate(vpmu_call_duration_seconds_bucket{_HERE}[{RATE}])))",
-                "{{call}}",
-            )
-        ],
+        expr=(
+            "histogram_quantile(0.99,"
+            f" sum by (call, le) (rate(vpmu_call_duration_seconds_bucket{_HERE}[{RATE}])))"
+        ),
+        legend="{{call}}",
     ),
-    timeseries(
+    lines(
         title="Groups",
         unit="short",
         description="Virtual counters that currently hold host events, by the state of their group.",
-        queries=[query(f"sum by (state) (vpmu_groups{_HERE})", "{{state}}")],
+        expr=f"sum by (state) (vpmu_groups{_HERE})",
+        legend="{{state}}",
         stacked=True,
     ),
 ]
 
 _WRONG = [
-    linked(
-        timeseries(
-            title="Divergences",
-            unit="short",
-            description="Over five minutes, by VM and kind. Empty as long as all is well.",
-            queries=[query(f"instance_vm_kind:vpmu_divergences:increase5m{_HERE}", "{{vm}} {{kind}}")],
-            stacked=True,
-        ),
-        TO_VM,
+    lines(
+        title="Divergences",
+        unit="short",
+        description="Over five minutes, by VM and kind. Empty as long as all is well.",
+        expr=f"instance_vm_kind:vpmu_divergences:increase5m{_HERE}",
+        legend="{{vm}} {{kind}}",
+        stacked=True,
+        link=TO_VM,
     ),
-    linked(
-        timeseries(
-            title="Create failures",
-            unit="short",
-            description="Over five minutes, by VM and errno. Empty as long as all is well.",
-            queries=[query(f"instance_vm_errno:vpmu_create_failures:increase5m{_HERE}", "{{vm}} {{errno}}")],
-            stacked=True,
-        ),
-        TO_VM,
+    lines(
+        title="Create failures",
+        unit="short",
+        description="Over five minutes, by VM and errno. Empty as long as all is well.",
+        expr=f"instance_vm_errno:vpmu_create_failures:increase5m{_HERE}",
+        legend="{{vm}} {{errno}}",
+        stacked=True,
+        link=TO_VM,
     ),
-    linked(
-        timeseries(
-            title="Orphaned events",
-            unit="short",
-            description="Host perf events that VMs' counters left behind and that nothing will release.",
-            queries=[query(f"topk(10, vpmu_orphaned_events{_HERE})", "{{vm}}")],
-        ),
-        TO_VM,
+    lines(
+        title="Orphaned events",
+        unit="short",
+        description=ORPHANED,
+        expr=f"topk(10, vpmu_orphaned_events{_HERE})",
+        legend="{{vm}}",
+        link=TO_VM,
     ),
-    linked(
-        timeseries(
-            title="Leaked events",
-            unit="short",
-            description=f"{_LEAKED} The ten VMs with the most.",
-            queries=[query(f"topk(10, vpmu_leaked_events{_HERE} > 0)", "{{vm}}")],
-        ),
-        TO_VM,
+    lines(
+        title="Leaked events",
+        unit="short",
+        description=f"{_LEAKED} The ten VMs with the most.",
+        expr=f"topk(10, vpmu_leaked_events{_HERE} > 0)",
+        legend="{{vm}}",
+        link=TO_VM,
     ),
-    linked(
-        timeseries(
-            title="Events held",
-            unit="short",
-            description="Host perf events that VMs currently hold; the ten VMs with the most.",
-            queries=[query(f"topk(10, vpmu_events{_HERE})", "{{vm}}")],
-        ),
-        TO_VM,
+    lines(
+        title="Events held",
+        unit="short",
+        description="Host perf events that VMs currently hold; the ten VMs with the most.",
+        expr=f"topk(10, vpmu_events{_HERE})",
+        legend="{{vm}}",
+        link=TO_VM,
     ),
-    linked(
-        timeseries(
-            title="Starved counters",
-            unit="short",
-            description=f"{_STARVED} The ten VMs with the most.",
-            queries=[query(f"topk(10, vpmu_starved_pmcs{_HERE} > 0)", "{{vm}}")],
-            stacked=True,
-        ),
-        TO_VM,
+    lines(
+        title="Starved counters",
+        unit="short",
+        description=f"{STARVED} The ten VMs with the most.",
+        expr=f"topk(10, vpmu_starved_pmcs{_HERE} > 0)",
+        legend="{{vm}}",
+        stacked=True,
+        link=TO_VM,
     ),
-    linked(
-        timeseries(
-            title="Starvations",
-            unit="cps",
-            description=(
-                "Calls that left a counter starved, the short ones between two pulls of the census included; "
-                "the ten VMs with the most."
-            ),
-            queries=[query(f"topk(10, rate(vpmu_starvations_total{_HERE}[{RATE}]) > 0)", "{{vm}}")],
+    lines(
+        title="Starvations",
+        unit="cps",
+        description=(
+            "Calls that left a counter starved, the short ones between two pulls of the census included; "
+            "the ten VMs with the most."
         ),
-        TO_VM,
+        expr=f"topk(10, rate(vpmu_starvations_total{_HERE}[{RATE}]) > 0)",
+        legend="{{vm}}",
+        link=TO_VM,
     ),
-    timeseries(
+    lines(
         title="Who has the host's PMU",
         unit="short",
         description=(
             "Open events on the host's PMU that are not KVM's, by the name of their process; pinned ones are "
             "served before all others. The NMI watchdog has one more on each CPU where it runs."
         ),
-        queries=[
-            query(
-                f"sum by (owner_comm, pinned) (vpmu_host_pmu_events{_HERE}) > 0",
-                "{{owner_comm}}, pinned: {{pinned}}",
-            )
-        ],
+        expr=f"sum by (owner_comm, pinned) (vpmu_host_pmu_events{_HERE}) > 0",
+        legend="{{owner_comm}}, pinned: {{pinned}}",
         stacked=True,
     ),
-    timeseries(
+    lines(
         title="Counters by status",
         unit="short",
         description="What the counters in use do, according to the census.",
-        queries=[query(f'sum by (status) (vpmu_pmcs{{{_OF},status!="idle"}}) > 0', "{{status}}")],
+        expr=f'sum by (status) (vpmu_pmcs{{{_OF},status!="idle"}}) > 0',
+        legend="{{status}}",
         stacked=True,
     ),
-    linked(
-        timeseries(
-            title="Running ratio",
-            unit="percentunit",
-            description=(
-                "Part of the time that events were enabled in which they ran; the ten VMs with the smallest."
-            ),
-            queries=[query(f"bottomk(10, vpmu_running_ratio{_HERE})", "{{vm}}")],
+    lines(
+        title="Running ratio",
+        unit="percentunit",
+        description=(
+            "Part of the time that events were enabled in which they ran; the ten VMs with the smallest."
         ),
-        TO_VM,
+        expr=f"bottomk(10, vpmu_running_ratio{_HERE})",
+        legend="{{vm}}",
+        link=TO_VM,
     ),
 ]
 
@@ -322,25 +310,28 @@ _AGENT = [
         red_from=1,
         span=4,
     ),
-    timeseries(
+    lines(
         title="Lost by reason",
         unit="cps",
         description="What the agent loses; with ring_full and errors_full the counts stay complete.",
-        queries=[query(f"rate(vpmu_agent_lost_records_total{_HERE}[{RATE}])", "{{reason}}")],
+        expr=f"rate(vpmu_agent_lost_records_total{_HERE}[{RATE}])",
+        legend="{{reason}}",
         span=8,
     ),
-    timeseries(
+    lines(
         title="Maps",
         unit="percentunit",
         description="Entries in the agent's BPF maps, as a share of the maximum.",
-        queries=[query(f"vpmu_agent_map_entries{_HERE} / vpmu_agent_map_max_entries{_HERE}", "{{map}}")],
+        expr=f"vpmu_agent_map_entries{_HERE} / vpmu_agent_map_max_entries{_HERE}",
+        legend="{{map}}",
         span=8,
     ),
-    timeseries(
+    lines(
         title="Scrape",
         unit="s",
         description="How long the agent takes to answer a scrape.",
-        queries=[query(f"vpmu_agent_scrape_duration_seconds{_HERE}", "scrape")],
+        expr=f"vpmu_agent_scrape_duration_seconds{_HERE}",
+        legend="scrape",
         span=8,
     ),
     timeseries(
@@ -353,42 +344,35 @@ _AGENT = [
         ],
         span=8,
     ),
-    timeseries(
+    lines(
         title="Census: what it finds",
         unit="short",
         description="vCPUs, counters in use and their events, and events of others, in the last pull.",
-        queries=[query(f"vpmu_agent_census_records{_HERE}", "records")],
+        expr=f"vpmu_agent_census_records{_HERE}",
+        legend="records",
         span=8,
     ),
-    timeseries(
+    lines(
         title="Census: CPU time",
         unit="percentunit",
         description="100 % is one CPU; it is pulled less often where that would be more than 1 %.",
-        queries=[query(f"rate(vpmu_agent_census_cpu_seconds_total{_HERE}[{RATE}])", "CPU")],
+        expr=f"rate(vpmu_agent_census_cpu_seconds_total{_HERE}[{RATE}])",
+        legend="CPU",
         span=8,
     ),
-    timeseries(
+    lines(
         title="Agent's memory",
         unit="bytes",
         description="Resident memory.",
-        queries=[
-            query(
-                f"process_resident_memory_bytes{_HERE} and on (job, instance) vpmu_agent_build_info",
-                "resident",
-            )
-        ],
+        expr=f"process_resident_memory_bytes{_HERE} and on (job, instance) vpmu_agent_build_info",
+        legend="resident",
     ),
-    timeseries(
+    lines(
         title="Agent's CPU time",
         unit="percentunit",
         description="100 % is one CPU.",
-        queries=[
-            query(
-                f"rate(process_cpu_seconds_total{_HERE}[{RATE}])"
-                " and on (job, instance) vpmu_agent_build_info",
-                "CPU",
-            )
-        ],
+        expr=(f"rate(process_cpu_seconds_total{_HERE}[{RATE}]) and on (job, instance) vpmu_agent_build_info"),
+        legend="CPU",
     ),
 ]
 

@@ -36,6 +36,9 @@ TOP = 50
 UNMEASURED = "Not measured with --no-durations."
 """What panels say that need the durations of calls."""
 
+STARVED = "Counters that guests have enabled and that the host's PMU has no room for all the time."
+ORPHANED = "Host perf events that VMs' counters left behind and that nothing will release."
+
 _Panel = TypeVar("_Panel", Timeseries, Stat, Table, Heatmap)
 _KEEP = "${datasource:queryparam}&${__url_time_range}"
 
@@ -73,6 +76,24 @@ def timeseries(
     if stacked:
         panel.stacking(common_builders.StackingConfig().mode(common.StackingMode.NORMAL)).fill_opacity(30)
     return _finished(panel, title, description, queries)
+
+
+def lines(
+    title: str,
+    unit: str,
+    description: str,
+    expr: str,
+    legend: str,
+    *,
+    link: DashboardLink | None = None,
+    span: int = 12,
+    stacked: bool = False,
+    negative: bool = False,
+) -> Timeseries:
+    """Return timeseries() of one query; with `link`, on its series."""
+    queries = [query(expr, legend)]
+    panel = timeseries(title, unit, description, queries, span=span, stacked=stacked, negative=negative)
+    return panel.data_links([link]) if link else panel
 
 
 def stat(
@@ -153,11 +174,6 @@ def dashed(panel: Timeseries, pattern: str) -> Timeseries:
     """Return the panel, with dashed lines for the series whose names match."""
     style = {"fill": "dash", "dash": [8, 8]}
     return panel.override_by_regexp(pattern, [dashboard.DynamicConfigValue("custom.lineStyle", style)])
-
-
-def linked(panel: Timeseries, *links: DashboardLink) -> Timeseries:
-    """Return the panel, with links on its series."""
-    return panel.data_links(list(links))
 
 
 HOST_URL = f"/d/vpmu-agent-host?var-instance=%s&{_KEEP}"

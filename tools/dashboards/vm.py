@@ -11,6 +11,7 @@ from tools.dashboards.panels import (
     build,
     dashed,
     heatmap,
+    lines,
     query,
     stat,
     table,
@@ -109,26 +110,23 @@ _MODEL = [
         ),
         "predicted$",
     ),
-    timeseries(
+    lines(
         title="Observed minus predicted",
         unit="short",
         description=(
             "Difference of the two counts since the agent was started. Above zero: calls that KVM need not "
             "have made, or that the model could not know."
         ),
-        queries=[
-            query(
-                f"sum by (call) (vpmu_calls_total{_IT}) - sum by (call) (vpmu_predicted_calls_total{_IT})",
-                "{{call}}",
-            )
-        ],
+        expr=f"sum by (call) (vpmu_calls_total{_IT}) - sum by (call) (vpmu_predicted_calls_total{_IT})",
+        legend="{{call}}",
         negative=True,
     ),
-    timeseries(
+    lines(
         title="Divergences by kind",
         unit="short",
         description="Over five minutes. Empty as long as all is well.",
-        queries=[query(f"sum by (kind) (instance_vm_kind:vpmu_divergences:increase5m{_IT})", "{{kind}}")],
+        expr=f"sum by (kind) (instance_vm_kind:vpmu_divergences:increase5m{_IT})",
+        legend="{{kind}}",
         stacked=True,
     ),
     table(
@@ -140,13 +138,12 @@ _MODEL = [
         columns={"instance": "Host", "vcpu": "vCPU", "pmc": "Counter", "kind": "Kind"},
         values={"Divergences": ("short", f"vpmu_pmc_divergences_total{_IT}")},
     ),
-    timeseries(
+    lines(
         title="Create failures by errno",
         unit="short",
         description="Over five minutes. Empty as long as all is well.",
-        queries=[
-            query(f"sum by (errno) (instance_vm_errno:vpmu_create_failures:increase5m{_IT})", "{{errno}}")
-        ],
+        expr=f"sum by (errno) (instance_vm_errno:vpmu_create_failures:increase5m{_IT})",
+        legend="{{errno}}",
         stacked=True,
     ),
     timeseries(
@@ -168,27 +165,30 @@ _MODEL = [
 ]
 
 _GROUPS = [
-    timeseries(
+    lines(
         title="Groups by state",
         unit="short",
         description=(
             "Virtual counters that currently hold host events, by the state of their group. If many are "
             "creating, enabling or releasing, KVM is slow there; a partial group counts nothing."
         ),
-        queries=[query(f"sum by (state) (vpmu_groups{_IT})", "{{state}}")],
+        expr=f"sum by (state) (vpmu_groups{_IT})",
+        legend="{{state}}",
         stacked=True,
     ),
-    timeseries(
+    lines(
         title="Sizes of groups",
         unit="cps",
         description="Groups programmed per second, by number of events (at most).",
-        queries=[query(f"sum by (le) (rate(vpmu_group_size_events_bucket{_IT}[{RATE}]))", "≤ {{le}}")],
+        expr=f"sum by (le) (rate(vpmu_group_size_events_bucket{_IT}[{RATE}]))",
+        legend="≤ {{le}}",
     ),
-    timeseries(
+    lines(
         title="Events held",
         unit="short",
         description="Host perf events that the VM's counters currently hold, by host.",
-        queries=[query(f"sum by (instance) (vpmu_events{_IT})", "{{instance}}")],
+        expr=f"sum by (instance) (vpmu_events{_IT})",
+        legend="{{instance}}",
         span=8,
     ),
     timeseries(
@@ -204,39 +204,43 @@ _GROUPS = [
         ],
         span=8,
     ),
-    timeseries(
+    lines(
         title="Pinned siblings",
         unit="cps",
         description="Group members created pinned, which perf_event_open() refuses for all but the leader.",
-        queries=[query(f"sum by (instance) (rate(vpmu_pinned_siblings_total{_IT}[{RATE}]))", "{{instance}}")],
+        expr=f"sum by (instance) (rate(vpmu_pinned_siblings_total{_IT}[{RATE}]))",
+        legend="{{instance}}",
         span=8,
     ),
-    timeseries(
+    lines(
         title="Counters by status",
         unit="short",
         description="What the counters that the guest uses do, according to the census.",
-        queries=[query(f'sum by (status) (vpmu_pmcs{{{_OF},status!="idle"}}) > 0', "{{status}}")],
+        expr=f'sum by (status) (vpmu_pmcs{{{_OF},status!="idle"}}) > 0',
+        legend="{{status}}",
         stacked=True,
         span=8,
     ),
-    timeseries(
+    lines(
         title="Starvations",
         unit="cps",
         description=(
             "Calls that left a counter starved, however short the measurement: the host's PMU had no room "
             "for its events."
         ),
-        queries=[query(f"sum by (instance) (rate(vpmu_starvations_total{_IT}[{RATE}]))", "{{instance}}")],
+        expr=f"sum by (instance) (rate(vpmu_starvations_total{_IT}[{RATE}]))",
+        legend="{{instance}}",
         span=8,
     ),
-    timeseries(
+    lines(
         title="Running ratio",
         unit="percentunit",
         description=(
             "Part of the time that the VM's events were enabled in which they ran. A pinned event without "
             "room is not enabled: it is among the starved counters."
         ),
-        queries=[query(f"min by (instance) (vpmu_running_ratio{_IT})", "{{instance}}")],
+        expr=f"min by (instance) (vpmu_running_ratio{_IT})",
+        legend="{{instance}}",
         span=8,
     ),
 ]
@@ -261,11 +265,12 @@ _TIME = [
             for quantile, name in ((0.5, "median"), (0.99, "99 %"))
         ],
     ),
-    timeseries(
+    lines(
         title="Tax by call",
         unit="percentunit",
         description=f"{_TAX} By call.",
-        queries=[query(f"sum by (call) (rate(vpmu_call_duration_seconds_sum{_IT}[{RATE}]))", "{{call}}")],
+        expr=f"sum by (call) (rate(vpmu_call_duration_seconds_sum{_IT}[{RATE}]))",
+        legend="{{call}}",
         stacked=True,
     ),
     table(
