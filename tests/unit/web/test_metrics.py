@@ -27,6 +27,7 @@ from vpmu_agent.model.rules import Kind, State
 from vpmu_agent.probes.census import PINNED
 from vpmu_agent.vms.modes import Mode, Pmu, Why
 from vpmu_agent.web import metrics
+from vpmu_agent.web.families import Family
 from vpmu_agent.web.metrics import (
     AGENT_FAMILIES,
     FAMILIES,
@@ -36,7 +37,6 @@ from vpmu_agent.web.metrics import (
     PMC_FAMILIES,
     VM_FAMILIES,
     Exporter,
-    Family,
 )
 
 WEB, DB = 4242, 777
