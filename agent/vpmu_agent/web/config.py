@@ -9,6 +9,7 @@ Imported only where there is such a file, for it needs bcrypt and yaml.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import pwd
 import re
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from errno import EACCES
 from pathlib import Path
-from typing import TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import yaml
 from yaml.composer import ComposerError
@@ -50,10 +51,20 @@ class WebConfig:
     users: Users | None = None
     """None: no authentication."""
 
+    def accepts(self, certificate: Mapping[str, Any] | None) -> bool:
+        """Return whether a client's certificate, a verified one, has one of the names that it must have."""
+        return not self.allowed_sans or not self.allowed_sans.isdisjoint(_sans(certificate))
+
 
 def check(path: Path) -> None:
     """Raise WebConfigError if the file, or one that it names, cannot be used."""
     read(path, {})
+
+
+def _sans(certificate: Mapping[str, Any] | None) -> set[str]:
+    """Return the subject alternative names of a client's certificate: DNS, IP, e-mail, URI."""
+    names = (certificate or {}).get("subjectAltName", ())
+    return {str(ipaddress.ip_address(name)) if kind == "IP Address" else name for kind, name in names}
 
 
 Stamp = tuple[int, ...]
@@ -407,6 +418,9 @@ def _set_clients(context: ssl.SSLContext, fields: _Fields, seen: dict[Path, Stam
         if context.verify_mode is ssl.CERT_NONE:
             raise value.refused("has no effect without client_auth_type: RequireAndVerifyClientCert")
         _load_authorities(context, value, seen)
+        # As in Go, all certificates in the file are trusted, with no root above them: an intermediate authority,
+        # or a client's own certificate.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     elif policy and context.verify_mode is ssl.CERT_REQUIRED:
         raise policy.refused("needs client_ca_file, the authorities whose certificates are accepted")
     elif context.verify_mode is ssl.CERT_OPTIONAL:

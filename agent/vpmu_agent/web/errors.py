@@ -1,17 +1,7 @@
-"""What server and web file share: how a web file fails, and how long a socket may still wait."""
+"""How a web file fails, apart from what reads it: only who has such a file needs that."""
 
 from __future__ import annotations
-
-import time
 
 
 class WebConfigError(Exception):
     """The file of --web.config.file, or one that it names, cannot be used; the message says where and why."""
-
-
-def time_left(end: float) -> float:
-    """Return the seconds until `end` (time.monotonic()), as a socket's timeout.
-
-    Never 0, which would make the socket non-blocking.
-    """
-    return max(end - time.monotonic(), 0.001)

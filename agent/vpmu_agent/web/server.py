@@ -1,38 +1,66 @@
-"""HTTP: the standard library's WSGI server, one thread per client, with limits on clients, time and size."""
+"""HTTP: an event loop that waits for clients, and a few threads that write answers.
+
+Only a request that is complete, and admitted where there are passwords, gets a thread. An answer is written
+into memory and sent from there, so that no thread waits for a client either.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import io
 import socket
-import ssl
 import sys
 import threading
 import time
-from contextlib import closing, suppress
-from socketserver import TCPServer, ThreadingMixIn
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from wsgiref.handlers import SimpleHandler
 
 from vpmu_agent.web.address import Address, ListenError
-from vpmu_agent.web.errors import time_left
+from vpmu_agent.web.connection import Connection, Request
+from vpmu_agent.web.turns import BusyError, Turns, neighbourhood
+from vpmu_agent.web.workers import Workers
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from vpmu_agent.web.config import WebConfig
+    from vpmu_agent.web.users import Passwords
 
 REQUEST_S = 5.0
 """How long a client may take for its request, from the connection to the last header."""
 
 ANSWER_S = 60.0
-"""How long a client may take to read the answer: 13 MB for 1,000 VMs, over a slow link."""
+"""How long a client may take to get the answer: 13 MB for 1,000 VMs, over a slow link."""
 
-MAX_REQUEST = 32 * 1024
-"""Bytes of a request line and its headers; longer requests are answered with 431."""
+MAX_CLIENTS = 512
+"""Connections at once. For one more, one that waits for a client is closed: see `Server._make_room()`."""
 
-MAX_CLIENTS = 16
-"""Clients at once; further connections are closed without an answer."""
+MAX_UNSENT = 32 << 20
+"""Bytes of answers that clients have not taken yet, together."""
 
-_SHUTDOWN_S = 0.1  # how often the server checks whether it was told to stop
+ANSWERS = 2
+"""Answers that are written at once; with Python's lock, more would not be sooner."""
+
+SILENT_S = 10.0
+"""For how long the server may not have answered a request of its own before it is in trouble."""
+
+_WAITING = 128  # complete requests that wait for their answer to be written
+_WAITING_EACH = 64  # and of one neighbourhood
+_BACKLOG = 1024  # connections that the kernel keeps until they are accepted
+_ACCEPTED_AT_ONCE = 16  # connections, before those that are there already are looked at again
+_RETRY_S = 0.1  # after a connection that could not be accepted
+_PULSE_S = 1.0  # between two requests of its own
 _LINGER_S = 1.0  # how long a client may take to hang up after its answer
+_CLOSE_S = 1.0  # how long answers may still take when the server is closed
+
+_TEXT = ("Content-Type", "text/plain; charset=utf-8")
+_CHALLENGE = 'Basic realm="vpmu-agent", charset="UTF-8"'
+_OWN_REQUEST = b"GET /-/healthy HTTP/1.0\r\n\r\n"
 
 
 class Security(Protocol):
@@ -42,15 +70,8 @@ class Security(Protocol):
     def has_tls(self) -> bool:
         """Whether clients have to use TLS."""
 
-    def secured(self, client: socket.socket, end: float) -> socket.socket | None:
-        """Return the client's connection after a TLS handshake, or `client` itself where TLS is off.
-
-        Return None if the client has to use TLS and does not. Raise OSError, with `client` closed, if the
-        handshake fails or is not complete at `end` (time.monotonic()).
-        """
-
-    def guarded(self, application: WSGIApplication) -> WSGIApplication:
-        """Return `application` behind authentication."""
+    def current(self) -> WebConfig:
+        """Return the configuration in effect."""
 
 
 class Server:
@@ -63,16 +84,17 @@ class Server:
     def __init__(self, address: Address, security: Security | None = None) -> None:
         self._security = security
         try:
-            self._http = _HttpServer(address, security)
+            self._listener = _listening(address)
         except OSError as error:
             raise ListenError(f"cannot listen on {address}: {error.strerror or error}") from error
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(_SHUTDOWN_S,), daemon=True)
+        host, port = self._listener.getsockname()[:2]
+        self._address = Address(str(host), int(port))
+        self._clients: _Clients | None = None
 
     @property
     def address(self) -> Address:
         """Where it listens, with the port that the kernel chose for port 0."""
-        host, port = self._http.server_address[:2]
-        return Address(str(host), int(port))
+        return self._address
 
     @property
     def url(self) -> str:
@@ -80,159 +102,432 @@ class Server:
         scheme = "https" if self._security and self._security.has_tls else "http"
         return f"{scheme}://{self.address}"
 
+    @property
+    def trouble(self) -> str:
+        """Why clients are not answered, as far as the server sees itself; empty if they are.
+
+        It makes a request of its own every second, which goes the way of all others.
+        """
+        return self._clients.trouble if self._clients else "the HTTP server was not started"
+
     def start(self, application: WSGIApplication) -> None:
-        """Start to answer requests with `application`, in a thread."""
-        self._http.set_app(self._security.guarded(application) if self._security else application)
-        self._thread.start()
+        """Start to answer requests with `application`, in threads. Raise ListenError if there can be none."""
+        try:
+            self._clients = _Clients(self._listener, application, self._security)
+            self._clients.start()
+        except (OSError, RuntimeError) as error:  # RuntimeError is a thread's
+            raise ListenError(
+                f"cannot serve on {self.address}: {error}; allow more threads and open files (TasksMax, "
+                "LimitNOFILE)"
+            ) from error
 
     def close(self) -> None:
-        """Stop listening. Requests that are being answered may still complete."""
-        if self._thread.is_alive():
-            self._http.shutdown()
-            self._thread.join()
-        self._http.server_close()
+        """Stop listening. Answers that are being written may take another second."""
+        if self._clients:
+            self._clients.stop()
+        self._listener.close()
 
 
-class _TooLargeError(Exception):
-    """A request is larger than MAX_REQUEST."""
+class _Client:
+    """One client, and its answer, which a thread writes and the loop sends."""
+
+    def __init__(self, connection: Connection, host: str, *, is_own: bool) -> None:
+        self.connection = connection
+        self.host = host
+        self.neighbours = neighbourhood(host)
+        self.is_own = is_own
+        """Whether this is the server itself."""
+        self.is_awaited = True
+        """Whether the server waits for the client: for its request, its password's turn, or its end."""
+        self.is_complete = False
+        """Whether all of the answer was written."""
+        self.is_cut = False
+        self.chunks: deque[bytes] = deque()
+        self.unsent = 0
+        self.more = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
 
 
-class _Stream(io.RawIOBase):
-    """A client's connection with a deadline and, until `answer()`, with a limit on what is read."""
+class _Answer:
+    """A client's answer as a file, for the thread that writes it."""
 
-    def __init__(self, client: socket.socket, end: float) -> None:
+    def __init__(
+        self, client: _Client, loop: asyncio.AbstractEventLoop, take: Callable[[bytes], None]
+    ) -> None:
         self._client = client
-        self._end = end  # time.monotonic()
-        self._room = MAX_REQUEST
+        self._loop = loop
+        self._take = take
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if self._room <= 0:
-            raise _TooLargeError
-        self._limit_time()
-        count = self._client.recv_into(buffer)
-        self._room -= count
-        return count
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self._limit_time()
+    def write(self, data: bytes) -> int:
+        """Hand over the data. Raise ConnectionAbortedError, which ends an application, if nobody takes it."""
+        if self._client.is_cut:
+            raise ConnectionAbortedError
         try:
-            self._client.sendall(data)
-        except OSError as error:
-            # The one error that wsgiref takes for a client that left.
+            self._loop.call_soon_threadsafe(self._take, data)
+        except RuntimeError as error:  # the loop has ended
             raise ConnectionAbortedError from error
         return len(data)
 
-    def answer(self) -> None:
-        """Set the deadline for the answer: the request has been read."""
-        self._end = time.monotonic() + ANSWER_S
-
-    def _limit_time(self) -> None:
-        self._client.settimeout(time_left(self._end))  # for sendall() a limit on the whole of it
+    def flush(self) -> None:
+        """Do nothing: all is on its way."""
 
 
-class _Request(WSGIRequestHandler):
-    default_request_version = "HTTP/1.0"  # HTTP/0.9 has no status to report an error with
-    error_content_type = "text/plain; charset=utf-8"
-    error_message_format = "%(code)d %(message)s\n"
-    connection: socket.socket
-    server: _HttpServer
+class _Handler(SimpleHandler):
+    """Calls an application, and writes what it answers."""
 
-    def setup(self) -> None:
-        end = time.monotonic() + REQUEST_S
-        security = self.server.security
-        secured = security.secured(self.request, end) if security else self.request
-        self._lacks_tls = secured is None
-        self.connection = secured or self.request
-        self._stream = _Stream(self.connection, end)
-        self.rfile = io.BufferedReader(self._stream)
-        self.wfile = self._stream  # type: ignore[assignment]  # not buffered, as that of the base class
+    os_environ: dict[str, str] = {}  # noqa: RUF012  # as in the base class; this process's own is not for it
 
-    def handle(self) -> None:
-        # send_error() needs these, and there may be no request line to take them from.
-        self.requestline = self.request_version = self.command = ""
+    def log_exception(self, exc_info: Any) -> None:
+        """Print the traceback of a bug, if that can be printed."""
+        with suppress(OSError, ValueError):
+            super().log_exception(exc_info)
+
+
+class _Clients:
+    """All clients, and the loop that serves them; most methods are for the loop's thread."""
+
+    def __init__(
+        self, listener: socket.socket, application: WSGIApplication, security: Security | None
+    ) -> None:
+        self._listener = listener
+        self._application = application
+        self._security = security
+        self._clients: dict[_Client, None] = {}  # by age
+        self._unsent = 0
+        self._turns = Turns(at_once=ANSWERS, waiting=_WAITING, waiting_each=_WAITING_EACH)
+        self._writers = Workers(ANSWERS, "HTTP answer")
+        self._checker = Workers(1, "HTTP password")
+        self._passwords: Passwords | None = None
+        self._loop = asyncio.new_event_loop()
+        self._is_stopped = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="HTTP server", daemon=True)
+        self._answered = time.monotonic()  # the last request of its own
+        self._refused: tuple[float, str] | None = None  # since when no connection can be accepted, and why
+
+    # Called by other threads
+
+    @property
+    def trouble(self) -> str:
+        """See `Server.trouble`."""
+        refused, now = self._refused, time.monotonic()
+        if refused and now - refused[0] > SILENT_S:
+            return f"the HTTP server cannot accept connections: {refused[1]}"
+        if now - self._answered > SILENT_S:
+            return f"the HTTP server has not answered itself for {now - self._answered:.0f} s"
+        return ""
+
+    def start(self) -> None:
+        """Start all threads. Raise RuntimeError if one that is needed cannot be started."""
         try:
-            if self._lacks_tls:
-                self.send_error(400, "this port speaks TLS: use https://")
-            else:
-                super().handle()
-        except _TooLargeError:
-            self.send_error(431)
+            self._writers.start()
+            if self._security:
+                self._checker.start()
+            self._thread.start()
+        except RuntimeError:
+            self._stop_workers()
+            self._loop.close()
+            raise
 
-    def parse_request(self) -> bool:
+    def stop(self) -> None:
+        """End the loop and the threads."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._is_stopped.set)
+            self._thread.join(2 * _CLOSE_S)
+            self._stop_workers()
+
+    def _stop_workers(self) -> None:
+        self._writers.stop()
+        self._checker.stop()
+
+    # The loop
+
+    def _run(self) -> None:
         try:
-            return super().parse_request()
+            self._loop.run_until_complete(self._serve_all())
         finally:
-            self._stream.answer()
+            self._loop.close()
 
-    def finish(self) -> None:
-        """End the connection so that the client gets the whole answer.
+    async def _serve_all(self) -> None:
+        if self._security:
+            from vpmu_agent.web.users import Passwords  # only who has passwords pays for bcrypt
 
-        In TLS the end has to be announced, or an attacker could have cut the answer short. And to close a
-        socket with unread data resets the connection, which can discard what the client has not read yet.
+            self._passwords = Passwords(self._checker)
+        self._listener.setblocking(False)
+        self._listen()
+        pulse = asyncio.create_task(self._feel_pulse())
+        await self._is_stopped.wait()
+        pulse.cancel()
+        self._loop.remove_reader(self._listener)
+        self._listener.close()
+        for client in [each for each in self._clients if each.is_awaited]:
+            self._cut(client)
+        if tasks := [each.task for each in self._clients if each.task]:
+            await asyncio.wait(tasks, timeout=_CLOSE_S)
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    def _listen(self) -> None:
+        if not self._is_stopped.is_set():
+            self._loop.add_reader(self._listener, self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTED_AT_ONCE):
+            try:
+                client, address = self._listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:  # no descriptors or no memory left
+                if self._refused is None:
+                    self._refused = time.monotonic(), error.strerror or str(error)
+                self._make_room()
+                self._loop.remove_reader(self._listener)  # which stays ready
+                self._loop.call_later(_RETRY_S, self._listen)
+                return
+            self._refused = None
+            if len(self._clients) >= MAX_CLIENTS:
+                self._make_room()
+            self._welcome(client, str(address[0]))
+
+    def _welcome(self, client: socket.socket, host: str, *, is_own: bool = False) -> None:
+        try:
+            welcome = _Client(Connection(client), host, is_own=is_own)
+            welcome.task = self._loop.create_task(self._serve(welcome))
+        except (OSError, MemoryError):
+            client.close()
+        else:
+            self._clients[welcome] = None
+            welcome.task.add_done_callback(lambda _: self._part_with(welcome))
+
+    def _make_room(self) -> None:
+        """Let one client go that the server waits for: the oldest of the neighbourhood that has most of them.
+
+        Where it waits for none: one whose answer was written and who does not take it.
         """
-        with closing(self.connection) as client, suppress(OSError):
-            client.settimeout(_LINGER_S)
-            if isinstance(client, ssl.SSLSocket):
-                with suppress(OSError):
-                    client.unwrap()
-            end = time.monotonic() + _LINGER_S
-            # On the socket itself: what still comes need not be TLS.
-            socket.socket.shutdown(client, socket.SHUT_WR)
-            while (left := end - time.monotonic()) > 0:
-                client.settimeout(left)
-                if not socket.socket.recv(client, MAX_REQUEST):
-                    break
+        others = [each for each in self._clients if not each.is_own]
+        idle = [each for each in others if each.is_awaited] or [each for each in others if each.is_complete]
+        if idle:
+            most = _largest(Counter(each.neighbours for each in idle))
+            self._cut(next(each for each in idle if each.neighbours == most))
 
-    def address_string(self) -> str:
-        return str(self.client_address[0])  # without asking a name server
+    def _cut(self, client: _Client) -> None:
+        """End a client's connection."""
+        client.is_cut = True
+        self._forget(client)
+        if client.task:
+            client.task.cancel()
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Log nothing: scrapes are not news."""
+    def _part_with(self, client: _Client) -> None:
+        """Close the connection of a client that was served, or cut before that began."""
+        client.is_cut = True
+        self._forget(client)
+        client.connection.close()
 
+    def _forget(self, client: _Client) -> None:
+        self._clients.pop(client, None)
+        self._unsent -= client.unsent
+        client.unsent = 0
+        client.chunks.clear()
 
-class _HttpServer(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-    # The default of 5 is less than MAX_CLIENTS: in a burst, clients would wait a second to retry.
-    request_queue_size = 4 * MAX_CLIENTS
+    async def _feel_pulse(self) -> None:
+        """Ask for an answer all the time, through all but the network."""
+        while True:
+            with suppress(OSError):
+                ours, theirs = socket.socketpair()
+                self._welcome(theirs, "", is_own=True)
+                reader, writer = await asyncio.open_connection(sock=ours)
+                writer.write(_OWN_REQUEST)
+                try:
+                    async with asyncio.timeout(SILENT_S):
+                        if b" 200 " in await reader.readline():
+                            self._answered = time.monotonic()
+                finally:
+                    writer.close()
+            await asyncio.sleep(_PULSE_S)
 
-    def __init__(self, address: Address, security: Security | None) -> None:
-        self.security = security
-        self._room = threading.BoundedSemaphore(MAX_CLIENTS)
-        host = address.host
-        if not host and socket.has_dualstack_ipv6():
-            self.address_family = socket.AF_INET6
-        elif host:
-            self.address_family = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM)[0][0]
-        super().__init__((host, address.port), _Request)
+    # One client
 
-    def server_bind(self) -> None:
-        if self.address_family == socket.AF_INET6:
-            # "::" and an empty host include IPv4, whatever net.ipv6.bindv6only says.
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        # Not HTTPServer's, which looks up our own name, and that can take long.
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-        self.setup_environ()
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._room.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        super().process_request(request, client_address)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
+    async def _serve(self, client: _Client) -> None:
         try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._room.release()
+            await self._answer(client)
+        except (OSError, asyncio.CancelledError):  # one that is slow, leaves, or was cut
+            pass
+        except Exception:  # a bug
+            _report_bug()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        # Clients that are slow or leave are not reported; anything else is a bug, and is.
-        if not isinstance(sys.exception(), OSError):
-            super().handle_error(request, client_address)
+    async def _answer(self, client: _Client) -> None:
+        async with asyncio.timeout(REQUEST_S):
+            request, has_tls = await self._request(client)
+        writing = None
+        if request.is_good:
+            environ = request.get_environ()
+            if has_tls:
+                environ["HTTPS"] = "on"
+            application, is_admitted = await self._admit(client, environ)
+            if is_admitted:
+                client.is_awaited = False
+                writing = asyncio.create_task(self._write_in_turn(client, environ, application))
+            else:
+                self._write(client, environ, application)
+        else:
+            self._take(client, request.refusal())
+        if writing is None:
+            client.is_complete = True
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await self._send(client)
+        finally:
+            client.is_cut = True
+            if writing:
+                writing.cancel()
+        client.is_awaited = True
+        async with asyncio.timeout(_LINGER_S):
+            await client.connection.finish()
+
+    async def _request(self, client: _Client) -> tuple[Request, bool]:
+        """Return the request, and whether it came over TLS."""
+        connection = client.connection
+        config = self._security.current() if self._security and not client.is_own else None
+        if config and config.tls:
+            if not await connection.speaks_tls():
+                request = Request(b"", client.host)
+                request.refusal(400, "this port speaks TLS: use https://")
+                return request, False
+            if not config.accepts((await connection.secure(config.tls)).getpeercert()):
+                raise ConnectionAbortedError("client_allowed_sans has none of the certificate's names")
+        return Request(await connection.request(), client.host), bool(config and config.tls)
+
+    async def _admit(self, client: _Client, environ: WSGIEnvironment) -> tuple[WSGIApplication, bool]:
+        """Return what answers the request, and whether the client may have what the application tells."""
+        if not self._security or not self._passwords or client.is_own:
+            return self._application, True
+        config = self._security.current()
+        application, is_admitted = self._application, True
+        if config.users:
+            try:
+                authorization = environ.get("HTTP_AUTHORIZATION", "")
+                is_admitted = await self._passwords.admit(config.users, authorization, client.neighbours)
+                if is_admitted:
+                    environ["AUTH_TYPE"] = "Basic"
+                else:
+                    application = _UNAUTHORIZED
+            except BusyError:
+                application, is_admitted = _BUSY_PASSWORDS, False
+        return _with_headers(application, config.headers), is_admitted
+
+    async def _write_in_turn(
+        self, client: _Client, environ: WSGIEnvironment, application: WSGIApplication
+    ) -> None:
+        write = partial(self._write, client, environ, application)
+        try:
+            if client.is_own:
+                await asyncio.wrap_future(self._writers.submit(write))
+                return
+            async with self._turns.turn(client.neighbours):
+                # Not to be cancelled: the turn ends when the thread is free again.
+                writing = asyncio.wrap_future(self._writers.submit(write))
+                while not writing.done():
+                    with suppress(asyncio.CancelledError):
+                        await asyncio.wait([writing])
+        except BusyError:
+            self._write(client, environ, _BUSY)
+        finally:
+            client.is_complete = True
+            client.more.set()
+
+    def _write(self, client: _Client, environ: WSGIEnvironment, application: WSGIApplication) -> None:
+        answer: Any = _Answer(client, self._loop, partial(self._take, client))
+        try:
+            _Handler(io.BytesIO(), answer, sys.stderr, environ).run(application)
+        except Exception:
+            _report_bug()
+
+    def _take(self, client: _Client, data: bytes) -> None:
+        """Take a part of an answer; let go who keeps most of them waiting if they are too many."""
+        if client.is_cut:
+            return
+        client.chunks.append(data)
+        client.unsent += len(data)
+        self._unsent += len(data)
+        client.more.set()
+        while self._unsent > MAX_UNSENT:
+            unsent = Counter[str]()
+            for each in self._clients:
+                unsent[each.neighbours] += each.unsent
+            most = _largest(unsent)
+            self._cut(next(each for each in self._clients if each.neighbours == most and each.unsent))
+
+    async def _send(self, client: _Client) -> None:
+        while True:
+            while client.chunks:
+                data = client.chunks.popleft()
+                await client.connection.send(data)
+                client.unsent -= len(data)
+                self._unsent -= len(data)
+            if client.is_complete:
+                return
+            client.more.clear()
+            await client.more.wait()
+
+
+def _report_bug() -> None:
+    """Print the traceback of the exception that is being handled, if that can be printed."""
+    with suppress(OSError, ValueError):
+        traceback.print_exc()
+
+
+def _largest(counts: Counter[str]) -> str:
+    return max(counts, key=lambda each: counts[each])
+
+
+def _listening(address: Address) -> socket.socket:
+    """Return a socket that listens on the address. Raise OSError."""
+    host, family = address.host, socket.AF_INET
+    if host:
+        family = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM)[0][0]
+    elif socket.has_dualstack_ipv6():
+        family = socket.AF_INET6
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # "::" and an empty host include IPv4, whatever net.ipv6.bindv6only says.
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.bind((host, address.port))
+        listener.listen(_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _with_headers(application: WSGIApplication, headers: Mapping[str, str]) -> WSGIApplication:
+    """Return the application with these headers on every answer; they replace its own."""
+    replaced = {name.lower() for name in headers}
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        def start(status: str, own: list[tuple[str, str]], *failure: Any) -> Callable[[bytes], object]:
+            kept = [(name, value) for name, value in own if name.lower() not in replaced]
+            return start_response(status, [*kept, *headers.items()], *failure)
+
+        return application(environ, start)
+
+    return answer
+
+
+def _refusing(status: str, reason: bytes, *headers: tuple[str, str]) -> WSGIApplication:
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        start_response(status, [_TEXT, *headers])
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [reason]
+
+    return answer
+
+
+_UNAUTHORIZED = _refusing(
+    "401 Unauthorized", b"user name and password required\n", ("WWW-Authenticate", _CHALLENGE)
+)
+_BUSY_PASSWORDS = _refusing(
+    "503 Service Unavailable", b"too many passwords are waiting to be checked; try again\n"
+)
+_BUSY = _refusing("503 Service Unavailable", b"too many requests are waiting for their answers; try again\n")
