@@ -105,7 +105,8 @@ def test_idle_clients(attack: Attack, ours: str, sent: bytes) -> None:
 
 
 @pytest.mark.slow
-def test_thousands_of_idle_clients(attack: Attack, ours: str, many_files: None) -> None:
+@pytest.mark.usefixtures("many_files")
+def test_thousands_of_idle_clients(attack: Attack, ours: str) -> None:
     """4,000 clients connect and stay"""
     with ExitStack() as stack:
         for number in range(4000):
@@ -117,7 +118,8 @@ def test_thousands_of_idle_clients(attack: Attack, ours: str, many_files: None) 
 
 
 @pytest.mark.slow
-def test_dripping_clients(attack: Attack, ours: str, many_files: None) -> None:
+@pytest.mark.usefixtures("many_files")
+def test_dripping_clients(attack: Attack, ours: str) -> None:
     """600 clients send one byte of a request at a time"""
     clients = [connected(ours) for _ in range(600)]
 
@@ -146,15 +148,15 @@ def test_slow_readers(attack: Attack) -> None:
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.settimeout(5)
-            client.connect((ours.address.host, ours.address.port))
+            client.connect((server.address.host, server.address.port))
             client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
             for _ in range(20):
                 client.recv(1)
                 time.sleep(0.2)
 
-    with serving(LOOPBACK, watch=Watch(maps, vms)) as ours, meanwhile(16, read_slowly):
+    with serving(LOOPBACK, watch=Watch(maps, vms)) as server, meanwhile(16, read_slowly):
         time.sleep(1)
-        scrapes(attack, str(ours.address), 10)
+        scrapes(attack, str(server.address), 10)
 
 
 @pytest.fixture
@@ -185,14 +187,21 @@ def guarded(folder: Path, **costs: int) -> Iterator[tuple[int, str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["prometheus", "unknown"])
 def test_wrong_passwords(attack: Attack, public: Path, name: str) -> None:
-    """4 clients try passwords against a hash of cost 14"""
+    """4 clients try passwords against a hash of cost 14, of a user who was there before"""
+    with guarded(public, prometheus=14) as (_, address):
+        scrape(address, "prometheus:secret")
+        with meanwhile(4, lambda: scrape(address, f"{name}:{time.monotonic_ns()}")):
+            scrapes(attack, address, 20, user="prometheus:secret")
 
-    def guess() -> None:
-        with suppress(OSError):
-            scrape(address, f"{name}:{time.monotonic_ns()}")
 
-    with guarded(public, prometheus=14) as (_, address), meanwhile(4, guess):
-        # Its password is not known yet as it comes: the first may have to wait for its turn.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["prometheus", "unknown"])
+def test_wrong_passwords_before_the_right_one(attack: Attack, public: Path, name: str) -> None:
+    """10 clients try passwords against a hash of cost 12, of a user who comes later"""
+    with (
+        guarded(public, prometheus=12) as (_, address),
+        meanwhile(10, lambda: scrape(address, f"{name}:{time.monotonic_ns()}")),
+    ):
         scrapes(attack, address, 20, user="prometheus:secret")
 
 
@@ -224,7 +233,9 @@ def test_no_threads(attack: Attack) -> None:
         process.stdin.close()
 
 
-def test_no_descriptors(attack: Attack, many_files: None) -> None:
+@pytest.mark.slow
+@pytest.mark.usefixtures("many_files")
+def test_no_descriptors(attack: Attack) -> None:
     """300 clients connect and stay where the daemon may have 64 open files"""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, before[1]))

@@ -91,7 +91,7 @@ def run(read_settings: Callable[[], Settings], *, duration_s: float | None, sour
                 # Before the first scrape, which shows what VMs held before the agent came.
                 look_at_guests(attachment.probes, guests, watch, failing, leaks)
                 overview = Overview(watch, recent, lambda: attachment.missing, vendor)
-                server.start(application(Exporter(watch), overview))
+                server.start(application(Exporter(watch), overview, lambda: server.trouble))
                 tell(f"serving {server.url}/metrics")
                 if attachment.is_attached:
                     tell_state(attachment.line)
@@ -104,6 +104,7 @@ def run(read_settings: Callable[[], Settings], *, duration_s: float | None, sour
                         report,
                         failing,
                         leaks,
+                        Pulse(lambda: server.trouble),
                         reload=lambda: configuration.reload_if(reload_requested(), watch, web),
                         duration_s=duration_s,
                         stopped=stopped,
@@ -120,6 +121,7 @@ def watch_over(
     report: Report,
     failing: FailingCounters,
     leaks: LeakReport,
+    pulse: Pulse,
     *,
     reload: Callable[[], None],
     duration_s: float | None,
@@ -141,8 +143,28 @@ def watch_over(
             tell_refused(watch.newly_refused())
             look_at_guests(attachment.probes, guests, watch, failing, leaks)
             report.sweep()
-            notify("WATCHDOG=1")
+            pulse.sweep()
             swept = time.monotonic()
+
+
+class Pulse:
+    """Feeds the service manager's watchdog as long as the daemon is seen to work: it, and its server."""
+
+    def __init__(self, trouble: Callable[[], str]) -> None:
+        """Take what says why the server does not work, or nothing."""
+        self._trouble = trouble
+        self._told = ""
+
+    def sweep(self) -> None:
+        """Feed the watchdog, or say once why not."""
+        trouble = self._trouble()
+        if not trouble:
+            notify("WATCHDOG=1")
+        if trouble and not self._told:
+            tell(f"{trouble}; a service manager with a watchdog will restart this daemon", Level.ERROR)
+        elif self._told and not trouble:
+            tell("the HTTP server works again")
+        self._told = trouble
 
 
 def look_at_guests(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
@@ -15,8 +16,13 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 
-def application(exporter: Exporter, overview: Overview) -> WSGIApplication:
-    """Return the application that serves the metrics of `exporter` and the page of `overview`."""
+def application(
+    exporter: Exporter, overview: Overview, trouble: Callable[[], str] = lambda: ""
+) -> WSGIApplication:
+    """Return the application that serves the metrics of `exporter` and the page of `overview`.
+
+    `trouble` says what is wrong with the server, or nothing.
+    """
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path, method = environ.get("PATH_INFO") or "/", environ["REQUEST_METHOD"]
@@ -36,7 +42,7 @@ def application(exporter: Exporter, overview: Overview) -> WSGIApplication:
         elif path == "/-/healthy":
             body = _text(start_response, "200 OK", b"healthy\n")
         elif path == "/-/ready":
-            body = _ready(start_response, overview.missing())
+            body = _ready(start_response, trouble() or overview.missing())
         else:
             body = _text(start_response, "404 Not Found", b"not found; the metrics are at /metrics\n")
         return [] if method == "HEAD" else body
@@ -86,18 +92,32 @@ def _metrics(exporter: Exporter, environ: WSGIEnvironment, start_response: Start
 
 
 def accepts_openmetrics(accept: str) -> bool:
-    """Return whether an Accept header names OpenMetrics, in our version or without one."""
+    """Return whether an Accept header has OpenMetrics, in our version or without one."""
     for media in accept.lower().split(","):
         kind, *parameters = (part.strip() for part in media.split(";"))
         versions = [value for value in parameters if value.startswith("version=")]
-        if kind == "application/openmetrics-text" and versions in ([], ["version=1.0.0"]):
+        if (
+            kind == "application/openmetrics-text"
+            and versions in ([], ["version=1.0.0"])
+            and _wanted(parameters)
+        ):
             return True
     return False
 
 
 def accepts_gzip(accept_encoding: str) -> bool:
-    """Return whether an Accept-Encoding header names gzip."""
-    return any(coding.split(";")[0].strip() == "gzip" for coding in accept_encoding.lower().split(","))
+    """Return whether an Accept-Encoding header has gzip, or failing that, anything."""
+    wanted = {}
+    for coding in accept_encoding.lower().split(","):
+        name, *parameters = (part.strip() for part in coding.split(";"))
+        wanted[name] = _wanted(parameters)
+    return wanted.get("gzip", wanted.get("*", False))
+
+
+def _wanted(parameters: Iterable[str]) -> bool:
+    """Return whether the weight among these parameters is not 0, which stands for "not this one"."""
+    weights = [value.removeprefix("q=").strip() for value in parameters if value.startswith("q=")]
+    return all(re.fullmatch(r"0(\.0*)?", weight) is None for weight in weights)
 
 
 def _gzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:

@@ -51,6 +51,11 @@ class WebConfig:
     users: Users | None = None
     """None: no authentication."""
 
+    @property
+    def needs_password(self) -> bool:
+        """Whether only users are answered."""
+        return self.users is not None
+
     def accepts(self, certificate: Mapping[str, Any] | None) -> bool:
         """Return whether a client's certificate, a verified one, has one of the names that it must have."""
         return not self.allowed_sans or not self.allowed_sans.isdisjoint(_sans(certificate))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import io
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -27,9 +28,6 @@ from vpmu_agent.web.workers import Workers
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
-    from vpmu_agent.web.config import WebConfig
-    from vpmu_agent.web.users import Passwords
 
 REQUEST_S = 5.0
 """How long a client may take for its request, from the connection to the last header."""
@@ -63,15 +61,43 @@ _CHALLENGE = 'Basic realm="vpmu-agent", charset="UTF-8"'
 _OWN_REQUEST = b"GET /-/healthy HTTP/1.0\r\n\r\n"
 
 
+class Terms(Protocol):
+    """On which terms clients are served at a time."""
+
+    @property
+    def tls(self) -> ssl.SSLContext | None:
+        """What clients have to use, if anything."""
+
+    @property
+    def needs_password(self) -> bool:
+        """Whether only users are answered."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Headers of every answer; they replace those of the same name."""
+
+    def accepts(self, certificate: Mapping[str, Any] | None) -> bool:
+        """Return whether a client is served that has this certificate, which was verified, or none."""
+
+
 class Security(Protocol):
-    """What the server needs for TLS and authentication; its answers may change from client to client."""
+    """What the server needs for TLS and authentication; its terms may change from client to client."""
 
     @property
     def has_tls(self) -> bool:
         """Whether clients have to use TLS."""
 
-    def current(self) -> WebConfig:
-        """Return the configuration in effect."""
+    def current(self) -> Terms:
+        """Return the terms in effect."""
+
+    def start(self) -> None:
+        """Start to check passwords. Raise RuntimeError if there can be no thread for it."""
+
+    def stop(self) -> None:
+        """Stop that."""
+
+    async def admits(self, authorization: str, neighbours: str) -> bool:
+        """Return whether an Authorization header has a user's name and password. Raise BusyError."""
 
 
 class Server:
@@ -149,13 +175,10 @@ class _Client:
 
 
 class _Answer:
-    """A client's answer as a file, for the thread that writes it."""
+    """A client's answer as a file, for who writes it."""
 
-    def __init__(
-        self, client: _Client, loop: asyncio.AbstractEventLoop, take: Callable[[bytes], None]
-    ) -> None:
+    def __init__(self, client: _Client, take: Callable[[bytes], object]) -> None:
         self._client = client
-        self._loop = loop
         self._take = take
 
     def write(self, data: bytes) -> int:
@@ -163,7 +186,7 @@ class _Answer:
         if self._client.is_cut:
             raise ConnectionAbortedError
         try:
-            self._loop.call_soon_threadsafe(self._take, data)
+            self._take(data)
         except RuntimeError as error:  # the loop has ended
             raise ConnectionAbortedError from error
         return len(data)
@@ -196,8 +219,6 @@ class _Clients:
         self._unsent = 0
         self._turns = Turns(at_once=ANSWERS, waiting=_WAITING, waiting_each=_WAITING_EACH)
         self._writers = Workers(ANSWERS, "HTTP answer")
-        self._checker = Workers(1, "HTTP password")
-        self._passwords: Passwords | None = None
         self._loop = asyncio.new_event_loop()
         self._is_stopped = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="HTTP server", daemon=True)
@@ -221,7 +242,7 @@ class _Clients:
         try:
             self._writers.start()
             if self._security:
-                self._checker.start()
+                self._security.start()
             self._thread.start()
         except RuntimeError:
             self._stop_workers()
@@ -237,7 +258,8 @@ class _Clients:
 
     def _stop_workers(self) -> None:
         self._writers.stop()
-        self._checker.stop()
+        if self._security:
+            self._security.stop()
 
     # The loop
 
@@ -248,10 +270,6 @@ class _Clients:
             self._loop.close()
 
     async def _serve_all(self) -> None:
-        if self._security:
-            from vpmu_agent.web.users import Passwords  # only who has passwords pays for bcrypt
-
-            self._passwords = Passwords(self._checker)
         self._listener.setblocking(False)
         self._listen()
         pulse = asyncio.create_task(self._feel_pulse())
@@ -340,7 +358,7 @@ class _Clients:
                 writer.write(_OWN_REQUEST)
                 try:
                     async with asyncio.timeout(SILENT_S):
-                        if b" 200 " in await reader.readline():
+                        if b" 200 " in (await reader.read()).partition(b"\r\n")[0]:
                             self._answered = time.monotonic()
                 finally:
                     writer.close()
@@ -369,7 +387,7 @@ class _Clients:
                 client.is_awaited = False
                 writing = asyncio.create_task(self._write_in_turn(client, environ, application))
             else:
-                self._write(client, environ, application)
+                _write(_Answer(client, partial(self._take, client)), environ, application)
         else:
             self._take(client, request.refusal())
         if writing is None:
@@ -388,38 +406,37 @@ class _Clients:
     async def _request(self, client: _Client) -> tuple[Request, bool]:
         """Return the request, and whether it came over TLS."""
         connection = client.connection
-        config = self._security.current() if self._security and not client.is_own else None
-        if config and config.tls:
+        terms = self._security.current() if self._security and not client.is_own else None
+        if terms and terms.tls:
             if not await connection.speaks_tls():
                 request = Request(b"", client.host)
                 request.refusal(400, "this port speaks TLS: use https://")
                 return request, False
-            if not config.accepts((await connection.secure(config.tls)).getpeercert()):
+            if not terms.accepts((await connection.secure(terms.tls)).getpeercert()):
                 raise ConnectionAbortedError("client_allowed_sans has none of the certificate's names")
-        return Request(await connection.request(), client.host), bool(config and config.tls)
+        return Request(await connection.request(), client.host), bool(terms and terms.tls)
 
     async def _admit(self, client: _Client, environ: WSGIEnvironment) -> tuple[WSGIApplication, bool]:
         """Return what answers the request, and whether the client may have what the application tells."""
-        if not self._security or not self._passwords or client.is_own:
+        if not self._security or client.is_own:
             return self._application, True
-        config = self._security.current()
+        terms = self._security.current()
         application, is_admitted = self._application, True
-        if config.users:
+        if terms.needs_password:
+            authorization = environ.get("HTTP_AUTHORIZATION", "")
             try:
-                authorization = environ.get("HTTP_AUTHORIZATION", "")
-                is_admitted = await self._passwords.admit(config.users, authorization, client.neighbours)
-                if is_admitted:
-                    environ["AUTH_TYPE"] = "Basic"
-                else:
-                    application = _UNAUTHORIZED
+                is_admitted = await self._security.admits(authorization, client.neighbours)
+                application = self._application if is_admitted else _UNAUTHORIZED
             except BusyError:
                 application, is_admitted = _BUSY_PASSWORDS, False
-        return _with_headers(application, config.headers), is_admitted
+            environ["AUTH_TYPE"] = "Basic"
+        return _with_headers(application, terms.headers), is_admitted
 
     async def _write_in_turn(
         self, client: _Client, environ: WSGIEnvironment, application: WSGIApplication
     ) -> None:
-        write = partial(self._write, client, environ, application)
+        answer = _Answer(client, lambda data: self._loop.call_soon_threadsafe(self._take, client, data))
+        write = partial(_write, answer, environ, application)
         try:
             if client.is_own:
                 await asyncio.wrap_future(self._writers.submit(write))
@@ -431,17 +448,10 @@ class _Clients:
                     with suppress(asyncio.CancelledError):
                         await asyncio.wait([writing])
         except BusyError:
-            self._write(client, environ, _BUSY)
+            _write(_Answer(client, partial(self._take, client)), environ, _BUSY)
         finally:
             client.is_complete = True
             client.more.set()
-
-    def _write(self, client: _Client, environ: WSGIEnvironment, application: WSGIApplication) -> None:
-        answer: Any = _Answer(client, self._loop, partial(self._take, client))
-        try:
-            _Handler(io.BytesIO(), answer, sys.stderr, environ).run(application)
-        except Exception:
-            _report_bug()
 
     def _take(self, client: _Client, data: bytes) -> None:
         """Take a part of an answer; let go who keeps most of them waiting if they are too many."""
@@ -469,6 +479,13 @@ class _Clients:
                 return
             client.more.clear()
             await client.more.wait()
+
+
+def _write(answer: Any, environ: WSGIEnvironment, application: WSGIApplication) -> None:
+    try:
+        _Handler(io.BytesIO(), answer, sys.stderr, environ).run(application)
+    except Exception:
+        _report_bug()
 
 
 def _report_bug() -> None:

@@ -32,8 +32,8 @@ def neighbourhood(host: str) -> str:
 class Turns:
     """A few turns at once, given to each neighbourhood in rotation. For one event loop.
 
-    Of one neighbourhood, the newest comes first where `newest_first` is set, and the oldest has to go where too
-    many wait: so somebody who comes once has his turn soon, among others who come again and again.
+    With `newest_first`, the newest of a neighbourhood is its next, and its oldest has to go where too many
+    wait: so somebody who comes once has his turn soon, among others who come again and again.
     """
 
     def __init__(self, *, at_once: int, waiting: int, waiting_each: int, newest_first: bool = False) -> None:
@@ -70,7 +70,7 @@ class Turns:
             raise
 
     def _make_room(self, neighbours: str) -> None:
-        """Let one more wait in a lane, in the place of another one if need be. Raise BusyError if none can."""
+        """Let one more wait in a lane, in the place of another if need be. Raise BusyError if none can."""
         before = len(self._lanes.get(neighbours, ()))
         crowded = neighbours
         if before < self._most_each:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from vpmu_agent.web.config import Stamp, WebConfig, read, stamp
 from vpmu_agent.web.errors import WebConfigError
+from vpmu_agent.web.users import Passwords
+from vpmu_agent.web.workers import Workers
 
 
 class WebFile:
@@ -24,6 +26,8 @@ class WebFile:
         self.path = path
         self._report = report
         self._reading = threading.Lock()
+        self._checker = Workers(1, "HTTP password")
+        self._passwords = Passwords(self._checker)
         self._seen: dict[Path, Stamp] = {}
         self._config: WebConfig = WebConfig()
         self._config = self._read()
@@ -52,6 +56,19 @@ class WebFile:
         """Reload the file. Raise WebConfigError if it cannot be used; the previous configuration stays."""
         with self._reading:
             self._config = self._read()
+
+    def start(self) -> None:
+        """Start to check passwords. Raise RuntimeError if there can be no thread for it."""
+        self._checker.start()
+
+    def stop(self) -> None:
+        """Stop that."""
+        self._checker.stop()
+
+    async def admits(self, authorization: str, neighbours: str) -> bool:
+        """Return whether an Authorization header has a user's name and password. Raise BusyError."""
+        users = self.current().users
+        return users is None or await self._passwords.admit(users, authorization, neighbours)
 
     def _has_changed(self) -> bool:
         return any(stamp(path) != before for path, before in self._seen.items())

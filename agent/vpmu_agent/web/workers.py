@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, TypeVar
+
+_STOP_S = 1.0
 
 _T = TypeVar("_T")
 
@@ -42,9 +45,13 @@ class Workers:
         return future
 
     def stop(self) -> None:
-        """Have the threads end after the calls that were submitted."""
+        """Have the threads end after the calls that were submitted, and wait a second for that."""
         for _ in self._threads:
             self._calls.put(None)
+        end = time.monotonic() + _STOP_S
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(max(end - time.monotonic(), 0))
 
     def _work(self) -> None:
         while work := self._calls.get():

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import gzip
 import json
+from contextlib import closing
 
 import pytest
 
 from tests.support.counted import Maps, Processes
 from tests.support.looks import WEB, look, pmc, starved, vcpu
 from tests.support.scenes import Guest
-from tests.support.web import get, serving
+from tests.support.web import LOOPBACK, get, serving
 from vpmu_agent.counts.counters import Counters
 from vpmu_agent.counts.guests import Found
+from vpmu_agent.counts.recent import Recent
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.web import metrics
-from vpmu_agent.web.app import accepts_gzip, accepts_openmetrics
+from vpmu_agent.web.app import accepts_gzip, accepts_openmetrics, application
+from vpmu_agent.web.metrics import Exporter
 from vpmu_agent.web.server import Server
+from vpmu_agent.web.state import Overview
 
 
 def test_metrics_are_served(running: Server) -> None:
@@ -57,6 +61,9 @@ def test_openmetrics_and_compression_are_negotiated(running: Server, accept: str
         ("text/plain, Application/OpenMetrics-Text; Version=1.0.0", True),
         ("application/openmetrics-text; version=0.0.1", False),
         ("application/openmetrics-text; version=2.0.0, text/plain", False),
+        ("application/openmetrics-text;q=0", False),
+        ("application/openmetrics-text; version=1.0.0; q=0.0", False),
+        ("application/openmetrics-text; version=1.0.0; q=0.1", True),
         ("application/openmetrics", False),
         ("text/plain;version=1.0.0", False),
         ("*/*", False),
@@ -70,7 +77,20 @@ def test_openmetrics_is_for_those_who_ask_for_it(accept: str, expected: bool) ->
 
 @pytest.mark.parametrize(
     ("header", "expected"),
-    [("gzip", True), ("deflate, GZIP;q=0.5", True), ("x-gzip2", False), ("identity", False), ("", False)],
+    [
+        ("gzip", True),
+        ("deflate, GZIP;q=0.5", True),
+        ("gzip;q=0.001", True),
+        ("gzip ; q=1", True),
+        ("gzip;q=0", False),
+        ("deflate, gzip; q=0.000", False),
+        ("gzip;q=0, *", False),
+        ("*", True),
+        ("*;q=0", False),
+        ("x-gzip2", False),
+        ("identity", False),
+        ("", False),
+    ],
 )
 def test_gzip_is_for_those_who_ask_for_it(header: str, expected: bool) -> None:
     assert accepts_gzip(header) == expected
@@ -149,6 +169,14 @@ def test_ready_is_another_thing_than_healthy(missing: str) -> None:
         assert (healthy.status, healthy.text) == (200, "healthy\n")
         expected = (503, f"not ready: {missing}\n") if missing else (200, "ready\n")
         assert (ready.status, ready.text) == expected
+
+
+def test_a_server_in_trouble_is_not_ready(watch: Watch) -> None:
+    answer = application(Exporter(watch), Overview(watch, Recent(), str), lambda: "the HTTP server hangs")
+    with closing(Server(LOOPBACK)) as server:
+        server.start(answer)
+        ready = get(server, "/-/ready")
+        assert (ready.status, ready.text) == (503, "not ready: the HTTP server hangs\n")
 
 
 def test_the_counters_of_a_vm(running: Server, watch: Watch) -> None:

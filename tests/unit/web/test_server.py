@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import http.client
 import socket
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.counted import Maps, Processes
 from tests.support.scenes import Guest
-from tests.support.web import get, serving
+from tests.support.web import LOOPBACK, get, serving
 from vpmu_agent.web import server
 from vpmu_agent.web.address import Address, ListenError
 from vpmu_agent.web.server import Server
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 
 @contextmanager
@@ -138,35 +141,72 @@ def test_a_client_that_does_not_hang_up_is_not_waited_for(
         assert time.monotonic() < deadline
 
 
-def test_too_many_clients_are_turned_away_and_the_others_served(running: Server) -> None:
-    where = (running.address.host, running.address.port)
-    idle = [socket.create_connection(where, timeout=10) for _ in range(server.MAX_CLIENTS)]
-    try:
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            with socket.create_connection(where, timeout=1) as one_more:
-                try:
-                    # Turned away may mean before the request was sent, or while it is.
-                    one_more.sendall(b"GET /-/healthy HTTP/1.0\r\n\r\n")
-                    if one_more.recv(100) == b"":
-                        break
-                except ConnectionError:
-                    break
-        else:
-            pytest.fail("nobody was turned away")
-    finally:
-        for client in idle:
-            client.close()
-    assert _eventually_healthy(running)
+def test_of_too_many_clients_the_oldest_has_to_go(running: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CLIENTS", 8)
+    with ExitStack() as stack:
+        idle = [stack.enter_context(connected(running)) for _ in range(20)]
+        assert get(running).status == 200
+        assert [client.recv(1) for client in idle[:12]] == [b""] * 12
+        with connected(running) as fresh:
+            fresh.sendall(b"GET /-/healthy HTTP/1.0\r\n\r\n")
+            assert answer(fresh).endswith(b"healthy\n")
 
 
-def _eventually_healthy(ours: Server) -> bool:
-    for _ in range(100):
-        try:
-            return get(ours).status == 200
-        except (OSError, http.client.HTTPException):
-            time.sleep(0.05)
-    return False
+def test_of_too_many_bytes_unsent_the_oldest_answer_is_cut(
+    running: Server, maps: Maps, vms: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MAX_UNSENT", 100_000)
+    for tgid in range(1, 100):
+        vms.names[tgid] = f"guest-{tgid}"
+        maps.feed(Guest(vms.names[tgid], tgid).life())
+    with ExitStack() as stack:
+        for _ in range(3):
+            slow = stack.enter_context(socket.socket())
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.connect((running.address.host, running.address.port))
+            slow.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        gzip = {"Accept-Encoding": "gzip"}
+        assert all(get(running, "/metrics", headers=gzip).status == 200 for _ in range(3))
+
+
+# Seen to work
+
+
+def test_a_server_that_answers_itself_is_in_no_trouble(
+    running: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "SILENT_S", 2.5)
+    time.sleep(3)
+    assert running.trouble == ""
+
+
+def test_a_server_whose_threads_hang_is_in_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "SILENT_S", 1.0)
+    free = threading.Event()
+
+    def hang(_environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        free.wait(20)
+        start_response("200 OK", [])
+        return [b""]
+
+    with closing(Server(LOOPBACK)) as ours:
+        assert ours.trouble == "the HTTP server was not started"
+        ours.start(hang)
+        time.sleep(2.5)
+        assert ours.trouble.startswith("the HTTP server has not answered itself for ")
+        free.set()
+        time.sleep(2)
+        assert ours.trouble == ""
+
+
+def test_a_server_that_may_not_start_a_thread_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with closing(Server(LOOPBACK)) as ours:
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(ListenError, match="can't start new thread; allow more threads"):
+            ours.start(lambda _environ, _start_response: [])
 
 
 @pytest.mark.parametrize(
@@ -214,7 +254,7 @@ def test_closing_frees_the_port_and_ends_the_thread() -> None:
     before = threading.active_count()
     with serving() as ours:
         address = ours.address
-        assert threading.active_count() == before + 1
+        assert threading.active_count() == before + 1 + server.ANSWERS
         ours.close()
         ours.close()
     assert threading.active_count() == before
