@@ -11,7 +11,8 @@ CLIENT_NAMES = "DNS:prometheus.example,IP:192.0.2.7,IP:2001:db8::1,email:ops@exa
 def make(folder: Path) -> None:
     """Two authorities, and certificates of the first: of a server, of its next one, and of a client.
 
-    Each is in NAME.crt and its key in NAME.key; that of the server also in locked.key, with a passphrase.
+    And `middle`, an authority that the first one made, with a certificate `below` it. Each is in NAME.crt and
+    its key in NAME.key; that of the server also in locked.key, with a passphrase.
     """
     certificate(folder, "ca")
     certificate(folder, "stranger")
@@ -19,6 +20,9 @@ def make(folder: Path) -> None:
     for name in ("server", "next"):
         certificate(folder, name, *signed, "subjectAltName=IP:127.0.0.1")
     certificate(folder, "client", *signed, f"subjectAltName={CLIENT_NAMES}")
+    certificate(folder, "middle", *signed, "basicConstraints=critical,CA:TRUE")
+    below = ("-CA", "middle.crt", "-CAkey", "middle.key")
+    certificate(folder, "below", *below, "-addext", "subjectAltName=DNS:below.example")
     openssl(folder, "ec", "-in", "server.key", "-aes128", "-passout", "pass:x", "-out", "locked.key")
 
 

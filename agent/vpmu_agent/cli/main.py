@@ -134,6 +134,15 @@ def _address(_ctx: click.Context, _param: click.Parameter, text: str) -> Address
         raise click.BadParameter(str(error)) from error
 
 
+def _hosts(_ctx: click.Context, _param: click.Parameter, text: str | None) -> frozenset[str]:
+    from vpmu_agent.web.hosts import parse_hosts
+
+    try:
+        return parse_hosts(text or "")
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 def _web_config(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:
     """Check the file now, so that its mistakes are reported together with those of other settings."""
     if path:
@@ -300,6 +309,12 @@ def replay(
     default="127.0.0.1:9775",
     show_default=True,
     help="Address to serve metrics on; :PORT is all addresses, IPv6 is written [::1]:PORT.",
+)
+@click.option(
+    "--allow-hosts",
+    callback=_hosts,
+    metavar="NAME,…",
+    help="More host names that browsers may use for the page and its JSON, *.DOMAIN and * included.",
 )
 @click.option(
     "--web.config.file",

@@ -29,6 +29,7 @@ from vpmu_agent.system.signals import reload_requests, stop_requests
 from vpmu_agent.trace.live import POLL_S, LiveProbes
 from vpmu_agent.vms.names import Vms
 from vpmu_agent.web.app import application
+from vpmu_agent.web.hosts import Hosts
 from vpmu_agent.web.metrics import Exporter
 from vpmu_agent.web.server import Server
 from vpmu_agent.web.state import Overview
@@ -91,7 +92,10 @@ def run(read_settings: Callable[[], Settings], *, duration_s: float | None, sour
                 # Before the first scrape, which shows what VMs held before the agent came.
                 look_at_guests(attachment.probes, guests, watch, failing, leaks)
                 overview = Overview(watch, recent, lambda: attachment.missing, vendor)
-                server.start(application(Exporter(watch), overview, lambda: server.trouble))
+                hosts = Hosts(settings.listen, server.address, settings.allow_hosts)
+                hosts.learn_own_name()
+                answers = application(Exporter(watch), overview, lambda: server.trouble)
+                server.start(hosts.guarded(answers))
                 tell(f"serving {server.url}/metrics")
                 if attachment.is_attached:
                     tell_state(attachment.line)

@@ -26,6 +26,8 @@ class Settings:
     """What flags and configuration file amount to; the fields are the keys of the file (config_file.py)."""
 
     listen: Address
+    allow_hosts: frozenset[str]
+    """Hosts that requests may be for, besides those that are known (web/hosts.py)."""
     web_config_file: Path | None
     per_counter: bool
     durations: bool

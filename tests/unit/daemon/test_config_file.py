@@ -38,7 +38,17 @@ from vpmu_agent.web.address import Address
 from vpmu_agent.web.web_file import WebFile
 
 SHIPPED = ROOT / "systemd" / "vpmu-agent.toml"
-KEYS = ["listen", "web_config_file", "per_counter", "durations", "reads", "user", "wait", "attach"]
+KEYS = [
+    "listen",
+    "allow_hosts",
+    "web_config_file",
+    "per_counter",
+    "durations",
+    "reads",
+    "user",
+    "wait",
+    "attach",
+]
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="root alone may become somebody else")
 
 
@@ -125,6 +135,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(
 def test_without_a_file_there_are_flags_and_defaults() -> None:
     assert used("--no-per-counter") == Settings(
         listen=Address("127.0.0.1", 9775),
+        allow_hosts=frozenset(),
         web_config_file=None,
         per_counter=False,
         durations=True,
@@ -390,6 +401,7 @@ def test_check_prints_what_run_would_use_as_toml(file: Path) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     assert [line.split() for line in result.stdout.splitlines()] == [
         ["listen", "=", '"127.0.0.1:9775"', "#", "default"],
+        ["#", "allow_hosts", "=", "#", "default"],
         ["#", "web_config_file", "=", "#", "default"],
         ["per_counter", "=", "false", "#", f"{file}:4"],
         ["durations", "=", "true", "#", "default"],
@@ -409,7 +421,7 @@ def test_check_as_json(file: Path) -> None:
     file.write_text('listen = "[::]:1"\n')
     result = invoke("config", "check", str(file), "--output", "json")
     assert result.exit_code == 0
-    listen, _, per_counter, *_ = found = commands.lines(result)
+    listen, _, _, per_counter, *_ = found = commands.lines(result)
     assert listen == {
         **{"schema": 1, "kind": "setting", "key": "listen", "value": "[::]:1"},
         **{"from": "file", "file": str(file), "line": 1},
@@ -443,7 +455,8 @@ def test_the_installed_file_shows_every_default_and_explains_it() -> None:
     shown = re.findall(r"^# .+[.:]\n# ((\w+) = .+)$", SHIPPED.read_text(), re.MULTILINE)
     assert [key for _, key in shown] == list(config_file.keys(run))
     values = tomllib.loads("\n".join(line for line, _ in shown))
-    assert values.pop("web_config_file")  # an example: there is no default
+    assert values.pop("allow_hosts")  # examples: there is no default
+    assert values.pop("web_config_file")
     assert values == {key: param.default for key, param in config_file.keys(run).items() if key in values}
 
 

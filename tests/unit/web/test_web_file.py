@@ -121,6 +121,26 @@ def test_client_certificates(folder: Path, text: str, identity: str, *, accepted
                 get(server, tls=client_tls(folder, identity=identity))
 
 
+@pytest.mark.parametrize(
+    ("trusted", "identity", "accepted"),
+    [
+        ("middle", "below", True),  # an intermediate authority, whose own is not in the file
+        ("middle", "client", False),
+        ("client", "client", True),  # a client's own certificate
+        ("client", "below", False),
+        ("ca", "client", True),
+    ],
+)
+def test_authorities_need_no_root(folder: Path, trusted: str, identity: str, *, accepted: bool) -> None:
+    text = f"{TLS}, client_ca_file: {trusted}.crt, client_auth_type: RequireAndVerifyClientCert}}"
+    with serving_file(folder, text) as (server, _):
+        if accepted:
+            assert get(server, tls=client_tls(folder, identity=identity)).status == 200
+        else:
+            with pytest.raises((ssl.SSLError, ConnectionError, http.client.RemoteDisconnected)):
+                get(server, tls=client_tls(folder, identity=identity))
+
+
 @pytest.mark.parametrize("sent", [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01"])
 def test_a_handshake_takes_its_time_and_nobody_elses(
     folder: Path, sent: bytes, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
