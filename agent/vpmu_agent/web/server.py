@@ -87,14 +87,14 @@ class Security(Protocol):
     def has_tls(self) -> bool:
         """Whether clients have to use TLS."""
 
-    def current(self) -> Terms:
-        """Return the terms in effect."""
-
     def start(self) -> None:
-        """Start to check passwords. Raise RuntimeError if there can be no thread for it."""
+        """Start the threads that the others need. Raise RuntimeError if there can be none."""
 
     def stop(self) -> None:
-        """Stop that."""
+        """Stop them."""
+
+    async def terms(self) -> Terms:
+        """Return the terms in effect."""
 
     async def admits(self, authorization: str, neighbours: str) -> bool:
         """Return whether an Authorization header has a user's name and password. Raise BusyError."""
@@ -406,7 +406,7 @@ class _Clients:
     async def _request(self, client: _Client) -> tuple[Request, bool]:
         """Return the request, and whether it came over TLS."""
         connection = client.connection
-        terms = self._security.current() if self._security and not client.is_own else None
+        terms = await self._security.terms() if self._security and not client.is_own else None
         if terms and terms.tls:
             if not await connection.speaks_tls():
                 request = Request(b"", client.host)
@@ -420,7 +420,7 @@ class _Clients:
         """Return what answers the request, and whether the client may have what the application tells."""
         if not self._security or client.is_own:
             return self._application, True
-        terms = self._security.current()
+        terms = await self._security.terms()
         application, is_admitted = self._application, True
         if terms.needs_password:
             authorization = environ.get("HTTP_AUTHORIZATION", "")

@@ -68,7 +68,7 @@ class Users:
         hashed = self._hashes.get(given.user, b"")
         return hmac.digest(self._key, b"\0".join((given.user.encode(), hashed, given.password)), "sha256")
 
-    def remember(self, given: Credentials) -> bool:
+    def remembers(self, given: Credentials) -> bool:
         """Return whether these credentials were right before."""
         return hmac.compare_digest(self._proved.get(given.user, b""), self.digest(given))
 
@@ -100,7 +100,7 @@ class Passwords:
         given = credentials(authorization)
         if given is None:
             return False
-        if users.remember(given):
+        if users.remembers(given):
             return True
         digest = users.digest(given)
         check = self._checks.get(digest)

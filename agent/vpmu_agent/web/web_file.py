@@ -5,14 +5,19 @@ Imported only where there is such a file, for it needs bcrypt and yaml.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from vpmu_agent.web.config import Stamp, WebConfig, read, stamp
 from vpmu_agent.web.errors import WebConfigError
 from vpmu_agent.web.users import Passwords
 from vpmu_agent.web.workers import Workers
+
+RELOAD_S = 1.0
+"""How long a client may have to wait for a reload; after that, it meets the previous configuration."""
 
 
 class WebFile:
@@ -26,6 +31,8 @@ class WebFile:
         self.path = path
         self._report = report
         self._reading = threading.Lock()
+        self._reader = Workers(1, "web file")
+        self._reload: asyncio.Future[WebConfig] | None = None
         self._checker = Workers(1, "HTTP password")
         self._passwords = Passwords(self._checker)
         self._seen: dict[Path, Stamp] = {}
@@ -58,16 +65,28 @@ class WebFile:
             self._config = self._read()
 
     def start(self) -> None:
-        """Start to check passwords. Raise RuntimeError if there can be no thread for it."""
+        """Start the threads that the others need. Raise RuntimeError if there can be none."""
+        self._reader.start()
         self._checker.start()
 
     def stop(self) -> None:
-        """Stop that."""
+        """Stop them."""
+        self._reader.stop()
         self._checker.stop()
+
+    async def terms(self) -> WebConfig:
+        """Return the configuration in effect, as `current()` does, without waiting long for a file."""
+        if self._has_changed():
+            if self._reload is None or self._reload.done():
+                self._reload = asyncio.wrap_future(self._reader.submit(self.current))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RELOAD_S):
+                    await asyncio.shield(self._reload)
+        return self._config
 
     async def admits(self, authorization: str, neighbours: str) -> bool:
         """Return whether an Authorization header has a user's name and password. Raise BusyError."""
-        users = self.current().users
+        users = self._config.users
         return users is None or await self._passwords.admit(users, authorization, neighbours)
 
     def _has_changed(self) -> bool:

@@ -18,7 +18,9 @@ import pytest
 from tests.support.commands import read_until, started
 from tests.support.places import ROOT
 from tests.support.web import ALICE, BOB, TLS, client_tls, get, serving_file, written
+from vpmu_agent.web import config, web_file
 from vpmu_agent.web import server as http_server
+from vpmu_agent.web.config import Stamp, WebConfig
 from vpmu_agent.web.errors import WebConfigError
 from vpmu_agent.web.server import Server
 from vpmu_agent.web.web_file import WebFile
@@ -235,6 +237,26 @@ def test_what_cannot_be_used_is_said_once_and_what_was_before_stays(folder: Path
             "3: is not YAML: expected the node content, but found '<stream end>'",
             f" cannot be read by user {getpass.getuser()}: No such file or directory",
         ]
+
+
+def test_nobody_waits_long_for_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, free = config.read, threading.Event()
+
+    def read_slowly(path: Path, seen: dict[Path, Stamp]) -> WebConfig:
+        free.wait(20)
+        return read(path, seen)
+
+    with serving_file(folder, f"basic_auth_users: {{alice: {ALICE}}}") as (server, _):
+        assert get(server, user="alice:secret").status == 200
+        monkeypatch.setattr(web_file, "read", read_slowly)
+        monkeypatch.setattr(web_file, "RELOAD_S", 0.2)
+        written(folder, f"basic_auth_users: {{alice: {BOB}}}")
+        start = time.monotonic()
+        assert [get(server, user="alice:secret").status for _ in range(2)] == [200, 200]
+        assert time.monotonic() - start < 5
+        free.set()
+        time.sleep(0.2)
+        assert get(server, user="alice:secret").status == 401
 
 
 def test_a_reload_says_what_cannot_be_used_and_what_was_before_stays(folder: Path) -> None:
