@@ -243,7 +243,6 @@ def test_no_threads(attack: Attack) -> None:
         process.stdin.close()
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("many_files")
 def test_no_descriptors(attack: Attack) -> None:
     """300 clients connect and stay where the daemon may have 64 open files"""

@@ -137,8 +137,11 @@ class DaemonSource:
 
 class _StatusError(SourceError):
     def __init__(self, url: str, status: int, reason: str) -> None:
-        hint = "; put the user and password into ~/.netrc" if status == 401 else ""
-        super().__init__(f"{url} answered {status} {reason}{hint}")
+        hints = {
+            401: "; put the user and password into ~/.netrc",
+            421: "; use an address, or name the host in the daemon's --allow-hosts",
+        }
+        super().__init__(f"{url} answered {status} {reason}{hints.get(status, '')}")
         self.status = status
 
 

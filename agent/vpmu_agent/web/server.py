@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import resource
 import socket
 import ssl
 import sys
@@ -216,6 +217,8 @@ class _Clients:
         self._application = application
         self._security = security
         self._clients: dict[_Client, None] = {}  # by age
+        # Each takes a descriptor, and the rest of the daemon needs some.
+        self._most_clients = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2, 1)
         self._unsent = 0
         self._turns = Turns(at_once=ANSWERS, waiting=_WAITING, waiting_each=_WAITING_EACH)
         self._writers = Workers(ANSWERS, "HTTP answer")
@@ -289,12 +292,14 @@ class _Clients:
     def _listen(self) -> None:
         if not self._is_stopped.is_set():
             self._loop.add_reader(self._listener, self._accept)
+            self._accept()
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTED_AT_ONCE):
             try:
                 client, address = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                self._refused = None
                 return
             except OSError as error:  # no descriptors or no memory left
                 if self._refused is None:
@@ -304,7 +309,7 @@ class _Clients:
                 self._loop.call_later(_RETRY_S, self._listen)
                 return
             self._refused = None
-            if len(self._clients) >= MAX_CLIENTS:
+            if len(self._clients) >= min(MAX_CLIENTS, self._most_clients):
                 self._make_room()
             self._welcome(client, str(address[0]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import threading
 import time
@@ -197,6 +198,25 @@ def test_a_server_whose_threads_hang_is_in_trouble(monkeypatch: pytest.MonkeyPat
         free.set()
         time.sleep(2)
         assert ours.trouble == ""
+
+
+def test_a_server_that_can_accept_nobody_is_in_trouble(
+    running: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "SILENT_S", 1.0)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as client:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+        try:
+            client.connect((running.address.host, running.address.port))
+            time.sleep(2.5)
+            assert running.trouble == "the HTTP server cannot accept connections: Too many open files"
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        client.sendall(b"GET /-/healthy HTTP/1.0\r\n\r\n")
+        assert answer(client).endswith(b"healthy\n")
+        time.sleep(1.5)
+        assert running.trouble == ""
 
 
 def test_a_server_that_may_not_start_a_thread_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
