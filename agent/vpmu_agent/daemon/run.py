@@ -16,6 +16,7 @@ from vpmu_agent.counts.watch import Watch
 from vpmu_agent.daemon.attachment import Attachment, ProbeSource
 from vpmu_agent.daemon.failing import FailingCounters
 from vpmu_agent.daemon.leaks import LeakReport
+from vpmu_agent.daemon.pulse import Pulse
 from vpmu_agent.daemon.report import Report, tell_refused, tell_state, tell_untraced
 from vpmu_agent.daemon.separation import give_up_privileges, require_switch, separate
 from vpmu_agent.daemon.settings import Configuration, Settings
@@ -149,26 +150,6 @@ def watch_over(
             report.sweep()
             pulse.sweep()
             swept = time.monotonic()
-
-
-class Pulse:
-    """Feeds the service manager's watchdog as long as the daemon is seen to work: it, and its server."""
-
-    def __init__(self, trouble: Callable[[], str]) -> None:
-        """Take what says why the server does not work, or nothing."""
-        self._trouble = trouble
-        self._told = ""
-
-    def sweep(self) -> None:
-        """Feed the watchdog, or say once why not."""
-        trouble = self._trouble()
-        if not trouble:
-            notify("WATCHDOG=1")
-        if trouble and not self._told:
-            tell(f"{trouble}; a service manager with a watchdog will restart this daemon", Level.ERROR)
-        elif self._told and not trouble:
-            tell("the HTTP server works again")
-        self._told = trouble
 
 
 def look_at_guests(

@@ -16,7 +16,8 @@ from vpmu_agent.counts.guests import Guests
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.daemon.failing import FailingCounters
 from vpmu_agent.daemon.leaks import LeakReport
-from vpmu_agent.daemon.run import Pulse, look_at_guests
+from vpmu_agent.daemon.pulse import Pulse
+from vpmu_agent.daemon.run import look_at_guests
 from vpmu_agent.model.counter_status import CounterStatus
 from vpmu_agent.model.verdict import Observation
 
