@@ -37,9 +37,9 @@ ANSWER_S = 60.0
 """How long a client may take to get the answer: 13 MB for 1,000 VMs, over a slow link."""
 
 MAX_CLIENTS = 512
-"""Connections at once. For one more, one that waits for a client is closed: see `Server._make_room()`."""
+"""Connections at once. For one more, one that waits for a client is closed: see `_Clients._make_room()`."""
 
-MAX_UNSENT = 32 << 20
+MAX_UNSENT = 64 << 20
 """Bytes of answers that clients have not taken yet, together."""
 
 ANSWERS = 2
