@@ -423,8 +423,8 @@ def _set_clients(context: ssl.SSLContext, fields: _Fields, seen: dict[Path, Stam
         if context.verify_mode is ssl.CERT_NONE:
             raise value.refused("has no effect without client_auth_type: RequireAndVerifyClientCert")
         _load_authorities(context, value, seen)
-        # As in Go, all certificates in the file are trusted, with no root above them: an intermediate authority,
-        # or a client's own certificate.
+        # As in Go, all certificates in the file are trusted, with no root above them: an intermediate
+        # authority, or a client's own certificate.
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     elif policy and context.verify_mode is ssl.CERT_REQUIRED:
         raise policy.refused("needs client_ca_file, the authorities whose certificates are accepted")

@@ -50,6 +50,9 @@ class WebFile:
                     self._config = self._read()
             except WebConfigError as error:
                 self._report(f"{error}; the previous configuration stays in effect")
+            except Exception as error:  # a file must not keep clients out, however it is wrong
+                found = f"{self.path}: {type(error).__name__}: {error}; please report this"
+                self._report(f"{found}; the previous configuration stays in effect")
             finally:
                 self._reading.release()
         return self._config

@@ -259,6 +259,21 @@ def test_nobody_waits_long_for_a_file(folder: Path, monkeypatch: pytest.MonkeyPa
         assert get(server, user="alice:secret").status == 401
 
 
+def test_a_bug_in_reading_keeps_nobody_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_path: Path, seen: dict[Path, Stamp]) -> WebConfig:
+        seen[folder / "web.yml"] = config.stamp(folder / "web.yml")
+        raise ZeroDivisionError("a bug")
+
+    with serving_file(folder, f"basic_auth_users: {{alice: {ALICE}}}") as (server, reports):
+        monkeypatch.setattr(web_file, "read", fail)
+        written(folder, f"basic_auth_users: {{alice: {BOB}}}")
+        assert [get(server, user="alice:secret").status for _ in range(2)] == [200, 200]
+        assert reports == [
+            f"{folder}/web.yml: ZeroDivisionError: a bug; please report this; the previous configuration "
+            "stays in effect"
+        ]
+
+
 def test_a_reload_says_what_cannot_be_used_and_what_was_before_stays(folder: Path) -> None:
     web = WebFile(written(folder, f"{TLS}}}"), pytest.fail)
     before = web.current()
