@@ -15,7 +15,7 @@ from vpmu_agent.counts.counts import FIELDS
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.model.call import CallName
 from vpmu_agent.model.rules import Kind
-from vpmu_agent.system.readable import is_readable
+from vpmu_agent.system.ready import is_readable
 from vpmu_agent.vms.names import Vms
 
 THREADS = 16

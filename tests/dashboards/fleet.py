@@ -18,7 +18,7 @@ from tests.support.hosts import Host, Load, orphans, recorded
 from tests.support.scenes import Guest
 from tests.support.web import LOOPBACK
 from vpmu_agent.model.call import Call, CallName
-from vpmu_agent.system.readable import is_readable
+from vpmu_agent.system.ready import is_readable
 from vpmu_agent.web.app import application
 from vpmu_agent.web.metrics import Exporter
 from vpmu_agent.web.server import Server

@@ -10,7 +10,7 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
-from vpmu_agent.system.readable import is_readable
+from vpmu_agent.system.ready import is_readable
 
 from .errors import LabError
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vpmu_agent.system.readable import is_readable
+from vpmu_agent.system.ready import is_readable
 
 _ANSWER_S = 30.0
 

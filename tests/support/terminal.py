@@ -19,7 +19,7 @@ from typing import Any
 import pyte
 
 from tests.support.places import ROOT
-from vpmu_agent.system.readable import is_readable
+from vpmu_agent.system.ready import is_readable
 
 PATIENCE_S = 15.0
 

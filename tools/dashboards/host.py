@@ -366,6 +366,7 @@ _AGENT = [
         description="Resident memory.",
         expr=f"process_resident_memory_bytes{_HERE} and on (job, instance) vpmu_agent_build_info",
         legend="resident",
+        span=8,
     ),
     lines(
         title="Agent's CPU time",
@@ -373,6 +374,20 @@ _AGENT = [
         description="100 % is one CPU.",
         expr=(f"rate(process_cpu_seconds_total{_HERE}[{RATE}]) and on (job, instance) vpmu_agent_build_info"),
         legend="CPU",
+        span=8,
+    ),
+    timeseries(
+        title="Told late or not at all",
+        unit="cps",
+        description=(
+            "Log entries and messages to the service manager that could not be written when they were due, "
+            "and VMs whose last counts no scrape has seen."
+        ),
+        queries=[
+            query(f"rate(vpmu_agent_delayed_messages_total{_HERE}[{RATE}])", "{{to}}"),
+            query(f"rate(vpmu_agent_dropped_vms_total{_HERE}[{RATE}])", "VMs"),
+        ],
+        span=8,
     ),
 ]
 

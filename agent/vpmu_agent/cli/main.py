@@ -95,7 +95,6 @@ def _explained(error: Exception) -> click.ClickException | None:
     """Return what to tell the user of this error; None if it is a bug, or click's to handle."""
     from vpmu_agent.daemon.config_file import ConfigError
     from vpmu_agent.kernel.errors import KernelError
-    from vpmu_agent.system.notify import NotifyError
     from vpmu_agent.system.stdout import OutputError
     from vpmu_agent.top.sources import SourceError
     from vpmu_agent.trace.recording import RecordingError
@@ -103,7 +102,7 @@ def _explained(error: Exception) -> click.ClickException | None:
     from vpmu_agent.web.errors import WebConfigError
 
     match error:
-        case KernelError() | ListenError() | NotifyError() | SourceError():
+        case KernelError() | ListenError() | SourceError():
             return _CannotRun(str(error))
         case OutputError():
             settle_stdout()

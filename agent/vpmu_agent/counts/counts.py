@@ -176,6 +176,8 @@ class Snapshot:
     """When these probes were loaded, or those before them went away; nanoseconds since the epoch."""
     loads: int
     """How often probes were loaded, including the first time."""
+    dropped_vms: int
+    """VMs that are gone and whose counts were dropped before any scrape; see Watch."""
     per_counter: bool
     """Whether there are counts of each pmc."""
     durations: bool

@@ -21,6 +21,9 @@ from vpmu_agent.vms.names import VmInfo
 KEEP_GONE_S = 15 * 60.0
 """How long the counts of a VM that is gone are kept for the next scrape."""
 
+MAX_GONE = 2000
+"""How many VMs that are gone have their counts kept, a few KB each; of more, the first to go are dropped."""
+
 LOOK_EVERY_S = 10.0
 """How often to look into the maps for new VMs if nobody scrapes."""
 
@@ -132,6 +135,7 @@ class Watch:
         self._kept: dict[str, _Kept] = {}
         self._lost = Counter[str]()  # by earlier probes
         self._loads = 1
+        self._dropped = 0
         self._guests = Found()
         self._found: dict[int, VmCounters] = {}  # by process
         self._since_ns = time.time_ns()
@@ -208,9 +212,10 @@ class Watch:
 
         The counts of a process that is gone are kept here, and its entries deleted from the maps: another
         process with its tgid starts from 0. A scrape has to show how a VM ended, so its counts are dropped
-        after the next one, or after KEEP_GONE_S. A VM that is restarted under its name goes on counting, and
-        so does one that is migrated within the host: the target takes over the name once the source is gone.
-        A VM that /proc hides has a name from its first call on: what it held before is then shown under that.
+        after the next one, after KEEP_GONE_S, or when MAX_GONE others have gone since. A VM that is restarted
+        under its name goes on counting, and so does one that is migrated within the host: the target takes
+        over the name once the source is gone. A VM that /proc hides has a name from its first call on: what it
+        held before is then shown under that.
         """
         if among is None:
             among = self.processes()
@@ -297,6 +302,7 @@ class Watch:
             occupancy=self._probes.occupancy(),
             since_ns=self._since_ns,
             loads=self._loads,
+            dropped_vms=self._dropped,
             per_counter=self._per_counter,
             durations=self._durations,
             reads=self._reads,
@@ -350,12 +356,15 @@ class Watch:
         alive = {about.name for about in self._known.values()}
         now = time.monotonic()
         tgids: set[int] = set()
+        gone = sorted(self._kept.keys() - alive, key=lambda name: self._kept[name].since)
+        too_many = {*gone[: max(0, len(gone) - MAX_GONE)]}
         for name, kept in list(self._kept.items()):
-            if kept.is_shown or now - kept.since >= KEEP_GONE_S:
+            if kept.is_shown or name in too_many or now - kept.since >= KEEP_GONE_S:
                 tgids |= kept.tgids
                 kept.tgids = set()
                 if name not in alive:
                     del self._kept[name]
+                    self._dropped += not kept.is_shown
         return tgids - self._known.keys()
 
     def _about_if_gone(self, tgid: int, known: VmInfo) -> VmInfo | None:

@@ -19,7 +19,7 @@ from vpmu_agent.model.call import Call
 from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.probes import Mode, Unattached
 from vpmu_agent.system.journal import Level
-from vpmu_agent.system.readable import is_readable
+from vpmu_agent.system.ready import is_readable
 from vpmu_agent.trace.live import LiveProbes, attached_line
 from vpmu_agent.vms.names import Vms
 

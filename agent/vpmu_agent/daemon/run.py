@@ -24,7 +24,7 @@ from vpmu_agent.kernel.container import hidden_processes
 from vpmu_agent.kernel.facts import cpu_vendor
 from vpmu_agent.model.call import Call
 from vpmu_agent.model.verdict import Verdict
-from vpmu_agent.system.journal import Level, tell
+from vpmu_agent.system.journal import LOG, Level, tell
 from vpmu_agent.system.notify import notify
 from vpmu_agent.system.signals import reload_requests, stop_requests
 from vpmu_agent.trace.live import POLL_S, LiveProbes
@@ -47,8 +47,7 @@ _END_S = 10
 def run(read_settings: Callable[[], Settings], *, duration_s: float | None, source: ProbeSource) -> None:
     """Watch all VMs and serve metrics, until the time is over or a signal comes.
 
-    SIGHUP has the settings read again. Raise ConfigError, WebConfigError, KernelError, ListenError and
-    NotifyError.
+    SIGHUP has the settings read again. Raise ConfigError, WebConfigError, KernelError and ListenError.
     """
     notify("STATUS=loading the probes")
     with reload_requests() as reload_requested:
@@ -148,6 +147,7 @@ def watch_over(
             tell_refused(watch.newly_refused())
             look_at_guests(attachment.probes, guests, watch, failing, leaks)
             report.sweep()
+            LOG.retry()
             pulse.sweep()
             swept = time.monotonic()
 

@@ -271,6 +271,21 @@ VMS = Family(
     labels=(),
     help="Known VMs: those that are running, and those that are gone since the last scrape.",
 )
+DROPPED_VMS = Family(
+    name="vpmu_agent_dropped_vms_total",
+    type="counter",
+    labels=(),
+    help="VMs that are gone and whose last counts were dropped before a scrape: too many, or none in time.",
+)
+DELAYED = Family(
+    name="vpmu_agent_delayed_messages_total",
+    type="counter",
+    labels=("to",),
+    help=(
+        "Log entries, and messages to the service manager, that could not be written when they were due, as "
+        "on a full disk. They are written once that is possible."
+    ),
+)
 MAP_ENTRIES = Family(
     name="vpmu_agent_map_entries",
     type="gauge",

@@ -31,6 +31,8 @@ from vpmu_agent.model.call import CallName, UncheckedCall
 from vpmu_agent.model.counter_status import CounterStatus
 from vpmu_agent.model.rules import Kind, State
 from vpmu_agent.probes.layout import pmc_name
+from vpmu_agent.system.journal import LOG
+from vpmu_agent.system.notify import MANAGER
 from vpmu_agent.text import errno_name
 from vpmu_agent.vms.modes import Mode
 from vpmu_agent.web.families import (
@@ -40,7 +42,9 @@ from vpmu_agent.web.families import (
     CENSUS_PULLS,
     CENSUS_RECORDS,
     CENSUS_UP,
+    DELAYED,
     DIVERGENCES,
+    DROPPED_VMS,
     DURATION,
     DURATIONS,
     ERRORS,
@@ -193,6 +197,8 @@ AGENT_FAMILIES = (
     LOADS,
     LOST,
     VMS,
+    DROPPED_VMS,
+    DELAYED,
     MAP_ENTRIES,
     MAP_ROOM,
     CENSUS_UP,
@@ -281,6 +287,8 @@ class _Agent(Collector):
         yield LOADS.metric({(): snapshot.loads})
         yield LOST.metric({(reason,): count for reason, count in snapshot.lost.items()})
         yield VMS.metric({(): len(snapshot.vms)})
+        yield DROPPED_VMS.metric({(): snapshot.dropped_vms})
+        yield DELAYED.metric({("log",): LOG.delayed, ("service_manager",): MANAGER.delayed})
         occupancy = snapshot.occupancy.items()
         yield MAP_ENTRIES.metric({(name,): entries for name, (entries, _) in occupancy})
         yield MAP_ROOM.metric({(name,): room for name, (_, room) in occupancy})

@@ -223,6 +223,27 @@ def test_without_a_scrape_a_vm_that_is_gone_is_dropped_in_the_end(
     assert created(watch) == {}
 
 
+def test_vms_that_are_gone_and_not_scraped_are_kept_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that went first are dropped, and counted."""
+    monkeypatch.setattr(module, "MAX_GONE", 10)
+    vms, maps = Processes(web01=WEB), Maps(Guest("web01", WEB).life())
+    watch = Watch(maps, vms)
+    for number in range(15):
+        vms.names[1000 + number] = f"vm{number:02}"
+        vms.alive.add(1000 + number)
+        maps.feed(Guest(f"vm{number:02}", 1000 + number).life())
+        watch.snapshot()
+        vms.alive.discard(1000 + number)
+        watch.sweep()
+        watch.sweep()
+    snapshot = watch.scrape()
+    assert list(snapshot.vms) == [*[f"vm{number:02}" for number in range(5, 15)], "web01"]
+    assert snapshot.dropped_vms == 5
+    watch.sweep()
+    assert (list(watch.scrape().vms), watch.scrape().dropped_vms) == (["web01"], 5)
+    assert sorted(vms.forgotten) == [*range(1000, 1015)]
+
+
 def test_maps_are_not_read_at_every_sweep(vms: Processes) -> None:
     maps = Maps(Guest("web01", WEB).life())
     watch = Watch(maps, vms)

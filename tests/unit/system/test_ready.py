@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from vpmu_agent.system.readable import is_readable
+from vpmu_agent.system.ready import is_readable
 
 
 @pytest.fixture

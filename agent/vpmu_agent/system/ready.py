@@ -1,4 +1,4 @@
-"""Whether a descriptor can be read now."""
+"""Whether a descriptor can be read or written now."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ def is_readable(stream: FileDescriptorLike, timeout_s: float = 0) -> bool:
 
     select.select() takes no descriptor above 1,023, and a host with as many VMs has those.
     """
+    return _is_ready(stream, select.POLLIN, timeout_s)
+
+
+def is_writable(stream: FileDescriptorLike) -> bool:
+    """Return whether to write select.PIPE_BUF bytes to `stream` will not block, an error included."""
+    return _is_ready(stream, select.POLLOUT)
+
+
+def _is_ready(stream: FileDescriptorLike, for_what: int, timeout_s: float = 0) -> bool:
     poll = select.poll()
-    poll.register(stream, select.POLLIN)
+    poll.register(stream, for_what)
     return bool(poll.poll(timeout_s * 1000))
