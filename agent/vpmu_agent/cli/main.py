@@ -5,7 +5,6 @@ A command imports what it needs when it runs, so that `--help` and `--version` w
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import sys
@@ -21,7 +20,13 @@ from click.core import ParameterSource
 from vpmu_agent.cli import options
 from vpmu_agent.model.call import CallName
 from vpmu_agent.model.predict import STEPS
-from vpmu_agent.system.stdout import print_line, settle_stdout
+from vpmu_agent.system.stdout import (
+    OutputError,
+    UnreadError,
+    prepare_streams,
+    print_line,
+    settle_stdout,
+)
 from vpmu_agent.system.user import DAEMON_USER
 
 if TYPE_CHECKING:
@@ -95,17 +100,15 @@ def _explained(error: Exception) -> click.ClickException | None:
     """Return what to tell the user of this error; None if it is a bug, or click's to handle."""
     from vpmu_agent.daemon.config_file import ConfigError
     from vpmu_agent.kernel.errors import KernelError
-    from vpmu_agent.system.stdout import OutputError
     from vpmu_agent.top.sources import SourceError
     from vpmu_agent.trace.recording import RecordingError
     from vpmu_agent.web.address import ListenError
     from vpmu_agent.web.errors import WebConfigError
 
     match error:
-        case KernelError() | ListenError() | SourceError():
-            return _CannotRun(str(error))
-        case OutputError():
-            settle_stdout()
+        case UnreadError():
+            return None
+        case KernelError() | ListenError() | OutputError() | SourceError():
             return _CannotRun(str(error))
         case RecordingError() | WebConfigError():
             return _BadInput(str(error))
@@ -460,7 +463,6 @@ def list_counters(ctx: click.Context, /, *, vm: tuple[str, ...], output: str, wi
     listing = Listing(found, shown, nmi_watchdog(), cpu_vendor(), with_idle=with_idle)
     for line in listing_json(listing) if output == "json" else listing_text(listing, Style(sys.stdout)):
         print_line(line)
-    settle_stdout()
     sys.exit(PROBLEM if listing.is_failing else 0)
 
 
@@ -498,7 +500,9 @@ def top(
     from vpmu_agent.top.sources import DEFAULT_URL
 
     has_screen = not once and output == "text"
-    if has_screen and not (sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"):
+    if has_screen and not (
+        sys.stdin and sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    ):
         raise click.UsageError("this is no terminal for a full screen: use --once, or --output json")
     stand_ins = ctx.ensure_object(StandIns)
     is_failing = run_top(
@@ -527,12 +531,21 @@ def doctor(*, output: str) -> None:
 
 
 def main(stand_ins: StandIns | None = None) -> None:
-    """Run the command that the arguments name."""
-    # Until a command watches for it, Ctrl-C ends the process at once: nothing is open that it could harm.
+    """Run the command that the arguments name, and end the process with its status."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 has no µ
-    cli(prog_name="vpmu-agent", obj=stand_ins)
+    prepare_streams()
+    status: str | int | None = 0
+    try:
+        cli(prog_name="vpmu-agent", obj=stand_ins)
+    except SystemExit as end:
+        status = end.code
+    except UnreadError:
+        pass
+    except OutputError as error:  # of what click itself prints: help and version
+        click.echo(f"Error: {error}", err=True)
+        status = CANNOT_RUN
+    settle_stdout()
+    sys.exit(status)
 
 
 # Their parts
@@ -578,6 +591,8 @@ def _recorder(path: Path, mode: str, **filters: Iterable[str | int]) -> Recorder
 @contextmanager
 def _opened(file: str) -> Iterator[tuple[BinaryIO, str]]:
     if file == "-":
+        if sys.stdin is None:
+            raise _CannotRun("standard input is closed: there is nothing to replay")
         yield sys.stdin.buffer, "standard input"
         return
     try:
@@ -590,5 +605,4 @@ def _opened(file: str) -> Iterator[tuple[BinaryIO, str]]:
 
 
 def _exit(session: Session) -> NoReturn:
-    settle_stdout()
     sys.exit(PROBLEM if session.tally.divergences else 0)

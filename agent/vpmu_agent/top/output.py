@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from vpmu_agent.system.stdout import Style, print_line, settle_stdout
+from vpmu_agent.system.stdout import Style, print_line
 from vpmu_agent.top import table
 from vpmu_agent.top.reading import Reading, Readings, StateError
 from vpmu_agent.top.sources import Source, SourceError
@@ -121,10 +121,4 @@ def _reading(source: Source, readings: Readings) -> Reading:
 
 def _print(lines: list[str]) -> bool:
     """Print lines; return False if nobody reads them."""
-    try:
-        for line in lines:
-            print_line(line)
-    except BrokenPipeError:
-        settle_stdout()
-        return False
-    return True
+    return all(print_line(line) for line in lines)

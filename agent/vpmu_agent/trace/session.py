@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from vpmu_agent.model.call import Call, CallName
 from vpmu_agent.model.verdict import Observation
-from vpmu_agent.system.stdout import OutputError
+from vpmu_agent.system.stdout import UnreadError
 from vpmu_agent.trace.call_json import call_json
 from vpmu_agent.trace.printers import Printer
 from vpmu_agent.trace.recording import Recorder
@@ -53,7 +53,7 @@ class Filters:
 class Session:
     """Turns calls and their verdicts into counts, lines on `out` and a recording, live or in a replay.
 
-    Its methods raise OutputError if writing to `out` or the recording fails.
+    Its methods raise OutputError if writing to `out` (see stdout.output()) or the recording fails.
     """
 
     def __init__(
@@ -170,7 +170,5 @@ class Session:
         try:
             self._out.write("\n".join(lines) + "\n")
             self._out.flush()
-        except BrokenPipeError:
+        except UnreadError:
             self.unread = True
-        except OSError as error:
-            raise OutputError(f"cannot write the output: {error.strerror}") from error

@@ -3,10 +3,11 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
@@ -17,7 +18,7 @@ from vpmu_agent.counts.starvation import NewlyStarved
 from vpmu_agent.model.call import Call, CallName, PmcType
 from vpmu_agent.model.create_errors import UNKNOWN
 from vpmu_agent.model.rules import Kind
-from vpmu_agent.system.stdout import OutputError
+from vpmu_agent.system.stdout import OutputError, output
 from vpmu_agent.text import attr_text, duration_text
 from vpmu_agent.trace.printers import JsonPrinter, Printer, TextPrinter
 from vpmu_agent.trace.recording import Header, Recorder, Recording
@@ -417,22 +418,28 @@ def test_quiet_prints_the_summary_only() -> None:
 
 @pytest.mark.parametrize("printer", [JsonPrinter(), None])
 def test_a_reader_that_left_is_no_error(printer: Printer | None) -> None:
-    class Left(io.StringIO):
-        def flush(self) -> None:
-            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
-
-    out = Left()
+    read, write = os.pipe()
+    os.close(read)
+    out = output(write)
     session = Session(Filters(), printer or TextPrinter(out), out)
     session.feed(checked(Guest("web01", 1).life()))
     assert session.unread
     session.end(0)
+    leave(out, write)
 
 
 def test_an_output_that_is_full_is_a_sentence() -> None:
-    class Full(io.StringIO):
-        def flush(self) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    session = Session(Filters(), JsonPrinter(), Full())
+    full = os.open("/dev/full", os.O_WRONLY)
+    out = output(full)
+    session = Session(Filters(), JsonPrinter(), out)
     with pytest.raises(OutputError, match="cannot write the output: No space left on device"):
         session.feed(checked(Guest("web01", 1).life()))
+    leave(out, full)
+
+
+def leave(out: TextIO, descriptor: int) -> None:
+    """Let go of a stream with text in it that could not be written."""
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), descriptor)
+    out.flush()
+    os.close(descriptor)
