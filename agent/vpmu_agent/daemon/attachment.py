@@ -18,13 +18,22 @@ from vpmu_agent.kernel.kvm import kvm_instance
 from vpmu_agent.model.call import Call
 from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.probes import Mode, Unattached
+from vpmu_agent.probes.handover import PATIENCE_S, SLOW_S
 from vpmu_agent.system.journal import Level
+from vpmu_agent.system.notify import notify
 from vpmu_agent.system.ready import is_readable
 from vpmu_agent.trace.live import LiveProbes, attached_line
 from vpmu_agent.vms.names import Vms
 
+_MAX_PATIENCE_S = 3600.0
+"""A loader that hangs is ended and another one started, which gets twice the time, up to this (seconds)."""
+
 _RETRY_S = 30.0
 """How long to wait after probes could not be attached: each try costs a second of a processor."""
+
+
+_EXTENSION_S = 60
+"""How long a service manager shall wait from now on for the first probes, again and again, in seconds."""
 
 
 class Adopt(Protocol):
@@ -71,12 +80,17 @@ class Attachment:
         self._report = report
         self._source = source
         self._loading: socket.socket | None = link.first
+        self._asked = self._told = time.monotonic()  # when the loader was asked for, and last told of
+        self._patience_s = PATIENCE_S
         self._instance = instance  # the one that the probes are for, or are being loaded for
         self._retry_at = -math.inf
         self._missing = ""
 
     def wait(self, *, even_without_kvm: bool = False) -> None:
         """Wait for the first probes. Raise KernelError if there are none."""
+        while self._loading and not is_readable(self._loading, 1):
+            notify(f"EXTEND_TIMEOUT_USEC={_EXTENSION_S * 1_000_000}")
+            self._look_after_loader()
         try:
             self.probes = self._loaded()
         except KvmNotLoadedError as error:
@@ -95,6 +109,7 @@ class Attachment:
                 self._missing = str(error)
                 tell_state(f"{error}; trying again in {_RETRY_S:.0f} s", Level.ERROR)
                 self._retry_at = time.monotonic() + _RETRY_S
+        self._look_after_loader()
         instance = self._source.kvm_instance()
         if self._loading or (self.is_attached and instance == self._instance):
             return
@@ -104,7 +119,8 @@ class Attachment:
             tell_state(f"{self._missing}: the probes are off until it is back", Level.NOTICE)
         is_new = instance != self._instance
         if instance is not None and (is_new or time.monotonic() >= self._retry_at):
-            self._loading, self._instance = self._link.load(), instance
+            self._patience_s = PATIENCE_S
+            self._load(instance)
 
     def poll(self, timeout_s: float) -> None:
         """Report what the probes have sent; wait up to `timeout_s` for it."""
@@ -131,6 +147,31 @@ class Attachment:
     def close(self) -> None:
         """Take the probes off."""
         self.probes.close()
+
+    def _load(self, instance: int | None) -> None:
+        self._loading, self._instance = self._link.load(), instance
+        self._asked = self._told = time.monotonic()
+
+    def _look_after_loader(self) -> None:
+        """Tell if the loader takes long; if it hangs, have it ended and another one started."""
+        now = time.monotonic()
+        if not self._loading or now - self._told < SLOW_S:
+            return
+        self._told = now
+        if now - self._asked < self._patience_s:
+            tell_state(
+                f"the loader is still at work on the probes, after {now - self._asked:.0f} s; it has "
+                f"{self._patience_s:.0f} s",
+                Level.NOTICE,
+            )
+            return
+        tell_state(
+            f"the loader has sent nothing in {self._patience_s:.0f} s: it is ended, and another one started",
+            Level.ERROR,
+        )
+        self._patience_s = min(2 * self._patience_s, _MAX_PATIENCE_S)
+        self._loading.close()
+        self._load(self._source.kvm_instance())
 
     def _loaded(self) -> LiveProbes:
         """Wait for the loader, and return what it hands over."""

@@ -13,18 +13,27 @@ import os
 import signal
 import socket
 import sys
+import time
 
 LOAD = b"L"
 """The one request: start a loader."""
+
+KILLED_S = 5.0
+"""How long to wait for the end of a loader that was killed, in seconds."""
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGABRT)
 """Signals that go on to the daemon. SIGABRT is from a service manager's watchdog, when the daemon hangs."""
 
 
 def spawn(command: list[str], channel: int) -> int:
-    """Start a loader that hands over on `channel`; return its process ID."""
+    """Start a loader that hands over on `channel`; return its process ID.
+
+    Its group is its own: it ends with this process, and Ctrl-C is for this process only.
+    """
     keep_open = [(os.POSIX_SPAWN_DUP2, channel, channel)]
-    return os.posix_spawn(command[0], [*command, str(channel)], os.environ, file_actions=keep_open)
+    return os.posix_spawn(
+        command[0], [*command, str(channel)], os.environ, file_actions=keep_open, setpgroup=0
+    )
 
 
 class Supervisor:
@@ -69,7 +78,10 @@ class Supervisor:
         if loader := self._loader:
             self._loader = 0  # nothing is left for the handler of SIGCHLD
             os.kill(loader, signal.SIGKILL)
-            os.waitpid(loader, 0)
+            # One that the kernel does not let go of is left behind: it ends as soon as it can.
+            end = time.monotonic() + KILLED_S
+            while not os.waitpid(loader, os.WNOHANG)[0] and time.monotonic() < end:
+                time.sleep(0.01)
 
     def _reap_loader(self) -> None:
         try:

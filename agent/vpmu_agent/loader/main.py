@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,8 @@ from vpmu_agent.loader.program import (
 from vpmu_agent.loader.reason import because
 from vpmu_agent.probes import FUNCTIONS, NO_DURATIONS, NO_READS, Mode, Way, functions, handover
 from vpmu_agent.probes.handover import Handover
+from vpmu_agent.system.privileges import end_with
+from vpmu_agent.system.ready import is_readable
 
 if TYPE_CHECKING:
     import bcc
@@ -261,6 +264,10 @@ def _attach_kprobes(bpf: bcc.BPF, *, durations: bool, reads: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    # Whoever waits for the probes may be killed, and this process is root's. If that was so before this line,
+    # the other end of the channel is closed.
+    end_with(os.getppid(), signal.SIGKILL)
+    if not is_readable(int(sys.argv[-1])):
+        main(sys.argv[1:])
     # Not sys.exit(): bcc's exit handler detaches the probes.
     os._exit(0)

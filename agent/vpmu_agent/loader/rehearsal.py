@@ -23,6 +23,7 @@ from vpmu_agent.loader.main import NoWayError, attached, constants
 from vpmu_agent.loader.program import BROKEN_BCC_TODO, captured_stderr, compile_program, toolchain
 from vpmu_agent.loader.reason import because, last_words
 from vpmu_agent.probes import WAYS, Way, handover
+from vpmu_agent.system.privileges import end_with
 
 BCC, HOST, VERIFIER = "bcc", "host", "verifier"
 """The steps besides those of WAYS: HOST only if this host's kernel cannot be read, VERIFIER only if it can
@@ -151,6 +152,7 @@ def _ask_verifier(known: Mapping[str, int]) -> str:
 
 
 if __name__ == "__main__":
+    end_with(os.getppid(), signal.SIGKILL)
     main()
     # Not sys.exit(): bcc's exit handler would detach what is detached already.
     os._exit(0)

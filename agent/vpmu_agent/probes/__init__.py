@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Literal, Self
 
@@ -77,6 +77,7 @@ def functions(*, reads: bool = True) -> dict[str, str]:
 
 _LABELS = {"left_behind": "left"}  # of metrics, where they are not the name of the map
 _U32, _U64 = 4, 8  # bytes
+_END_S = 5.0  # how long a loader may take to end, once it has handed over or was killed
 _MISSES_EVERY_S = 0.1  # how often to ask the kernel for calls that it did not run a probe for
 
 
@@ -357,9 +358,27 @@ def _loader(mode: Mode | Literal["census"]) -> Iterator[socket.socket]:
     with ours:
         with theirs:
             number = theirs.fileno()
-            loader = subprocess.Popen([*loader_command(mode), str(number)], pass_fds=[number])
-        with loader:
+            # In a group of its own: Ctrl-C is for this process, and a loader ends with its parent.
+            loader = subprocess.Popen(
+                [*loader_command(mode), str(number)], pass_fds=[number], process_group=0
+            )
+        try:
+            handover.wait(ours, _tell_slow)
             yield ours
+            with suppress(subprocess.TimeoutExpired):
+                loader.wait(_END_S)
+        finally:
+            loader.kill()
+            with suppress(subprocess.TimeoutExpired):  # one that the kernel does not let go of
+                loader.wait(_END_S)
+
+
+def _tell_slow(waited_s: float) -> None:
+    print(
+        f"the loader is still at work on the probes, after {waited_s:.0f} s",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def adopt(channel: socket.socket, *, vms: VmNames, stream: bool = False) -> Probes:

@@ -6,14 +6,24 @@ import json
 import os
 import socket
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 
 from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError, ProbeError
+from vpmu_agent.system.ready import is_readable
 
 LOADER_TODO = "see what it wrote to standard error; `vpmu-agent doctor` tries the same steps and reports each"
+
+PATIENCE_S = 180.0
+"""How long a loader may send nothing before it is taken to hang, in seconds.
+
+It takes about one, and in an emulated VM a minute of its processor, of which it may get less than half.
+"""
+
+SLOW_S = 30.0
+"""After how long it is said that a loader takes its time, again and again, in seconds."""
 
 _MESSAGE_SIZE = 1 << 16
 _MAX_DESCRIPTORS = 253  # SCM_MAX_FD (include/net/scm.h)
@@ -72,6 +82,19 @@ def send_error(end: socket.socket, error: KernelError) -> None:
         "todo": error.todo,
     }
     end.send(json.dumps({"error": about}).encode())
+
+
+def wait(end: socket.socket, slow: Callable[[float], None]) -> None:
+    """Wait until the loader has sent something, or ended; call `slow` with the seconds every SLOW_S.
+
+    Raise ProbeError if it has done neither in PATIENCE_S.
+    """
+    waited_s = 0.0
+    while not is_readable(end, SLOW_S):
+        waited_s += SLOW_S
+        if waited_s >= PATIENCE_S:
+            raise ProbeError(f"the loader has sent nothing in {waited_s:.0f} s, and was ended", LOADER_TODO)
+        slow(waited_s)
 
 
 def receive(end: socket.socket) -> Handover:

@@ -18,6 +18,7 @@ from vpmu_agent.model.rules import Kind
 from vpmu_agent.model.verdict import Observation
 from vpmu_agent.probes import handover
 from vpmu_agent.probes.census import Census
+from vpmu_agent.probes.handover import PATIENCE_S, SLOW_S
 from vpmu_agent.vms.names import Vms
 
 
@@ -213,6 +214,32 @@ def test_a_loader_that_fails_is_tried_again_after_a_while(
     host.kvm = 3  # there is no need to wait for this one
     attachment.renew(watch)
     assert host.asked()
+
+
+def test_a_loader_that_hangs_is_told_of_and_ended_and_another_one_gets_more_time(
+    host: FakeHost, attachment: Attachment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, watch = start(attachment, host)
+    host.kvm = 2
+    attachment.renew(watch)
+    capsys.readouterr()
+    for patience in (PATIENCE_S, 2 * PATIENCE_S):
+        assert host.asked()
+        hanging = host.loaders[-1]
+        host.time += SLOW_S
+        attachment.renew(watch)
+        attachment.renew(watch)
+        said = f"the loader is still at work on the probes, after 30 s; it has {patience:.0f} s\n"
+        assert capsys.readouterr().err == said
+        host.time += patience
+        attachment.renew(watch)
+        said = f"the loader has sent nothing in {patience:.0f} s: it is ended, and another one started\n"
+        assert capsys.readouterr().err == said
+        assert hanging.recv(1) == b""  # nobody waits for it any more
+    assert host.asked()
+    host.answer(Loaded())
+    attachment.renew(watch)
+    assert attachment.is_attached
 
 
 @pytest.mark.parametrize("error", [KvmNotLoadedError("no KVM", "load it"), KernelError("no BTF")])
