@@ -173,9 +173,12 @@ def _known_user(_ctx: click.Context, _param: click.Parameter, name: str) -> User
     from vpmu_agent.system.user import find_user
 
     try:
-        return find_user(name)
-    except KeyError as error:
+        user = find_user(name)
+    except (KeyError, ValueError) as error:  # ValueError: a name with a 0 in it
         raise click.BadParameter(f"there is no user {name!r}") from error
+    if user.uid == 0:
+        raise click.BadParameter(f"{name!r} is root, whose privileges are to be given up: name another user")
+    return user
 
 
 # Commands

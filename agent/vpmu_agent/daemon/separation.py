@@ -74,9 +74,18 @@ def require_switch() -> None:
 
 
 def give_up_privileges(link: Link, user: User) -> None:
-    """Leave this process no right but to read the maps that it is given, and have it end with its parent."""
-    privileges.drop(user, keep=needed_capabilities(privileges.try_map_access(user)))
-    privileges.end_with(link.parent, signal.SIGTERM)
+    """Leave this process no right but to read the maps that it is given, and have it end with its parent.
+
+    Raise KernelError where the kernel refuses that.
+    """
+    try:
+        privileges.drop(user, keep=needed_capabilities(privileges.try_map_access(user)))
+        privileges.end_with(link.parent, signal.SIGTERM)
+    except OSError as error:
+        raise KernelError(
+            f"cannot give up privileges and become the user with ID {user.uid}: {error.strerror or error}",
+            "name another user with --user; in a user namespace, one whose ID and group are mapped",
+        ) from error
 
 
 def needed_capabilities(map_access: Trial) -> frozenset[str]:

@@ -27,10 +27,23 @@ def parse_address(text: str) -> Address:
     if not (port.isascii() and port.isdigit() and int(port[:6]) <= 65535):
         raise ValueError(f"{port!r} in {text!r} is not a port number from 0 to 65535")
     if host.startswith("[") and host.endswith("]"):
-        return Address(host[1:-1], int(port))
-    if ":" in host or "[" in host or "]" in host:
+        host = host[1:-1]
+        if not host:
+            raise ValueError(f"the host in {text!r} is empty: write :{port} for all addresses")
+    elif ":" in host or "[" in host or "]" in host:
         raise ValueError(f"the host in {text!r} is not clear: write an IPv6 address as [::1]:{port}")
+    if not (host.isprintable() and _can_be_looked_up(host)):
+        raise ValueError(f"{host!r} in {text!r} cannot be the name of a host")
     return Address(host, int(port))
+
+
+def _can_be_looked_up(host: str) -> bool:
+    """Return whether the resolver can be asked for it: no part is empty or has more than 63 characters."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 class ListenError(Exception):

@@ -163,6 +163,7 @@ def test_a_file_that_can_not_be_opened(tmp_path: Path) -> None:
         (["run", "--listen", "localhost:http"], "'http' in 'localhost:http' is not a port"),
         (["run", "--listen", "::1:9775"], "'::1:9775'"),
         (["run", "--user", "no-such-user"], "'no-such-user'"),
+        (["run", "--user", "root"], "'root' is root, whose privileges are to be given up"),
         (["prace"], "'prace'"),
     ],
 )
