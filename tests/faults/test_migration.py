@@ -86,7 +86,7 @@ def migrated(folder: Path) -> Iterator[tuple[Vms, Qemu, Qemu]]:
 def test_processes_of_few_vms_come_and_go(attack: Attack) -> None:
     """Processes of the same few VMs, with one UUID or another, come and go in any order"""
     rng = random.Random(23)
-    vms = Vms(trust_s=0)
+    vms = Vms()
     living: dict[int, subprocess.Popen[bytes]] = {}
     try:
         for step in range(400):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +12,6 @@ from vpmu_agent.vms.clean import MAX_NAME, clean_name
 from vpmu_agent.vms.command_line import Identity, Vmm, identify
 from vpmu_agent.vms.libvirt import domain, domain_uuid
 from vpmu_agent.vms.process import Process, read_text
-
-TRUST_S = 1.0
-"""How long a tgid is taken to be the same process: less than the PID space takes to wrap around."""
 
 _COMMAND_SIZE = 511
 """Bytes of a command line that the probes send at most (VPMU_COMMAND_SIZE less its final 0)."""
@@ -44,7 +40,6 @@ class VmInfo:
 class _Vm:
     info: VmInfo
     process: Process | None  # None if it was gone before the first look
-    checked: float
     wanted: str = ""  # the VM's name, if another process of the VM has it
     is_source: bool = False  # another process of the VM took the name over from this one, which is paused
 
@@ -74,11 +69,9 @@ class Vms:
         *,
         proc: Path = Path("/proc"),
         libvirt: Path = Path("/run/libvirt"),
-        trust_s: float = TRUST_S,
     ) -> None:
         self._proc = proc
         self._libvirt = libvirt
-        self._trust_s = trust_s
         self._lock = threading.Lock()
         self._vms: dict[int, _Vm] = {}
         self._names: dict[str, int] = {}  # the last tgid given this name; no other with it is alive
@@ -123,25 +116,20 @@ class Vms:
 
     def _about(self, tgid: int) -> VmInfo:
         vm = self._vms.get(tgid)
-        now = time.monotonic()
-        if vm is not None:
+        # Asked every time, which takes a microsecond: a PID can be another process's at once.
+        if vm is not None and vm.is_alive():
             self._take_over(vm)
-            if now - vm.checked < self._trust_s:
-                return vm.info
-            if vm.is_alive():
-                vm.checked = now
-                return vm.info
+            return vm.info
         process = Process.find(tgid)
         if vm is not None and (process is None or not process.is_alive()):
             # Calls of a process that is gone may still be in the ring: they keep its name.
-            vm.checked = now
             return vm.info
         has_called = tgid in self._commands
         identity = self._identity(tgid, process)
         name = self._unshared(_given_name(identity) or _nameless(tgid), tgid)
         info = VmInfo(name, identity.uuid, identity.vmm, tgid, identity.pod_uid)
         self._drop(tgid)
-        vm = self._vms[tgid] = _Vm(info, process, now, self._wanted(info, identity))
+        vm = self._vms[tgid] = _Vm(info, process, self._wanted(info, identity))
         self._names[name] = tgid
         self._take_over(vm, has_called=has_called)
         return vm.info

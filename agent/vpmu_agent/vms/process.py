@@ -6,13 +6,15 @@ import errno
 import os
 import resource
 import select
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 _READ_SIZE = 64 * 1024
 """Bytes to read of a file in /proc: the command line of a QEMU with many disks has about ten thousand."""
+
+_STATE, _START = 3, 22  # fields of /proc/PID/stat, counted from 1 as in proc(5)
+_ENDED = ("Z", "X")  # a zombie, or one that is about to be none
 
 
 def running() -> list[int]:
@@ -27,7 +29,7 @@ class Process:
     start time, or if /proc hides that, by its PID alone.
     """
 
-    __slots__ = ("_fd", "_poll", "_process", "_tgid")
+    __slots__ = ("_fd", "_poll", "_start", "_tgid")
 
     @classmethod
     def find(cls, tgid: int) -> Process | None:
@@ -43,13 +45,11 @@ class Process:
     def __init__(self, tgid: int, fd: int) -> None:
         self._tgid = tgid
         self._fd = fd
-        self._process: psutil.Process | None = None
         if fd >= 0:
             self._poll = select.poll()
             self._poll.register(fd, select.POLLIN)
-            return
-        with suppress(psutil.Error):  # if /proc hides it
-            self._process = psutil.Process(tgid)
+        else:
+            self._start = _state_and_start(tgid)[1]  # "" if /proc hides it
 
     def __del__(self) -> None:
         if self._fd >= 0:
@@ -63,12 +63,10 @@ class Process:
         """Return whether it runs; a zombie, of which only the exit status is left, does not."""
         if self._fd >= 0:
             return not self._poll.poll(0)  # readable once all its threads have ended
-        if self._process is None:
+        if not self._start:
             return _exists(self._tgid)
-        try:
-            return self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return False
+        state, start = _state_and_start(self._tgid)
+        return start == self._start and state not in _ENDED
 
 
 def _pidfd(tgid: int) -> int:
@@ -90,6 +88,13 @@ def _pidfd(tgid: int) -> int:
         os.close(fd)
         return -1
     return fd
+
+
+def _state_and_start(tgid: int) -> tuple[str, str]:
+    """Return the state of a process, a letter, and when it began, in ticks; both are "" if /proc hides it."""
+    # proc(5), /proc/pid/stat: the state is the first field after the name, which may hold anything.
+    after_name = read_text(f"/proc/{tgid}/stat").rpartition(")")[2].split()
+    return (after_name[0], after_name[_START - _STATE]) if after_name else ("", "")
 
 
 def _exists(tgid: int) -> bool:

@@ -65,7 +65,7 @@ def test_a_process_without_a_name_or_already_gone_is_named_by_its_pid() -> None:
 
 
 def test_a_vm_keeps_its_name_after_its_process_is_gone() -> None:
-    vms = Vms(trust_s=0)
+    vms = Vms()
     with process("-name", "web01") as tgid:
         assert vms.name(tgid) == "web01"
     assert vms.name(tgid) == "web01"  # its last calls are still in the ring
@@ -114,11 +114,19 @@ def told_apart(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.usefixtures("told_apart")
 def test_a_pid_that_is_used_again_is_another_vm() -> None:
-    vms = Vms(trust_s=0)
+    vms = Vms()
     with reused_pid(("-name", "web01"), ("-name", "db01"), vms) as tgid:
         assert not vms.is_alive(tgid)
         assert vms.name(tgid) == "db01"
         assert vms.is_alive(tgid)
+
+
+@pytest.mark.usefixtures("told_apart")
+def test_a_pid_that_is_used_again_at_once_is_another_vm_although_nobody_asked_in_between() -> None:
+    vms = Vms()
+    for number in range(4):
+        with reused_pid(("-name", "web01"), ("-name", f"db{number}"), vms) as tgid:
+            assert vms.name(tgid) == f"db{number}"
 
 
 def test_what_is_met_is_not_taken_for_who_has_its_pid_now() -> None:
@@ -137,7 +145,7 @@ def test_a_thread_is_no_process() -> None:
     tid = thread.native_id
     assert tid
     try:
-        vms = Vms(trust_s=0)
+        vms = Vms()
         vms.met(tid, ["qemu-system-x86_64", "-name", "web01"])
         assert vms.name(tid) == "web01"
         assert not vms.is_alive(tid)
@@ -212,7 +220,7 @@ def test_the_source_of_a_migration_is_told_apart_from_the_first_call_of_its_targ
 
 @pytest.mark.parametrize("uuid", [("-uuid", OTHER_UUID), ()])
 def test_another_vm_does_not_take_over_a_name(uuid: tuple[str, ...]) -> None:
-    vms = Vms(trust_s=0)
+    vms = Vms()
     with process("-name", "web01", *uuid) as other:
         with process("-name", "web01", "-uuid", UUID) as first:
             names = [vms.name(first), vms.name(other)]
@@ -363,8 +371,7 @@ def test_hidden_processes_of_others_are_alive_too(monkeypatch: pytest.MonkeyPatc
         raise ProcessLookupError if gone else PermissionError
 
     monkeypatch.setattr(os, "pidfd_open", no_pidfd)
-    monkeypatch.setattr("psutil.PROCFS_PATH", str(tmp_path))
-    (tmp_path / "stat").write_text("btime 1700000000\n")
+    monkeypatch.setattr("vpmu_agent.vms.process.read_text", lambda *_: "")
     monkeypatch.setattr(os, "kill", kill)
     vms = Vms(proc=tmp_path)
     vms.met(4242, ["qemu-system-x86_64", "-name", "web01"])
