@@ -20,6 +20,7 @@ from vpmu_agent.kernel.libbpf import recursion_misses
 from vpmu_agent.model.verdict import Observation
 from vpmu_agent.probes import handover
 from vpmu_agent.probes.census import Census
+from vpmu_agent.probes.clock import Clock
 from vpmu_agent.probes.decoder import Decoder, VmNames
 from vpmu_agent.probes.entries import Entries, GivenBack, Share
 from vpmu_agent.probes.handover import Handover
@@ -104,8 +105,8 @@ class Probes:
         self.pmc = pmc_layout((self._maps["pmcs"].value_size - pmc_layout(0).size) // _U64)
         self._check_sizes()
         self._entries = Entries(self._maps, self.pmc)
-        epoch_ns = time.time_ns() - time.monotonic_ns()  # bpf_ktime_get_ns() is CLOCK_MONOTONIC
-        self._decoder = Decoder(epoch_ns=epoch_ns, vms=vms)
+        self._clock = Clock()
+        self._decoder = Decoder(epoch_ns=self._clock.offset_ns(), vms=vms)
         self._ring = Ring(self._maps["calls"])
         self._stream = stream
         self._not_run = self._misses()
@@ -117,6 +118,7 @@ class Probes:
         records = self._ring.poll(timeout_s)
         if time.monotonic() - self._looked >= _MISSES_EVERY_S:
             self._look_for_misses()
+        self._decoder.epoch_ns = self._clock.offset_ns()
         return [observation for data in records if (observation := self._decoder.call(data))]
 
     def pmcs(self) -> Iterator[memoryview]:

@@ -60,7 +60,7 @@ class Decoder:
     """
 
     def __init__(self, *, epoch_ns: int, vms: VmNames) -> None:
-        self._epoch_ns = epoch_ns
+        self.epoch_ns = epoch_ns
         self._vms = vms
         self._lost = 0
 
@@ -80,7 +80,7 @@ class Decoder:
         self._lost += lost
         pmc_type = PMC_TYPES[r.pmc_type]
         call = Call(
-            time_ns=r.time_ns + self._epoch_ns,
+            time_ns=r.time_ns + self.epoch_ns,
             duration_ns=r.duration_ns,
             name=CALLS[r.name],
             pmc=r.pmc,
