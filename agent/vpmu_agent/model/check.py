@@ -11,6 +11,9 @@ from vpmu_agent.model.registers import Registers
 from vpmu_agent.model.rules import Expected, Kind, State
 from vpmu_agent.model.verdict import Verdict, verdict
 
+MAX_PMCS = 1 << 16
+"""How many pmcs are followed at once, about; each takes some 700 bytes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -31,10 +34,15 @@ class Group:
 
 
 class Checker:
-    """Follows every pmc that calls are about, by its VM's process and its address."""
+    """Follows the pmcs that calls are about, by its VM's process and its address.
+
+    Of more than MAX_PMCS, those that have been quiet for longest are forgotten: their state is unknown then,
+    as that of a pmc that was never met.
+    """
 
     def __init__(self) -> None:
         self._pmcs: dict[tuple[int, int], Registers] = {}
+        self._quiet: dict[tuple[int, int], Registers] = {}  # in no call since MAX_PMCS / 2 others were met
         self._event_counts: dict[tuple[int, int], int] = {}
         self._epoch = 0
 
@@ -48,8 +56,8 @@ class Checker:
         key = call.tgid, call.pmc or call.event
         pmc = self._pmcs.get(key)
         if pmc is None:
-            pmc = self._pmcs[key] = Registers(call, self._epoch)
-        elif pmc.epoch != self._epoch:
+            pmc = self._meet(key, call)
+        if pmc.epoch != self._epoch:
             pmc.epoch = self._epoch
             pmc.state = State.UNKNOWN
             pmc.left = 0
@@ -69,6 +77,8 @@ class Checker:
         if name is not CallName.CREATE or event_count < 0:
             return found
         expected = self._event_counts.get(vcpu, event_count)
+        if len(self._event_counts) >= MAX_PMCS:
+            self._event_counts.clear()
         self._event_counts[vcpu] = (event_count + (1 if call.result == 0 else 0)) & 0xFF
         if expected == event_count or found.kind.is_divergence:
             return found
@@ -83,13 +93,24 @@ class Checker:
             event_count=event_count,
         )
 
+    def _meet(self, key: tuple[int, int], call: Call) -> Registers:
+        """Return the registers of a pmc that was in none of the last calls, and keep them at hand."""
+        if len(self._pmcs) >= MAX_PMCS // 2:
+            self._pmcs, self._quiet = {}, self._pmcs
+        pmc = self._quiet.pop(key) if key in self._quiet else Registers(call, self._epoch)
+        self._pmcs[key] = pmc
+        return pmc
+
     def registers(self, call: Call) -> Registers:
         """Return what is kept of the pmc that a call is about. Raise KeyError if it was in no call."""
-        return self._pmcs[call.tgid, call.pmc or call.event]
+        return self._all()[call.tgid, call.pmc or call.event]
+
+    def _all(self) -> dict[tuple[int, int], Registers]:
+        return self._quiet | self._pmcs
 
     def groups(self) -> Iterator[Group]:
         """Yield the pmcs that hold events now, or have left some behind."""
-        for pmc in self._pmcs.values():
+        for pmc in self._all().values():
             events = pmc.members.bit_count()
             orphans = pmc.left + pmc.orphans.bit_count()
             if events or orphans:
@@ -97,5 +118,6 @@ class Checker:
 
     def forget(self, tgid: int) -> None:
         """Forget a VM that is gone."""
-        self._pmcs = {key: pmc for key, pmc in self._pmcs.items() if key[0] != tgid}
+        self._pmcs = {key: pmc for key, pmc in self._all().items() if key[0] != tgid}
+        self._quiet = {}
         self._event_counts = {key: n for key, n in self._event_counts.items() if key[0] != tgid}

@@ -207,7 +207,8 @@ class TextPrinter:
                 siblings = f"{name}: {_count(vm.pinned_siblings, 'sibling')} created pinned"
                 lines.append(self._style(f"{siblings}, which perf_event_open() refuses", fg="yellow"))
             for (vcpu, pmc, kind), count in sorted(vm.divergences.items()):
-                lines.append(self._style(f"{name}: vCPU {vcpu} {pmc}: {kind}: {count}", fg="red"))
+                where = pmc if vcpu < 0 else f"vCPU {vcpu} {pmc}"
+                lines.append(self._style(f"{name}: {where}: {kind}: {count}", fg="red"))
         return ["", *lines] if lines else []
 
     def _story(self, story: Story) -> str:

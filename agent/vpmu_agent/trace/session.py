@@ -12,7 +12,7 @@ from vpmu_agent.system.stdout import UnreadError
 from vpmu_agent.trace.call_json import call_json
 from vpmu_agent.trace.printers import Printer
 from vpmu_agent.trace.recording import Recorder
-from vpmu_agent.trace.tally import Tally, Unchecked
+from vpmu_agent.trace.tally import MAX_VMS, Tally, Unchecked
 from vpmu_agent.vms.modes import Pmu, untraced
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Session:
 
     @property
     def seen(self) -> set[str]:
-        """The VMs that calls came from, including those that the filters left out."""
+        """The VMs that calls came from, including those that the filters left out; MAX_VMS of them or so."""
         return self._left_out | self.tally.vms.keys()
 
     def feed(self, observed: Iterable[Observation]) -> None:
@@ -100,7 +100,8 @@ class Session:
                 self._lost_unshown += call.lost
                 self._lost_unrecorded += call.lost
             if keep and not keep(call):
-                self._left_out.add(call.vm)
+                if len(self._left_out) < MAX_VMS or call.vm in self._filters.vms:
+                    self._left_out.add(call.vm)
                 continue
             add(call, verdict)
             if recorder:

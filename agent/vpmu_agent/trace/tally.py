@@ -10,6 +10,15 @@ from vpmu_agent.model.call import Call, CallName
 from vpmu_agent.model.rules import Kind
 from vpmu_agent.model.verdict import Verdict
 
+MAX_VMS = 10_000
+"""How many VMs have counts of their own; those that come later have them together, as OTHER_VMS."""
+
+MAX_DIVERGING = 10_000
+"""How many counters, of all VMs and by kind, have divergences of their own; later ones are OTHER_COUNTERS."""
+
+OTHER_VMS = "all other VMs"
+OTHER_COUNTERS = "all other counters"
+
 
 @dataclass(slots=True)
 class Unchecked:
@@ -34,17 +43,18 @@ class VmTally:
     pinned_siblings: int = 0
     """Members created pinned and with a leader, which perf_event_open() would refuse."""
     divergences: dict[tuple[int, str, Kind], int] = field(default_factory=lambda: defaultdict(int))
-    """By vCPU, pmc and kind."""
+    """By vCPU (-1 for OTHER_COUNTERS and guest LBR), pmc and kind."""
     unchecked: Unchecked | None = None
     """None where nobody counted them, as in a replay."""
 
 
 class Tally:
-    """The tallies of all VMs, by name."""
+    """The tallies of all VMs, by name. It takes only so much memory, and counts every call all the same."""
 
     def __init__(self) -> None:
         self.vms: dict[str, VmTally] = {}
         self.failures = Failures()
+        self._diverging = 0
 
     @property
     def divergences(self) -> int:
@@ -67,7 +77,7 @@ class Tally:
         try:
             vm = self.vms[call.vm]
         except KeyError:
-            vm = self.vms[call.vm] = VmTally()
+            vm = self._new(call.vm)
         vm.calls[name] += 1
         vm.host_ns += call.duration_ns
         if call.result:
@@ -80,7 +90,19 @@ class Tally:
         # Not is_divergence: nearly all calls are as predicted, and a property is slow on this path.
         kind = verdict.kind
         if kind is not _PREDICTED and kind is not _UNKNOWN:
-            vm.divergences[call.vcpu, call.pmc_name, kind] += 1
+            self._diverged(vm, (call.vcpu, call.pmc_name, kind))
+
+    def _new(self, name: str) -> VmTally:
+        if len(self.vms) >= MAX_VMS:
+            name = OTHER_VMS
+        return self.vms.setdefault(name, VmTally())
+
+    def _diverged(self, vm: VmTally, what: tuple[int, str, Kind]) -> None:
+        if what not in vm.divergences:
+            if self._diverging >= MAX_DIVERGING:
+                what = -1, OTHER_COUNTERS, what[2]
+            self._diverging += 1
+        vm.divergences[what] += 1
 
 
 # Reading a member of an enum takes five times as long as reading a global.

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support.scenes import USER_CYCLES
+from tests.support.scenes import USER_CYCLES, Guest
+from vpmu_agent.model import check as module
 from vpmu_agent.model.call import Call, CallName, PmcType
 from vpmu_agent.model.check import Checker
 from vpmu_agent.model.rules import Kind, State
@@ -263,3 +264,22 @@ def test_n_is_not_asked_for_while_a_single_event_is_paused_and_resumed() -> None
 
 def test_every_kind_has_a_meaning() -> None:
     assert len({kind.meaning for kind in Kind}) == len(Kind)
+
+
+def test_of_too_many_pmcs_those_that_are_quiet_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is forgotten is unknown and no divergence; a pmc that goes on being used is never forgotten."""
+    monkeypatch.setattr(module, "MAX_PMCS", 8)
+    checker = Checker()
+    quiet, busy = Guest("quiet", 1), Guest("busy", 2)
+    create, *rest = quiet.life()
+    checker.observe(create)
+    for call in busy.life():
+        checker.observe(call)
+    for tgid in range(100, 120):
+        for call in Guest(f"vm{tgid}", tgid).life():
+            assert not checker.observe(call).kind.is_divergence
+        for call in busy.life():
+            assert checker.observe(call).kind is Kind.PREDICTED
+    assert len(checker._all()) <= 8
+    assert checker.observe(rest[0]).kind is Kind.UNKNOWN
+    assert not any(checker.observe(call).kind.is_divergence for call in rest[1:])
