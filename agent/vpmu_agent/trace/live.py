@@ -15,7 +15,7 @@ from vpmu_agent.counts.starvation import NewlyStarved, Starvation
 from vpmu_agent.counts.sums import Entries, Sums
 from vpmu_agent.counts.watch import Maps
 from vpmu_agent.system.signals import stop_requests
-from vpmu_agent.trace.tally import Unchecked
+from vpmu_agent.trace.tally import Unchecked, counted_as
 
 if TYPE_CHECKING:
     from vpmu_agent.counts.counters import Key
@@ -124,11 +124,10 @@ class Source:
         sums.add_vcpus(vcpus)
         for tgid, counts in sums.counts().items():
             if among is None or tgid in among:
-                name = self._vms.about(tgid).name
-                before = to.get(name, Unchecked())
+                name = counted_as(self._vms.about(tgid).name, to)
                 read, period = counts.numbers[FIELDS["reads"]]
-                host_ns = before.host_ns + sum(counts.numbers[FIELDS["read_ns"]])
-                to[name] = Unchecked(before.read + read, before.period + period, host_ns)
+                found = Unchecked(read, period, sum(counts.numbers[FIELDS["read_ns"]]))
+                to[name] = to.get(name, Unchecked()) + found
 
     def _is_gone(self, tgid: int) -> bool:
         if self._vms.is_alive(tgid):

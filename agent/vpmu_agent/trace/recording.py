@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NoReturn
 from vpmu_agent.model.call import Call
 from vpmu_agent.system.stdout import OutputError
 from vpmu_agent.trace.call_json import SCHEMA, CallReader, dumps, summary_json
-from vpmu_agent.trace.tally import Tally, Unchecked
+from vpmu_agent.trace.tally import Tally, Unchecked, counted_as
 from vpmu_agent.vms.clean import clean_name
 
 MAX_LINE = 16 * 1024
@@ -232,7 +232,8 @@ class Recording:
         numbers = [unchecked.get(name) for name in names] if type(unchecked) is dict else [None]
         if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
             self._refuse(f"'unchecked' of a summary must have {', '.join(names)}")
-        self.unchecked[vm] = Unchecked(*numbers)
+        name = counted_as(vm, self.unchecked)
+        self.unchecked[name] = self.unchecked.get(name, Unchecked()) + Unchecked(*numbers)
 
     def _refuse(self, what: str) -> NoReturn:
         raise RecordingError(f"{self.name}: line {self._line}: {what}")

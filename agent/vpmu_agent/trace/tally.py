@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from vpmu_agent.counts.failures import Failures
@@ -20,6 +21,11 @@ OTHER_VMS = "all other VMs"
 OTHER_COUNTERS = "all other counters"
 
 
+def counted_as(vm: str, known: Collection[str]) -> str:
+    """Return the name that a VM is counted under, given those that have counts already."""
+    return vm if vm in known or len(known) < MAX_VMS else OTHER_VMS
+
+
 @dataclass(slots=True)
 class Unchecked:
     """The calls of a VM of which the model says nothing; they are counted and not shown one by one."""
@@ -27,6 +33,10 @@ class Unchecked:
     read: int = 0
     period: int = 0
     host_ns: int = 0
+
+    def __add__(self, other: Unchecked) -> Unchecked:
+        """Return the sum."""
+        return Unchecked(self.read + other.read, self.period + other.period, self.host_ns + other.host_ns)
 
 
 @dataclass(slots=True)
@@ -63,13 +73,8 @@ class Tally:
 
     def add_unchecked(self, name: str, unchecked: Unchecked) -> None:
         """Add what was counted of a VM."""
-        vm = self.vms.setdefault(name, VmTally())
-        before = vm.unchecked or Unchecked()
-        vm.unchecked = Unchecked(
-            before.read + unchecked.read,
-            before.period + unchecked.period,
-            before.host_ns + unchecked.host_ns,
-        )
+        vm = self._of(name)
+        vm.unchecked = (vm.unchecked or Unchecked()) + unchecked
 
     def add(self, call: Call, verdict: Verdict) -> None:
         """Count one call."""
@@ -77,7 +82,7 @@ class Tally:
         try:
             vm = self.vms[call.vm]
         except KeyError:
-            vm = self._new(call.vm)
+            vm = self._of(call.vm)
         vm.calls[name] += 1
         vm.host_ns += call.duration_ns
         if call.result:
@@ -92,10 +97,8 @@ class Tally:
         if kind is not _PREDICTED and kind is not _UNKNOWN:
             self._diverged(vm, (call.vcpu, call.pmc_name, kind))
 
-    def _new(self, name: str) -> VmTally:
-        if len(self.vms) >= MAX_VMS:
-            name = OTHER_VMS
-        return self.vms.setdefault(name, VmTally())
+    def _of(self, name: str) -> VmTally:
+        return self.vms.setdefault(counted_as(name, self.vms), VmTally())
 
     def _diverged(self, vm: VmTally, what: tuple[int, str, Kind]) -> None:
         if what not in vm.divergences:

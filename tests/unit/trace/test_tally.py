@@ -7,7 +7,7 @@ import pytest
 from tests.support.scenes import Guest, checked
 from vpmu_agent.model.call import CallName
 from vpmu_agent.trace import tally as module
-from vpmu_agent.trace.tally import OTHER_COUNTERS, OTHER_VMS, Tally
+from vpmu_agent.trace.tally import OTHER_COUNTERS, OTHER_VMS, Tally, Unchecked
 
 
 def test_vms_beyond_a_number_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,6 +17,9 @@ def test_vms_beyond_a_number_are_counted_together(monkeypatch: pytest.MonkeyPatc
         for name in ("web01", "db01", "web02", "web03"):
             for call, verdict in checked(Guest(name, 1).life()):
                 tally.add(call, verdict)
+    tally.add_unchecked("web03", Unchecked(read=1))
+    tally.add_unchecked("db02", Unchecked(read=2))
+    assert tally.vms[OTHER_VMS].unchecked == Unchecked(read=3)
     assert {name: vm.calls[CallName.CREATE] for name, vm in tally.vms.items()} == {
         "web01": 2,
         "db01": 2,
