@@ -214,8 +214,8 @@ class Watch:
         process with its tgid starts from 0. A scrape has to show how a VM ended, so its counts are dropped
         after the next one, after KEEP_GONE_S, or when MAX_GONE others have gone since. A VM that is restarted
         under its name goes on counting, and so does one that is migrated within the host: the target takes
-        over the name once the source is gone. A VM that /proc hides has a name from its first call on: what it
-        held before is then shown under that.
+        over the name once the source is gone. A VM that /proc hides has a name from its first call on: what
+        it held before is then shown under that.
         """
         if among is None:
             among = self.processes()
