@@ -40,6 +40,13 @@ static __always_inline long census_read(void *to, u32 size, u64 from)
 	return bpf_probe_read_kernel(to, size, (void *)from);
 }
 
+/* An address in the kernel, which stays an instruction of its own for the loader to put this boot's in. */
+static __always_inline u64 census_address(u64 address)
+{
+	asm volatile("" : "+r"(address));
+	return address;
+}
+
 static __always_inline u64 census_pointer(u64 from)
 {
 	u64 pointer = 0;
@@ -296,10 +303,10 @@ int bpf_iter__task_file(struct bpf_iter__task_file *ctx)
 	if (!task || !file) /* the end */
 		return 0;
 	operations = census_pointer(file + VPMU_FILE_F_OP);
-	if (census_pointer(operations + VPMU_F_OP_IOCTL) == VPMU_VCPU_IOCTL)
+	if (census_pointer(operations + VPMU_F_OP_IOCTL) == census_address(VPMU_VCPU_IOCTL))
 		census_vcpu(ctx->meta->seq, task, census_pointer(file + VPMU_FILE_PRIVATE_DATA));
 #ifdef VPMU_PERF_READ
-	else if (census_pointer(operations + VPMU_F_OP_READ) == VPMU_PERF_READ)
+	else if (census_pointer(operations + VPMU_F_OP_READ) == census_address(VPMU_PERF_READ))
 		census_host_event(ctx->meta->seq, task, census_pointer(file + VPMU_FILE_PRIVATE_DATA));
 #endif
 	return 0;

@@ -131,10 +131,29 @@ static __always_inline struct vpmu_control *control_now(void)
 	return control.lookup(&first);
 }
 
+/*
+ * Hides a value from the compiler's optimiser, so that the verifier sees what is written here. Otherwise
+ * LLVM 16 and later turn popcount((x & -x) - 1) into a table in .rodata, which bcc does not relocate, and
+ * LLVM 19 drops a mask after a comparison that bounds its operand, which the verifier has forgotten by
+ * then. And an address in the kernel stays an instruction of its own, in which the loader puts that of this boot
+ * (agent/vpmu_agent/loader/image.py).
+ */
+static __always_inline u64 opaque(u64 value)
+{
+	asm volatile("" : "+r"(value));
+	return value;
+}
+
 static __always_inline bool is_kvm_handler(u64 handler)
 {
+	if (!handler)
+		return 0;
+#if VPMU_HANDLER_INTR
 	/* Before 5.17 KVM had a second handler, for counters that raise an interrupt. */
-	return handler && (handler == VPMU_HANDLER || handler == VPMU_HANDLER_INTR);
+	if (handler == opaque(VPMU_HANDLER_INTR))
+		return 1;
+#endif
+	return handler == opaque(VPMU_HANDLER);
 }
 
 /* An event's overflow handler, and what it is given: of KVM's events the pmc. */
@@ -152,18 +171,6 @@ static __always_inline bool is_guest_lbr(const struct vpmu_attr *attr)
 {
 	/* intel_pmu_create_guest_lbr_event() gives neither handler nor context. */
 	return attr->type == PERF_TYPE_RAW && attr->config == INTEL_FIXED_VLBR_EVENT;
-}
-
-/*
- * Hides a value from the compiler's optimiser, so that the verifier sees what is written here. Otherwise
- * LLVM 16 and later turn popcount((x & -x) - 1) into a table in .rodata, which bcc does not relocate, and
- * LLVM 19 drops a mask after a comparison that bounds its operand, which the verifier has forgotten by
- * then.
- */
-static __always_inline u64 opaque(u64 value)
-{
-	asm volatile("" : "+r"(value));
-	return value;
 }
 
 /* An index into events[] that the verifier knows to be in bounds. */
@@ -1367,44 +1374,44 @@ static __always_inline u64 func_ret(void *ctx)
 	return value;
 }
 
-#define PROBE_ENTRY(function, probe)  KFUNC_PROBE(function)
-#define PROBE_RETURN(function, probe) KRETFUNC_PROBE(function)
-#define ARG(n)                        func_arg(ctx, n)
-#define RETURNED                      func_ret(ctx)
+#define PROBE_ENTRY(probe)  int vpmu_##probe##_entry(u64 *ctx)
+#define PROBE_RETURN(probe) int vpmu_##probe##_return(u64 *ctx)
+#define ARG(n)              func_arg(ctx, n)
+#define RETURNED            func_ret(ctx)
 
 #elif defined(VPMU_TWINS)
 
-#define PROBE_ENTRY(function, probe)  int vpmu_##probe##_entry(struct bpf_raw_tracepoint_args *ctx)
-#define PROBE_RETURN(function, probe) int vpmu_##probe##_return(struct bpf_raw_tracepoint_args *ctx)
-#define ARG(n)                        ctx->args[n]
-#define RETURNED                      ctx->args[0]
+#define PROBE_ENTRY(probe)  int vpmu_##probe##_entry(struct bpf_raw_tracepoint_args *ctx)
+#define PROBE_RETURN(probe) int vpmu_##probe##_return(struct bpf_raw_tracepoint_args *ctx)
+#define ARG(n)              ctx->args[n]
+#define RETURNED            ctx->args[0]
 
 #else
 
-#define PROBE_ENTRY(function, probe)  int vpmu_##probe##_entry(struct pt_regs *ctx)
-#define PROBE_RETURN(function, probe) int vpmu_##probe##_return(struct pt_regs *ctx)
-#define ARG(n)                        ARG_##n
-#define ARG_0                         PT_REGS_PARM1(ctx)
-#define ARG_3                         PT_REGS_PARM4(ctx)
-#define ARG_4                         PT_REGS_PARM5(ctx)
-#define ARG_5                         PT_REGS_PARM6(ctx)
-#define RETURNED                      PT_REGS_RC(ctx)
+#define PROBE_ENTRY(probe)  int vpmu_##probe##_entry(struct pt_regs *ctx)
+#define PROBE_RETURN(probe) int vpmu_##probe##_return(struct pt_regs *ctx)
+#define ARG(n)              ARG_##n
+#define ARG_0               PT_REGS_PARM1(ctx)
+#define ARG_3               PT_REGS_PARM4(ctx)
+#define ARG_4               PT_REGS_PARM5(ctx)
+#define ARG_5               PT_REGS_PARM6(ctx)
+#define RETURNED            PT_REGS_RC(ctx)
 
 #endif
 
 #ifdef VPMU_NO_DURATIONS
-#define RETURN_PROBE(function, probe, name)
+#define RETURN_PROBE(probe, name)
 #else
-#define RETURN_PROBE(function, probe, name) \
-	PROBE_RETURN(function, probe)       \
-	{                                   \
-		return event_return(name);  \
+#define RETURN_PROBE(probe, name)          \
+	PROBE_RETURN(probe)                \
+	{                                  \
+		return event_return(name); \
 	}
 #endif
 
-#define EVENT_PROBES(function, probe, name)       \
-	RETURN_PROBE(function, probe, name)       \
-	PROBE_ENTRY(function, probe)              \
+#define EVENT_PROBES(probe, name)                 \
+	RETURN_PROBE(probe, name)                 \
+	PROBE_ENTRY(probe)                        \
 	{                                         \
 		return event_entry(name, ARG(0)); \
 	}
@@ -1412,37 +1419,37 @@ static __always_inline u64 func_ret(void *ctx)
 #ifndef VPMU_NO_READS
 
 #ifdef VPMU_NO_DURATIONS
-#define UNCHECKED_RETURN_PROBE(function, probe, name)
+#define UNCHECKED_RETURN_PROBE(probe, name)
 #else
-#define UNCHECKED_RETURN_PROBE(function, probe, name) \
-	PROBE_RETURN(function, probe)                 \
-	{                                             \
-		return unchecked_return(name);        \
+#define UNCHECKED_RETURN_PROBE(probe, name)    \
+	PROBE_RETURN(probe)                    \
+	{                                      \
+		return unchecked_return(name); \
 	}
 #endif
 
-#define UNCHECKED_PROBES(function, probe, name)       \
-	UNCHECKED_RETURN_PROBE(function, probe, name) \
-	PROBE_ENTRY(function, probe)                  \
+#define UNCHECKED_PROBES(probe, name)                 \
+	UNCHECKED_RETURN_PROBE(probe, name)           \
+	PROBE_ENTRY(probe)                            \
 	{                                             \
 		return unchecked_entry(name, ARG(0)); \
 	}
 
-UNCHECKED_PROBES(perf_event_read_value, read, VPMU_IN_READ)
-UNCHECKED_PROBES(perf_event_period, period, VPMU_IN_PERIOD)
+UNCHECKED_PROBES(read, VPMU_IN_READ)
+UNCHECKED_PROBES(period, VPMU_IN_PERIOD)
 
 #endif
 
-EVENT_PROBES(perf_event_enable, enable, VPMU_ENABLE)
-EVENT_PROBES(perf_event_pause, pause, VPMU_PAUSE)
-EVENT_PROBES(perf_event_release_kernel, release, VPMU_RELEASE)
+EVENT_PROBES(enable, VPMU_ENABLE)
+EVENT_PROBES(pause, VPMU_PAUSE)
+EVENT_PROBES(release, VPMU_RELEASE)
 
-PROBE_RETURN(perf_event_create_kernel_counter, create)
+PROBE_RETURN(create)
 {
 	return create_return(RETURNED);
 }
 
-PROBE_ENTRY(perf_event_create_kernel_counter, create)
+PROBE_ENTRY(create)
 {
 #if VPMU_CREATE_ARGS == 6
 	return create_entry(ARG(0), ARG(3), ARG(4), ARG(5));

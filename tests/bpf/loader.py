@@ -1,8 +1,8 @@
 """`python -m tests.bpf.loader PLAN DESCRIPTOR`: the loader, with the probes on the look-alike program.
 
-The plan, in JSON, has the program's `path`, its VPMU_* `constants`, what to give compile_program() as
-`options`, in `tgids` VMs that shall be in the maps already, and in `census` whether there is one, or the
-constants that it has in place of this kernel's.
+The plan, in JSON, has the program's `path`, its VPMU_* `constants`, what to give program_source() as
+`options`, in `census` whether there is one, or the constants that it has in place of this kernel's, and in
+`cache` a folder for compiled programs, if any.
 """
 
 from __future__ import annotations
@@ -10,31 +10,48 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import sys
-from dataclasses import replace
+from pathlib import Path
 
 from vpmu_agent.kernel.census import read_census_layout
-from vpmu_agent.loader.main import handover_of, with_census
-from vpmu_agent.loader.program import compile_program, seen_at_return
-from vpmu_agent.probes import functions, handover
+from vpmu_agent.loader.attach import Kind, Loading, attach_probe, make_maps
+from vpmu_agent.loader.cache import Cache
+from vpmu_agent.loader.image import Image, with_placeholders
+from vpmu_agent.loader.main import attach_all, from_cache_or_compiler, with_census
+from vpmu_agent.loader.program import program_source
+from vpmu_agent.probes import handover
+from vpmu_agent.probes.handover import Handover
 
 
 def main(text: str, number: str) -> None:
     plan = json.loads(text)
+    path, options = plan["path"], plan.get("options", {})
     census: dict[str, int] = {}
     if wanted := plan.get("census"):
         census = read_census_layout().constants | (wanted if isinstance(wanted, dict) else {})
-    options = plan.get("options", {})
-    bpf = compile_program(plan["constants"] | census, user_memory=True, **options)
-    reads = options.get("reads", True)
-    returning = seen_at_return(durations=options.get("durations", True), reads=reads)
-    for name, function in functions(reads=reads).items():
-        ends = [(bpf.attach_uretprobe, "return")] if name in returning else []
-        for attach, end in (*ends, (bpf.attach_uprobe, "entry")):
-            attach(name=plan["path"].encode(), sym=function.encode(), fn_name=f"vpmu_{name}_{end}".encode())
-    handed = replace(handover_of(bpf, "uprobe"), reads=reads)
-    if plan.get("census"):
-        handed = with_census(handed, bpf)
+    constants, addresses = with_placeholders(plan["constants"] | census)
+    offsets = json.loads(subprocess.run([path, "offsets"], check=True, capture_output=True).stdout)
+
+    def by_uprobe(loading: Loading, program: str, function: str, is_return: bool) -> tuple[int, int]:
+        loaded = loading.load(program, Kind.PROBE)
+        offset = offsets[function]
+        return loaded, attach_probe(loaded, path, device="uprobe", offset=offset, is_return=is_return)
+
+    def attach(image: Image) -> Handover:
+        loading = make_maps(image, addresses)
+        handed = attach_all(
+            loading,
+            "uprobe",
+            by_uprobe,
+            reads=options.get("reads", True),
+            durations=options.get("durations", True),
+        )
+        return with_census(handed, loading)
+
+    cache = Cache(Path(plan["cache"])) if "cache" in plan else None
+    source = program_source(constants, user_memory=True, **options)
+    handed = from_cache_or_compiler(source, attach, cache)
     with socket.socket(fileno=int(number)) as channel:
         handover.send(channel, handed)
 

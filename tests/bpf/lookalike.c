@@ -4,6 +4,7 @@
  * no kprobes: same names, same arguments, same return values, structs with the same fields elsewhere.
  *
  * usage: lookalike layout                  prints the VPMU_* constants for this program, as JSON
+ *        lookalike offsets                 prints where in its file the functions are, as JSON
  *        lookalike run KEY=VALUE ...       waits for a line on stdin, makes the calls, prints how many, as JSON
  * Built with -DGROUPED, creation takes a group_leader, as in the grouped-events series.
  */
@@ -425,6 +426,20 @@ static void print_layout(void)
 	       offsetof(struct perf_event, overflow_handler_context));
 }
 
+extern const char __executable_start[]; /* by the linker: where the file's beginning is in memory */
+
+#define OFFSET(function) (unsigned long)((const char *)(function) - __executable_start)
+
+static void print_offsets(void)
+{
+	printf("{\"perf_event_enable\": %lu, \"perf_event_pause\": %lu, ", OFFSET(perf_event_enable),
+	       OFFSET(perf_event_pause));
+	printf("\"perf_event_release_kernel\": %lu, \"perf_event_create_kernel_counter\": %lu, ",
+	       OFFSET(perf_event_release_kernel), OFFSET(perf_event_create_kernel_counter));
+	printf("\"perf_event_read_value\": %lu, \"perf_event_period\": %lu}\n", OFFSET(perf_event_read_value),
+	       OFFSET(perf_event_period));
+}
+
 #define KEY(name) { #name, &plan.name }
 
 static const struct key {
@@ -457,6 +472,10 @@ int main(int argc, char **argv)
 
 	if (argc == 2 && !strcmp(argv[1], "layout")) {
 		print_layout();
+		return 0;
+	}
+	if (argc == 2 && !strcmp(argv[1], "offsets")) {
+		print_offsets();
 		return 0;
 	}
 	for (int i = 2; i < argc; i++)

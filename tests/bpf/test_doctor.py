@@ -88,10 +88,8 @@ def test_a_header_that_is_missing(ours: Path) -> None:
 def break_entry(ours: Path, statement: str) -> None:
     """Has the program at the entry of create do something that no verifier takes."""
     source = ours / "vpmu.bpf.c"
-    head, tail = source.read_text().split("PROBE_ENTRY(perf_event_create_kernel_counter, create)\n{\n")
-    source.write_text(
-        f"{head}PROBE_ENTRY(perf_event_create_kernel_counter, create)\n{{\n\t{{ {statement} }}\n{tail}"
-    )
+    head, tail = source.read_text().split("PROBE_ENTRY(create)\n{\n")
+    source.write_text(f"{head}PROBE_ENTRY(create)\n{{\n\t{{ {statement} }}\n{tail}")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +107,7 @@ def test_a_program_that_the_verifier_refuses(ours: Path, statement: str, reason:
     program = doctor(instead(ours))["program"]
     said = re.sub(r"'inv'", "'scalar'", program["found"])  # as Linux before 5.18 calls it
     assert re.match(r"bcc [\d.]+ and (LLVM|clang) [\d.]+: ", said)
-    assert re.search(r"the verifier refuses (vpmu_create_entry|kfunc__\w+): ", said)
+    assert re.search(r"the verifier refuses vpmu_create_entry: ", said)
     assert reason in said
     assert "processed" not in said
     assert "report this" in program["todo"]

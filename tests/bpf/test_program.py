@@ -16,7 +16,10 @@ from tests.bpf import verifier
 from tests.bpf.conftest import Lookalike
 from vpmu_agent.kernel import btf, libbpf
 from vpmu_agent.kernel.errors import KernelError
-from vpmu_agent.loader.program import compile_program
+from vpmu_agent.loader.attach import Kind, make_maps
+from vpmu_agent.loader.image import with_placeholders
+from vpmu_agent.loader.main import compiled
+from vpmu_agent.loader.program import program_source
 from vpmu_agent.probes import handover, loader_command
 from vpmu_agent.probes.layout import SIZES, Layout
 
@@ -29,12 +32,13 @@ HEADER = Path(__file__).parents[2] / "bpf" / "vpmu.h"
 def test_every_program_passes_the_verifier(
     kernel: str, user_memory: bool, durations: bool, request: pytest.FixtureRequest
 ) -> None:
-    import bcc
-
     lookalike: Lookalike = request.getfixturevalue(kernel)
-    bpf = compile_program(lookalike.constants, user_memory=user_memory, durations=durations)
-    loaded = {function.name.decode() for function in bpf.load_funcs(bcc.BPF.KPROBE)}
-    assert loaded == set(verifier.programs(durations=durations))
+    known, addresses = with_placeholders(lookalike.constants)
+    source = program_source(known, user_memory=user_memory, durations=durations)
+    loading = make_maps(compiled(source), addresses)
+    assert set(loading.image.programs) == set(verifier.programs(durations=durations))
+    loaded = [loading.load(name, Kind.PROBE) for name in loading.image.programs]
+    handover.close([*loaded, *loading.maps.values()])
 
 
 @pytest.mark.parametrize("durations", [True, False])
@@ -59,8 +63,8 @@ def test_the_loader_answers_on_its_command(durations: bool) -> None:
 # A process of its own, for it hides every header that the machine may have.
 COMPILE = """
 import json, sys
-from vpmu_agent.loader.program import compile_program
-compile_program(json.loads(sys.argv[1]))
+from vpmu_agent.loader.program import compile_source, program_source
+compile_source(program_source(json.loads(sys.argv[1])))
 print("compiled")
 """
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 from vpmu_agent.kernel import btf
-from vpmu_agent.loader.program import compile_program, seen_at_entry, seen_at_return
+from vpmu_agent.loader.program import compile_source, program_source, seen_at_entry, seen_at_return
 from vpmu_agent.model.call import Call, CallName, UncheckedCall
 from vpmu_agent.model.counter_status import EventState
 from vpmu_agent.model.rules import SLOTS
@@ -151,14 +151,14 @@ class Twins:
     def __init__(
         self, *, grouped: bool, vcpus: int = 4, pmcs: int = 4, events: int = 4096, **options: Any
     ) -> None:
-        """The other `options` are compile_program()'s."""
+        """The other `options` are program_source()'s."""
         import bcc
 
         self._grouped = grouped
         constants = (GROUPED if grouped else STOCK) | task_offsets()
         rooms = {**ROOMS, **options.pop("max_entries", {})}
         options = {"ring_pages": 64, **options, "max_entries": rooms}
-        self._bpf = compile_program(constants, user_memory=True, twins=True, **options)
+        self._bpf = compile_source(program_source(constants, user_memory=True, twins=True, **options))
         self._runs = {}
         self._arguments = ctypes.create_string_buffer(_ARGUMENTS.size)
         self.returning = seen_at_return(durations=options.get("durations", True))

@@ -26,16 +26,17 @@ from typing import Any
 from tests.bpf.twins import GROUPED, STOCK, task_offsets
 from vpmu_agent.kernel.census import read_census_layout
 from vpmu_agent.kernel.errors import KernelError, ProbeError
-from vpmu_agent.loader.main import attach_census
+from vpmu_agent.loader.attach import Kind, make_maps
+from vpmu_agent.loader.image import with_placeholders
+from vpmu_agent.loader.main import attach_all, attach_census, by_fexit, compiled
 from vpmu_agent.loader.program import (
-    captured_stderr,
-    compile_census,
-    compile_program,
+    census_source,
+    program_source,
     seen_at_entry,
     seen_at_return,
     toolchain,
 )
-from vpmu_agent.loader.reason import because
+from vpmu_agent.probes import handover
 
 IN_VM_S = 600.0
 
@@ -72,7 +73,8 @@ def load_census() -> dict[str, Any]:
     started = time.monotonic()
     refused = ""
     try:
-        os.close(attach_census(compile_census(read_census_layout().constants)))
+        known, addresses = with_placeholders(read_census_layout().constants)
+        os.close(attach_census(make_maps(compiled(census_source(known)), addresses)))
     except KernelError as error:
         refused = str(error)
     took = round(time.monotonic() - started, 2)
@@ -99,25 +101,19 @@ def programs(*, durations: bool = True, reads: bool = True) -> tuple[str, ...]:
 
 
 def _load(form: Form) -> None:
-    import bcc
-
-    names = programs(durations=form.options.get("durations", True), reads=form.options.get("reads", True))
-    bpf = compile_program(form.constants | task_offsets(), ring_pages=64, **form.options)
+    known, addresses = with_placeholders(form.constants | task_offsets())
+    loading = make_maps(compiled(program_source(known, ring_pages=64, **form.options)), addresses)
+    parts = {part: form.options.get(part, True) for part in ("durations", "reads")}
+    opened = [*loading.maps.values()]
     try:
-        if form.options.get("fexit"):  # loaded and attached by now, each program of it
-            attached = len(bpf.kfunc_entry_fds) + len(bpf.kfunc_exit_fds)
-            if attached != len(names):
-                raise ProbeError(f"bcc attached {attached} programs and not {len(names)}")
-            return
-        kind = bcc.BPF.RAW_TRACEPOINT if form.options.get("twins") else bcc.BPF.KPROBE
-        for name in names:
-            with captured_stderr() as said:
-                try:
-                    bpf.load_func(name.encode(), kind)
-                except Exception as error:  # bcc raises nothing more special
-                    raise because(error, said()) from error
+        if form.options.get("fexit"):
+            handed = attach_all(loading, "fexit", by_fexit(), **parts)
+            opened += [*handed.programs, *handed.links]
+        else:
+            kind = Kind.RAW_TRACEPOINT if form.options.get("twins") else Kind.PROBE
+            opened += [loading.load(name, kind) for name in programs(**parts)]
     finally:
-        bpf.cleanup()
+        handover.close(opened)
 
 
 def _here(*, fexit: bool) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from vpmu_agent.kernel.btf import NEW_TO_US, Btf
 from vpmu_agent.kernel.errors import BtfError, SymbolError
 from vpmu_agent.kernel.layout import kvm_types, require_kvm
-from vpmu_agent.kernel.symbols import function_addresses
+from vpmu_agent.kernel.symbols import function_addresses, kallsyms
 
 VCPU_IOCTL = "kvm_vcpu_ioctl"
 """The ioctl of a vCPU's file, and of no other (virt/kvm/kvm_main.c, kvm_vcpu_fops)."""
@@ -91,17 +91,18 @@ class CensusLayout:
     """Why the census finds no events of the host; empty if it does."""
 
 
-def read_census_layout(*, root: Path = Path("/")) -> CensusLayout:
-    """Return the running kernel's layout.
+def read_census_layout(*, root: Path = Path("/"), symbols: bytes = b"") -> CensusLayout:
+    """Return the running kernel's layout; `symbols` is the text of kallsyms if that was read already.
 
     Raise KvmNotLoadedError if KVM is not loaded, BtfError if a field is missing or of another size, and
     SymbolError if the address of the ioctl is missing or hidden.
     """
     require_kvm(root=root)
-    ioctl, *_ = function_addresses([VCPU_IOCTL], root=root)
+    symbols = symbols or kallsyms(root=root)
+    ioctl, *_ = function_addresses([VCPU_IOCTL], root=root, symbols=symbols)
     perf_read, no_host_events = None, ""
     try:
-        perf_read = function_addresses([PERF_READ], root=root)[0].address
+        perf_read = function_addresses([PERF_READ], root=root, symbols=symbols)[0].address
     except SymbolError as error:
         no_host_events = str(error)
     constants = census_constants_of(kvm_types(root=root), vcpu_ioctl=ioctl.address, perf_read=perf_read)

@@ -65,8 +65,8 @@ class KernelLayout:
     overflow_handlers: tuple[int, ...]
 
 
-def read_layout(*, root: Path = Path("/"), arch: Arch | None = None) -> KernelLayout:
-    """Return the running kernel's layout.
+def read_layout(*, root: Path = Path("/"), arch: Arch | None = None, symbols: bytes = b"") -> KernelLayout:
+    """Return the running kernel's layout; `symbols` is the text of kallsyms if that was read already.
 
     Raise KvmNotLoadedError if KVM is not loaded, BtfError if a type is missing or not as known here, and
     SymbolError if the handlers' addresses are missing or hidden.
@@ -74,7 +74,7 @@ def read_layout(*, root: Path = Path("/"), arch: Arch | None = None) -> KernelLa
     arch = arch or current_arch()
     require_kvm(root=root, arch=arch)
     types = kvm_types(root=root)
-    handlers = function_addresses(arch.overflow_handlers, root=root)
+    handlers = function_addresses(arch.overflow_handlers, root=root, symbols=symbols)
     return layout_of(types, overflow_handlers=tuple(symbol.address for symbol in handlers))
 
 

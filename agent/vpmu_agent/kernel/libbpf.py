@@ -26,7 +26,52 @@ class ProgLoadOpts(ctypes.Structure):
         ("kern_version", ctypes.c_uint32),
         ("attach_btf_id", ctypes.c_uint32),
         ("attach_prog_fd", ctypes.c_uint32),
+        ("attach_btf_obj_fd", ctypes.c_uint32),
+        ("fd_array", ctypes.c_void_p),
+        ("func_info", ctypes.c_void_p),
+        ("func_info_cnt", ctypes.c_uint32),
+        ("func_info_rec_size", ctypes.c_uint32),
+        ("line_info", ctypes.c_void_p),
+        ("line_info_cnt", ctypes.c_uint32),
+        ("line_info_rec_size", ctypes.c_uint32),
+        ("log_level", ctypes.c_uint32),
+        ("log_size", ctypes.c_uint32),
+        ("log_buf", ctypes.c_void_p),
     )
+
+
+class MapCreateOpts(ctypes.Structure):
+    """The head of `struct bpf_map_create_opts` (tools/lib/bpf/bpf.h)."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("btf_fd", ctypes.c_uint32),
+        ("btf_key_type_id", ctypes.c_uint32),
+        ("btf_value_type_id", ctypes.c_uint32),
+        ("btf_vmlinux_value_type_id", ctypes.c_uint32),
+        ("inner_map_fd", ctypes.c_uint32),
+        ("map_flags", ctypes.c_uint32),
+    )
+
+
+class MapInfo(ctypes.Structure):
+    """The head of `struct bpf_map_info` (include/uapi/linux/bpf.h)."""
+
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("key_size", ctypes.c_uint32),
+        ("value_size", ctypes.c_uint32),
+        ("max_entries", ctypes.c_uint32),
+        ("map_flags", ctypes.c_uint32),
+        ("name", ctypes.c_char * 16),
+    )
+    type: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    map_flags: int
+    name: bytes
 
 
 RingCallback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
@@ -61,7 +106,14 @@ def libbpf() -> ctypes.CDLL:
         "bpf_obj_get_info_by_fd": (number, (number, pointer, ctypes.POINTER(ctypes.c_uint32))),
         "bpf_map_create": (
             number,
-            (number, string, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32, pointer),
+            (
+                number,
+                string,
+                ctypes.c_uint32,
+                ctypes.c_uint32,
+                ctypes.c_uint32,
+                ctypes.POINTER(MapCreateOpts),
+            ),
         ),
         "bpf_map_lookup_elem": (number, (number, pointer, pointer)),
         "bpf_map_update_elem": (number, (number, pointer, pointer, ctypes.c_uint64)),

@@ -30,10 +30,10 @@ class Symbol:
     module: str
 
 
-def find_functions(names: Sequence[str], *, root: Path = Path("/")) -> tuple[Symbol, ...]:
-    """Return every function compiled from one of `names`, in their order. A hidden address is 0.
+def kallsyms(*, root: Path = Path("/")) -> bytes:
+    """Return the text of kallsyms, which takes the kernel some 50 ms to write.
 
-    Raise SymbolError if kallsyms cannot be read.
+    Raise SymbolError if it cannot be read.
     """
     path = root / KALLSYMS
     try:
@@ -48,6 +48,17 @@ def find_functions(names: Sequence[str], *, root: Path = Path("/")) -> tuple[Sym
         raise SymbolError(f"cannot read {path} ({error.strerror})", todo) from error
     if not text:
         raise SymbolError(f"{path} is empty: it is masked in this container", UNMASK_TODO)
+    return text
+
+
+def find_functions(
+    names: Sequence[str], *, root: Path = Path("/"), symbols: bytes = b""
+) -> tuple[Symbol, ...]:
+    """Return every function compiled from one of `names`, in their order. A hidden address is 0.
+
+    `symbols` is the text of kallsyms if that was read already. Raise SymbolError if it cannot be read.
+    """
+    text = symbols or kallsyms(root=root)
     return tuple(
         symbol
         for name in names
@@ -56,13 +67,15 @@ def find_functions(names: Sequence[str], *, root: Path = Path("/")) -> tuple[Sym
     )
 
 
-def function_addresses(names: Sequence[str], *, root: Path = Path("/")) -> tuple[Symbol, ...]:
+def function_addresses(
+    names: Sequence[str], *, root: Path = Path("/"), symbols: bytes = b""
+) -> tuple[Symbol, ...]:
     """Return the functions compiled from any of `names`, with real addresses.
 
-    Raise SymbolError if there is none, or if their addresses are hidden (kernel/ksyms_common.c,
-    kallsyms_show_value()).
+    `symbols` is as in find_functions(). Raise SymbolError if there is none, or if their addresses are hidden
+    (kernel/ksyms_common.c, kallsyms_show_value()).
     """
-    found = find_functions(names, root=root)
+    found = find_functions(names, root=root, symbols=symbols)
     path = root / KALLSYMS
     if not found:
         raise SymbolError(

@@ -129,8 +129,8 @@ def try_fexit(functions: Sequence[str]) -> Trial:
 
 def try_kprobe(functions: Sequence[str], *, root: Path = ROOT) -> Trial:
     """Open a kprobe on each function as a perf event, as bcc does, and remove it again."""
-    kind = read(root / "sys/bus/event_source/devices/kprobe/type")
-    if kind is None or not kind.isdecimal():
+    kind = probe_device("kprobe", root=root)
+    if kind is None:
         if not can_see_pmus(root=root):
             return Trial(
                 False, f"there is no {root / 'sys/bus/event_source/devices'}: /sys is not mounted here"
@@ -143,12 +143,18 @@ def try_kprobe(functions: Sequence[str], *, root: Path = ROOT) -> Trial:
         return Trial(False, reasons.get(option, "perf has no kprobe device (no CONFIG_KPROBE_EVENTS)"))
     for function in functions:
         for is_return in (False, True):
-            fd = _open_kprobe(function, kind=int(kind), is_return=is_return)
+            fd = open_probe(function.encode(), kind=kind, is_return=is_return)
             if fd < 0:
                 probe = "kretprobe" if is_return else "kprobe"
                 return _refused(f"the kernel refuses a {probe} on {function}()", -fd, call="perf_event_open")
             os.close(fd)
     return Trial(True)
+
+
+def probe_device(name: str, *, root: Path = ROOT) -> int | None:
+    """Return the type of perf's device for "kprobe" or "uprobe", None if there is none."""
+    kind = read(root / f"sys/bus/event_source/devices/{name}/type")
+    return int(kind) if kind is not None and kind.isdecimal() else None
 
 
 def _refused(what: str, code: int, *, call: str = "bpf") -> Trial:
@@ -191,12 +197,16 @@ def _load(code: bytes, *, kind: int, attach: int = 0, btf_id: int = 0) -> int:
         return int(fd) if fd >= 0 else -ctypes.get_errno()
 
 
-def _open_kprobe(function: str, *, kind: int, is_return: bool) -> int:
-    """Return a file descriptor, or a negative errno. The probe lasts as long as the event."""
-    name = ctypes.create_string_buffer(function.encode())
+def open_probe(target: bytes, *, kind: int, offset: int = 0, is_return: bool) -> int:
+    """Return the descriptor of a probe on a function, or a negative errno; it lasts as long as that.
+
+    `kind` is the type of perf's kprobe device, and `target` the function; or that of its uprobe device, and
+    `target` the path of a program, with the function's `offset` in it, in bytes.
+    """
+    name = ctypes.create_string_buffer(target)
     # struct perf_event_attr up to config2 (PERF_ATTR_SIZE_VER1): type, size, config, 4 unused, flags
-    # (`disabled`), 2 unused, config1 = kprobe_func, config2 = probe_offset.
-    attr = struct.pack("=IIQ24xQ8xQQ", kind, 72, int(is_return), 1, ctypes.addressof(name), 0)
+    # (`disabled`), 2 unused, config1 = kprobe_func or uprobe_path, config2 = probe_offset.
+    attr = struct.pack("=IIQ24xQ8xQQ", kind, 72, int(is_return), 1, ctypes.addressof(name), offset)
     pid, cpu, group, close_on_exec = -1, 0, -1, 8
     libc = ctypes.CDLL(None, use_errno=True)
     number = current_arch().perf_event_open

@@ -1,4 +1,4 @@
-"""Compiles and attaches the probes, and hands them over.
+"""Attaches the probes, compiled now or earlier, and hands them over.
 
 usage: python -m vpmu_agent.loader.main MODE [--no-durations] [--no-reads] DESCRIPTOR
 
@@ -8,7 +8,6 @@ process lives (iovisor/bcc issue 1181). The probes stay attached as long as anyo
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -16,30 +15,34 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from functools import partial
+from typing import TypeVar, cast
 
+from vpmu_agent.kernel import btf
 from vpmu_agent.kernel.census import CensusLayout, read_census_layout
 from vpmu_agent.kernel.container import require_host_pids
 from vpmu_agent.kernel.errors import KernelError, ProbeError
 from vpmu_agent.kernel.facts import PREEMPTING, preemption
-from vpmu_agent.kernel.layout import KernelLayout, read_layout
-from vpmu_agent.kernel.libbpf import libbpf, quiet, strerror
+from vpmu_agent.kernel.layout import KernelLayout, read_layout, require_kvm
+from vpmu_agent.kernel.symbols import kallsyms
 from vpmu_agent.kernel.trials import Trial, try_fexit, try_kprobe
+from vpmu_agent.loader.attach import Kind, Loading, attach_iterator, attach_probe, attach_tracing, make_maps
+from vpmu_agent.loader.cache import Cache
+from vpmu_agent.loader.image import Image, read_image, with_placeholders
 from vpmu_agent.loader.program import (
-    captured_stderr,
-    compile_census,
-    compile_program,
+    Source,
+    census_source,
+    compile_source,
+    find_bcc,
+    program_source,
     seen_at_return,
     toolchain,
+    toolchain_files,
 )
-from vpmu_agent.loader.reason import because
 from vpmu_agent.probes import FUNCTIONS, NO_DURATIONS, NO_READS, Mode, Way, functions, handover
 from vpmu_agent.probes.handover import Handover
 from vpmu_agent.system.privileges import end_with
 from vpmu_agent.system.ready import is_readable
-
-if TYPE_CHECKING:
-    import bcc
 
 MAPS = (
     "calls",
@@ -60,10 +63,10 @@ MAPS = (
 """The maps of bpf/vpmu.bpf.c that are handed over."""
 
 CENSUS = "bpf_iter__task_file"
-"""The program in bpf/census.bpf.c. bcc derives the attach type from this name."""
+"""The program in bpf/census.bpf.c."""
 
-_BPF_PROG_TYPE_TRACING = 26
-_BPF_TRACE_ITER = 28
+_FILES = "bpf_iter_task_file"
+"""The kernel's function that stands for this iterator in its BTF."""
 
 
 class NoWayError(ProbeError):
@@ -95,21 +98,27 @@ def load(mode: Mode, *, durations: bool = True, reads: bool = True) -> Handover:
 
     Raise KernelError if the kernel lacks something that the probes need, and ProbeError if it refuses them.
     """
-    tools = toolchain()  # first, or each way to attach would report the same error
+    find_bcc()  # first, or each way to attach would report the same error
     require_host_pids()
-    known = constants(read_layout())
-    census, no_census = census_constants(read_census_layout)
+    require_kvm()
+    symbols = kallsyms()
+    known = constants(read_layout(symbols=symbols))
+    census, no_census = census_constants(partial(read_census_layout, symbols=symbols))
     order = ways(preemption()) if mode == "auto" else (mode,)
-    handed = first_attached(
-        order, lambda way: attached(way, known | census, durations=durations, reads=reads), tools
-    )
+
+    def attach(way: Way) -> Handover:
+        return attached(way, known | census, durations=durations, reads=reads, cache=Cache())
+
+    handed = first_attached(order, attach, toolchain)
     return replace(handed, no_census=no_census) if no_census else handed
 
 
-def first_attached(order: Sequence[Way], attach: Callable[[Way], Handover], tools: str) -> Handover:
+def first_attached(
+    order: Sequence[Way], attach: Callable[[Way], Handover], tools: Callable[[], str]
+) -> Handover:
     """Return what the first way gives that works. Raise ProbeError with the reason of each if none does.
 
-    `attach` raises KernelError where its way does not work; `tools` is the toolchain().
+    `attach` raises KernelError where its way does not work; `tools` is toolchain().
     """
     refused: dict[str, KernelError] = {}
     for way in order:
@@ -120,7 +129,7 @@ def first_attached(order: Sequence[Way], attach: Callable[[Way], Handover], tool
     reasons = "; ".join(f"{way}: {error.found}" for way, error in refused.items())
     todo = dict.fromkeys(error.todo for error in refused.values() if error.todo)
     raise ProbeError(
-        f"cannot attach the probes with {tools} ({reasons})",
+        f"cannot attach the probes with {tools()} ({reasons})",
         "; ".join([*_as_root(), *(todo or ["`vpmu-agent doctor` says what this host lacks"])]),
     )
 
@@ -139,10 +148,13 @@ def ways(model: str | None) -> tuple[Way, ...]:
 
 def load_census() -> Handover:
     """Compile the census for the running kernel and attach it. Raise KernelError as load() does."""
-    toolchain()
+    find_bcc()
     require_host_pids()
     layout = read_census_layout()
-    census = attach_census(compile_census(layout.constants))
+    known, addresses = with_placeholders(layout.constants)
+    census = from_cache_or_compiler(
+        census_source(known), lambda image: attach_census(make_maps(image, addresses)), Cache()
+    )
     return Handover("census", census=census, no_host_events=layout.no_host_events)
 
 
@@ -150,8 +162,15 @@ def _as_root() -> list[str]:
     return [] if os.geteuid() == 0 else ["run it as root, or with CAP_BPF, CAP_PERFMON and CAP_SYSLOG"]
 
 
-def attached(way: Way, known: Mapping[str, int], *, durations: bool = True, reads: bool = True) -> Handover:
-    """Compile the probes for the kernel that `known` describes, and attach them in one way.
+def attached(
+    way: Way,
+    known: Mapping[str, int],
+    *,
+    durations: bool = True,
+    reads: bool = True,
+    cache: Cache | None = None,
+) -> Handover:
+    """Attach the probes for the kernel that `known` describes in one way; without a `cache`, compile them.
 
     The census is attached too if `known` has its constants; if it alone is refused, `no_census` says why.
 
@@ -163,58 +182,103 @@ def attached(way: Way, known: Mapping[str, int], *, durations: bool = True, read
     trial = _TRIALS[way](list(FUNCTIONS.values())[:1])
     if not trial.works:
         raise NoWayError(trial.reason)
-    bpf = compile_program(known, fexit=way == "fexit", durations=durations, reads=reads)
-    if way == "kprobe":
-        _attach_kprobes(bpf, durations=durations, reads=reads)
-    handed = replace(handover_of(bpf, way), reads=reads)
-    return with_census(handed, bpf) if "VPMU_VCPU_IOCTL" in known else handed
+    known, addresses = with_placeholders(known)
+    source = program_source(known, fexit=way == "fexit", durations=durations, reads=reads)
+    attach_one = by_fexit() if way == "fexit" else by_kprobe
+
+    def attach(image: Image) -> Handover:
+        loading = make_maps(image, addresses)
+        handed = attach_all(loading, way, attach_one, durations=durations, reads=reads)
+        return with_census(handed, loading)
+
+    return from_cache_or_compiler(source, attach, cache)
 
 
 _TRIALS: dict[Way, Callable[[Sequence[str]], Trial]] = {"fexit": try_fexit, "kprobe": try_kprobe}
 
-
-def handover_of(bpf: bcc.BPF, mode: str, maps: Sequence[str] = MAPS) -> Handover:
-    """Return the descriptors that bcc has open for an attached program."""
-    kprobes = (descriptor for of_event in bpf.kprobe_fds.values() for descriptor in of_event.values())
-    links = (
-        *kprobes,
-        *bpf.uprobe_fds.values(),
-        *bpf.raw_tracepoint_fds.values(),
-        *bpf.kfunc_entry_fds.values(),
-        *bpf.kfunc_exit_fds.values(),
-    )
-    return Handover(
-        mode,
-        {name: bpf[name.encode()].map_fd for name in maps},
-        [program.fd for program in bpf.funcs.values()],
-        list(links),
-    )
+Attach = Callable[[Loading, str, str, bool], tuple[int, int]]
+"""Loads a program for the entry or the return (True) of a function, and attaches it: descriptors of both."""
 
 
-def with_census(handed: Handover, bpf: bcc.BPF) -> Handover:
-    """Return `handed` with the census compiled into `bpf`, or with why there is none: probes work without."""
+def by_kprobe(loading: Loading, program: str, function: str, is_return: bool) -> tuple[int, int]:
+    """Attach one program as a kprobe or kretprobe."""
+    descriptor = loading.load(program, Kind.PROBE)
+    return descriptor, attach_probe(descriptor, function, is_return=is_return)
+
+
+def by_fexit() -> Attach:
+    """Return what attaches a program as fentry or fexit. Raise BtfError if this kernel has no BTF."""
+    types = btf.vmlinux()
+
+    def attach(loading: Loading, program: str, function: str, is_return: bool) -> tuple[int, int]:
+        kind = Kind.FEXIT if is_return else Kind.FENTRY
+        descriptor = loading.load(program, kind, function=types.func_id(function))
+        return descriptor, attach_tracing(descriptor, function)
+
+    return attach
+
+
+def attach_all(
+    loading: Loading, mode: str, attach: Attach, *, durations: bool, reads: bool = True
+) -> Handover:
+    """Load and attach all probes of an image. Raise ProbeError if the kernel refuses one."""
+    programs, links = [], []
+    returning = seen_at_return(durations=durations, reads=reads)
+    for name, function in functions(reads=reads).items():
+        for end, is_return in (("return", True), ("entry", False)):
+            if is_return and name not in returning:
+                continue
+            program, link = attach(loading, f"vpmu_{name}_{end}", function, is_return)
+            programs.append(program)
+            links.append(link)
+    return Handover(mode, {name: loading.maps[name] for name in MAPS}, programs, links, reads=reads)
+
+
+Attached = TypeVar("Attached")
+
+
+def from_cache_or_compiler(
+    source: Source, attach: Callable[[Image], Attached], cache: Cache | None
+) -> Attached:
+    """Return what `attach` returns for the programs of this source, which are compiled only if they must be.
+
+    Raise ProbeError if the compiler refuses them, or if `attach` does.
+    """
+    fingerprint = source.fingerprint()
+    if cache and (image := cache.find(fingerprint)):
+        # If the kernel refuses what it once took, what the compiler makes of it now decides.
+        with suppress(ProbeError):
+            return attach(image)
+    image = compiled(source)
+    done = attach(image)
+    if cache:
+        cache.keep(fingerprint, image, toolchain_files())
+    return done
+
+
+def compiled(source: Source) -> Image:
+    """Compile with bcc. Raise ProbeError if there is no bcc that works, or if it refuses."""
+    tools = toolchain()
+    bpf = compile_source(source)
     try:
-        return replace(handed, census=attach_census(bpf))
+        return read_image(bpf, toolchain=tools)
+    finally:
+        bpf.cleanup()  # its maps, of which ours are copies
+
+
+def with_census(handed: Handover, loading: Loading) -> Handover:
+    """Return `handed` with the image's census if it has one, or with why it is not: probes work without."""
+    if CENSUS not in loading.image.programs:
+        return handed
+    try:
+        return replace(handed, census=attach_census(loading))
     except ProbeError as error:
         return replace(handed, no_census=str(error))
 
 
-def attach_census(bpf: bcc.BPF) -> int:
-    """Load and attach the census that was compiled into `bpf`; return the descriptor of its link.
-
-    Raise ProbeError if bcc or the kernel refuses it.
-    """
-    with captured_stderr() as printed:
-        try:
-            program = bpf.load_func(CENSUS.encode(), _BPF_PROG_TYPE_TRACING)
-        except Exception as error:  # bcc raises nothing more specific
-            raise because(error, printed()) from error
-    with quiet():
-        ctypes.set_errno(0)
-        link = int(libbpf().bpf_link_create(program.fd, 0, _BPF_TRACE_ITER, None))
-    if link < 0:
-        raise ProbeError(f"cannot attach the census: {strerror(ctypes.get_errno())}")
-    return link
+def attach_census(loading: Loading) -> int:
+    """Load and attach the census; return its link's descriptor. Raise ProbeError if the kernel refuses."""
+    return attach_iterator(loading.load(CENSUS, Kind.ITERATOR, function=btf.vmlinux().func_id(_FILES)))
 
 
 def census_constants(read: Callable[[], CensusLayout]) -> tuple[dict[str, int], str]:
@@ -249,18 +313,6 @@ def constants(layout: KernelLayout) -> dict[str, int]:
         "VPMU_VCPU_EVENT_COUNT": layout.vcpu_event_count,
     }
     return known | {name: value for name, value in optional.items() if value is not None}
-
-
-def _attach_kprobes(bpf: bcc.BPF, *, durations: bool, reads: bool) -> None:
-    returning = seen_at_return(durations=durations, reads=reads)
-    with captured_stderr() as printed:
-        try:
-            for name, function in functions(reads=reads).items():
-                if name in returning:
-                    bpf.attach_kretprobe(event=function.encode(), fn_name=f"vpmu_{name}_return".encode())
-                bpf.attach_kprobe(event=function.encode(), fn_name=f"vpmu_{name}_entry".encode())
-        except Exception as error:  # bcc raises nothing more specific
-            raise because(error, printed()) from error
 
 
 if __name__ == "__main__":

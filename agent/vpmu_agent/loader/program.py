@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from vpmu_agent.kernel.errors import ProbeError
-from vpmu_agent.loader.reason import because
+from vpmu_agent.loader.reason import compiler_refused
 from vpmu_agent.model.call import CallName, UncheckedCall
 from vpmu_agent.model.rules import SLOTS, Kind, State
 from vpmu_agent.probes.layout import pmc_room
@@ -21,6 +24,8 @@ from vpmu_agent.probes.sources import bpf_folder
 
 if TYPE_CHECKING:
     import bcc
+
+PROBES, CENSUS = "vpmu.bpf.c", "census.bpf.c"
 
 MAX_ENTRIES = {
     "pmcs": 65536,
@@ -52,17 +57,22 @@ BROKEN_BCC_TODO = (
 """What to do if bcc is installed but does not load."""
 
 
-def bcc_version() -> str:
-    """Load bcc and return its version; raise ProbeError if there is none that works here."""
+def find_bcc() -> Path:
+    """Return bcc's Python package, without loading it; raise ProbeError if there is none."""
     spec = find_spec("bcc")
     if spec is None:
         raise ProbeError(f"cannot load bcc: {sys.executable} finds no module of that name", BCC_TODO)
     # Not found out by importing it: the import of PyPI's bcc can fail in many ways.
-    if not any((Path(folder) / "libbcc.py").exists() for folder in spec.submodule_search_locations or ()):
-        found = (
-            f"cannot load bcc: {spec.origin} is not the BPF Compiler Collection, but PyPI's bcc or another"
-        )
-        raise ProbeError(found, f"pip uninstall bcc, and {BCC_TODO}")
+    for folder in spec.submodule_search_locations or ():
+        if (Path(folder) / "libbcc.py").exists():
+            return Path(folder)
+    found = f"cannot load bcc: {spec.origin} is not the BPF Compiler Collection, but PyPI's bcc or another"
+    raise ProbeError(found, f"pip uninstall bcc, and {BCC_TODO}")
+
+
+def bcc_version() -> str:
+    """Load bcc and return its version; raise ProbeError if there is none that works here."""
+    find_bcc()
     try:
         import bcc
     except Exception as error:
@@ -100,7 +110,35 @@ def toolchain() -> str:
     return f"bcc {version} and {compiler(maps)}"
 
 
-def compile_program(
+_TOOL = re.compile(r"/\S*/lib(?:bcc|LLVM|clang)[^/\s]*$", re.MULTILINE)
+
+
+def toolchain_files() -> tuple[Path, ...]:
+    """Return the files of the compiler that this process has loaded: bcc, its library, LLVM, clang."""
+    maps = Path("/proc/self/maps").read_text(errors="replace")
+    return (find_bcc() / "__init__.py", *sorted({Path(found) for found in _TOOL.findall(maps)}))
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What bcc compiles: files of bpf/, one after the other, and the flags of the compiler."""
+
+    files: tuple[str, ...]
+    flags: tuple[str, ...]
+
+    def fingerprint(self) -> str:
+        """Return a hash of all that the compiled programs depend on, but for the compiler."""
+        folder = bpf_folder()
+        contents = {
+            str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in folder.rglob("*.[ch]")
+        }
+        return hashlib.sha256(
+            json.dumps([self.files, self.flags, sorted(contents.items())]).encode()
+        ).hexdigest()
+
+
+def program_source(
     constants: Mapping[str, int],
     *,
     fexit: bool = False,
@@ -110,25 +148,20 @@ def compile_program(
     user_memory: bool = False,
     ring_pages: int = RING_PAGES,
     max_entries: Mapping[str, int] | None = None,
-) -> bcc.BPF:
-    """Compile the probes, and return them.
-
-    Raise ProbeError if the compiler refuses them or, with `fexit`, the kernel.
+) -> Source:
+    """Return the source of the probes.
 
     Args:
         constants: the VPMU_* that bpf/vpmu.bpf.c needs. If those of bpf/census.bpf.c are among them, the
-            census is compiled in, for the caller to load and attach.
-        fexit: whether bcc is to load them as fentry/fexit programs and attach them at once. Otherwise the
-            caller attaches vpmu_NAME_entry and vpmu_NAME_return, as kprobes or uprobes.
+            census is compiled in.
+        fexit: whether they are fentry/fexit programs. Otherwise they are kprobes or uprobes.
         durations: whether to measure how long calls take; see seen_at_return().
         reads: whether there are probes for the calls that are only counted.
-        twins: whether to add raw-tracepoint programs with the same bodies, which BPF_PROG_TEST_RUN accepts.
+        twins: whether they are raw-tracepoint programs with the same bodies, which BPF_PROG_TEST_RUN accepts.
         user_memory: whether to read user memory, as uprobes have to.
         ring_pages: pages of the ring buffer, a power of two.
         max_entries: sizes that replace those in MAX_ENTRIES.
     """
-    import bcc
-
     rooms = {**MAX_ENTRIES, **(max_entries or {})}
     rooms["slots"] = rooms["pmcs"] + rooms["vcpus"]
     slots = SLOTS if "VPMU_PMC_MAX_NR_EVENTS" in constants else 1
@@ -141,9 +174,6 @@ def compile_program(
         "VPMU_SLOTS": slots,
         "VPMU_ROOM": pmc_room(slots),
     }
-    flags = [
-        f"-D{name}={value}ULL" if value > 2**31 else f"-D{name}={value}" for name, value in defines.items()
-    ]
     forms = {
         "VPMU_FEXIT": fexit,
         "VPMU_NO_DURATIONS": not durations,
@@ -151,18 +181,34 @@ def compile_program(
         "VPMU_TWINS": twins,
         "VPMU_USER_MEMORY": user_memory,
     }
-    flags += [f"-D{name}" for name, is_wanted in forms.items() if is_wanted]
+    flags = [*_defines(defines), *(f"-D{name}" for name, is_wanted in forms.items() if is_wanted)]
+    # Compiled apart, the census would take eight times as long.
+    files = [PROBES, CENSUS] if "VPMU_VCPU_IOCTL" in constants else [PROBES]
+    return Source(tuple(files), tuple(flags))
+
+
+def census_source(constants: Mapping[str, int]) -> Source:
+    """Return the source of the census alone; `constants` are the VPMU_* that bpf/census.bpf.c needs."""
+    return Source((CENSUS,), tuple(_defines(constants)))
+
+
+def _defines(values: Mapping[str, int]) -> list[str]:
+    return [
+        f"-D{name}={value}ULL" if value > 2**31 else f"-D{name}={value}" for name, value in values.items()
+    ]
+
+
+def compile_source(source: Source) -> bcc.BPF:
+    """Compile with bcc, which also makes the maps. Raise ProbeError if the compiler refuses."""
+    import bcc
+
     folder = bpf_folder()
-    with kernel_source():
-        text = (folder / "vpmu.bpf.c").read_bytes()
-        if "VPMU_VCPU_IOCTL" in constants:
-            # Compiled apart, the census would take eight times as long.
-            text += (folder / "census.bpf.c").read_bytes()
-        with captured_stderr() as printed:
-            try:
-                return bcc.BPF(text=text, cflags=[*flags, f"-I{folder}"])
-            except Exception as error:  # bcc raises nothing more specific
-                raise because(error, printed()) from error
+    text = b"".join((folder / name).read_bytes() for name in source.files)
+    with kernel_source(), captured_stderr() as printed:
+        try:
+            return bcc.BPF(text=text, cflags=[*source.flags, f"-I{folder}"])
+        except Exception as error:  # bcc raises nothing more specific
+            raise compiler_refused(error, printed()) from error
 
 
 def seen_at_entry(*, reads: bool = True) -> tuple[CallName | UncheckedCall, ...]:
@@ -177,22 +223,6 @@ def seen_at_return(*, durations: bool, reads: bool = True) -> tuple[CallName | U
     durations no other call has anything to do there.
     """
     return seen_at_entry(reads=reads) if durations else (CallName.CREATE,)
-
-
-def compile_census(constants: Mapping[str, int]) -> bcc.BPF:
-    """Compile the census alone; `constants` are the VPMU_* that bpf/census.bpf.c needs.
-
-    Raise ProbeError if the compiler refuses it.
-    """
-    import bcc
-
-    flags = [f"-D{name}={value}ULL" for name, value in constants.items()]
-    folder = bpf_folder()
-    with kernel_source(), captured_stderr() as printed:
-        try:
-            return bcc.BPF(text=(folder / "census.bpf.c").read_bytes(), cflags=[*flags, f"-I{folder}"])
-        except Exception as error:  # bcc raises nothing more specific
-            raise because(error, printed()) from error
 
 
 @contextmanager
@@ -223,7 +253,7 @@ def captured_stderr() -> Iterator[Callable[[], str]]:
     with _scratch_file() as file:
         os.dup2(file.fileno(), 2)
         try:
-            yield lambda: _ends(file.fileno()).decode(errors="replace")
+            yield lambda: os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode(errors="replace")
         finally:
             os.dup2(saved, 2)
             os.close(saved)
@@ -238,14 +268,3 @@ def _scratch_file() -> IO[bytes]:
             f"there is nowhere to keep the compiler's output: {error.strerror or error}",
             "give it a writable /tmp (podman: --tmpfs=/tmp; Kubernetes: an emptyDir at /tmp)",
         ) from error
-
-
-_END_SIZE = 1 << 20
-"""Bytes. clang names the error first; the verifier last, after what can be a hundred megabytes."""
-
-
-def _ends(file: int) -> bytes:
-    size = os.fstat(file).st_size
-    if size <= 2 * _END_SIZE:
-        return os.pread(file, size, 0)
-    return os.pread(file, _END_SIZE, 0) + b"\n" + os.pread(file, _END_SIZE, size - _END_SIZE)

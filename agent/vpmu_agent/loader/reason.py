@@ -1,4 +1,4 @@
-"""Why a program was refused: the one line that matters in the output of clang, the verifier and bcc."""
+"""Why a program was refused: the one line that matters in the output of bcc's clang or of the verifier."""
 
 from __future__ import annotations
 
@@ -19,18 +19,9 @@ VERIFIER_TODO = (
 
 # clang: file:line:column: error: text, or error: text if it is not about a file.
 _COMPILER_ERROR = re.compile(r"^(?:\S+:\d+:\d+: )?(?:fatal )?error: .+|^LLVM ERROR: .+", re.MULTILINE)
-# bcc, BPF.load_func() in __init__.py; bytes are printed with their b''.
-_REFUSED_PROGRAM = re.compile(r"Failed to load BPF program b?'?(\w+)'?: (.*)")
-_NOT_PERMITTED = "Need super-user privileges to run"  # raised there for EPERM
-# bcc, libbpf.c: instead of the log if the kernel returns E2BIG, whichever of its limits that means.
-_TOO_LARGE = re.compile(r"too large \((\d+) insns\), at most \d+ insns")
 _MAX_LINES = 3  # of a reason; if there are more, it is some other output
-# bcc, libbpf.c: before the verifier's log.
-_HEADER = re.compile(r"^bpf: Failed to load program: .*$", re.MULTILINE)
-
 # What the verifier prints besides its reason (kernel/bpf/verifier.c and log.c): the instructions that it
-# followed, the state of the registers at each, its backtracking (mark_chain_precision()) and its statistics;
-# and bcc's hints after the log (libbpf.c, bpf_print_hints()).
+# followed, the state of the registers at each, its backtracking (mark_chain_precision()) and its statistics.
 _NOT_THE_REASON = re.compile(
     r"""^(?:
         \d+:[ ]                                            # 12: (79) r0 = *(u64 *)(r1 +0)   ; R0=scalar()
@@ -44,28 +35,28 @@ _NOT_THE_REASON = re.compile(
         | (?:mark_precise|last_idx|regs=|parent[ ]|propagating[ ])
         | (?:caller:|callee:|returning[ ]from|to[ ]caller)
         | Live[ ]regs[ ]before
-        | HINT:
     )""",
     re.VERBOSE,
 )
 
 
-def because(error: Exception, printed: str) -> ProbeError:
-    """Return the error to raise for what bcc raised, given what it, clang and the verifier printed before."""
-    if compilers := _COMPILER_ERROR.search(printed):
-        return ProbeError(f"the compiler refuses the program: {compilers.group()}", COMPILER_TODO)
+def compiler_refused(error: Exception, printed: str) -> ProbeError:
+    """Return the error to raise for what bcc raised, given what it and clang printed before."""
+    if found := _COMPILER_ERROR.search(printed):
+        return ProbeError(f"the compiler refuses the program: {found.group()}", COMPILER_TODO)
     words = last_words(printed)
-    if refused := _REFUSED_PROGRAM.search(str(error)):
-        name, errno_text = refused.groups()
-        if not words:
-            return ProbeError(f"the kernel refuses to load {name}: {errno_text}")
-        if _HEADER.search(printed) or _TOO_LARGE.search(printed):
-            return ProbeError(f"the verifier refuses {name}: {words}", VERIFIER_TODO)
-        return ProbeError(f"cannot load {name}: {errno_text} ({words})")
-    if _NOT_PERMITTED in str(error):
-        # It can also be a container's seccomp filter, or lockdown: `doctor` finds out.
-        return ProbeError(f"the kernel refuses to load the program: {words or os.strerror(errno.EPERM)}")
     return ProbeError(f"{error} ({words})" if words else str(error))
+
+
+def kernel_refused(name: str, code: int, log: str, *, instructions: int) -> ProbeError:
+    """Return the error for a program that the kernel would not load: its errno, and the verifier's log."""
+    if code == errno.E2BIG:  # whichever of its limits that means
+        words = f"too large, or too complex, for this kernel ({instructions} instructions)"
+    else:
+        words = last_words(log)
+    if not words:
+        return ProbeError(f"the kernel refuses to load {name}: {os.strerror(code)}")
+    return ProbeError(f"the verifier refuses {name}: {words}", VERIFIER_TODO)
 
 
 def last_words(printed: str) -> str:
@@ -75,9 +66,7 @@ def last_words(printed: str) -> str:
     "invalid access to map value, value_size=8 off=8 size=8" and "R1 max value is outside of the allowed
     memory range"; after it come states, statistics and hints.
     """
-    if too_large := _TOO_LARGE.search(printed):
-        return f"too large, or too complex, for this kernel ({too_large[1]} instructions)"
-    lines = [line.strip() for line in _HEADER.sub("", printed).splitlines() if line.strip()]
+    lines = [line.strip() for line in printed.splitlines() if line.strip()]
     while lines and _NOT_THE_REASON.match(lines[-1]):
         lines.pop()
     reason: list[str] = []

@@ -19,9 +19,11 @@ from functools import partial
 from vpmu_agent.kernel.container import require_host_pids
 from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError
 from vpmu_agent.kernel.layout import read_layout
-from vpmu_agent.loader.main import NoWayError, attached, constants
-from vpmu_agent.loader.program import BROKEN_BCC_TODO, captured_stderr, compile_program, toolchain
-from vpmu_agent.loader.reason import because, last_words
+from vpmu_agent.loader.attach import Kind, make_maps
+from vpmu_agent.loader.image import with_placeholders
+from vpmu_agent.loader.main import NoWayError, attached, compiled, constants
+from vpmu_agent.loader.program import BROKEN_BCC_TODO, program_source, toolchain
+from vpmu_agent.loader.reason import last_words
 from vpmu_agent.probes import WAYS, Way, handover
 from vpmu_agent.system.privileges import end_with
 
@@ -140,14 +142,10 @@ def _attach_and_detach(way: Way, known: Mapping[str, int]) -> str:
 
 def _ask_verifier(known: Mapping[str, int]) -> str:
     """Compile and load the program without attaching it, for kernels that attach none."""
-    import bcc
-
-    bpf = compile_program(known)
-    with captured_stderr() as printed:
-        try:
-            bpf.load_funcs(bcc.BPF.KPROBE)
-        except Exception as error:  # bcc raises nothing more specific
-            raise because(error, printed()) from error
+    constants, addresses = with_placeholders(known)
+    loading = make_maps(compiled(program_source(constants)), addresses)
+    for name in loading.image.programs:
+        loading.load(name, Kind.PROBE)
     return "loaded, but not attached"
 
 

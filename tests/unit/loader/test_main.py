@@ -12,7 +12,9 @@ from vpmu_agent.loader.main import NoWayError, census_constants, first_attached,
 from vpmu_agent.probes import WAYS, Way
 from vpmu_agent.probes.handover import Handover
 
-TOOLS = "bcc 0.31.0 and LLVM 19.1"
+
+def tools() -> str:
+    return "bcc 0.31.0 and LLVM 19.1"
 
 
 def refusing(refusals: dict[Way, KernelError]) -> Callable[[Way], Handover]:
@@ -35,14 +37,14 @@ def _root(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_way_says_what_refused_it() -> None:
     attach = refusing(
         {
-            "fexit": ProbeError("the verifier refuses kretfunc__x: R2 invalid mem access", "report this"),
+            "fexit": ProbeError("the verifier refuses vpmu_y: R2 invalid mem access", "report this"),
             "kprobe": ProbeError("the verifier refuses vpmu_x: R2 invalid mem access", "report this"),
         }
     )
     with pytest.raises(ProbeError) as raised:
-        first_attached(WAYS, attach, TOOLS)
+        first_attached(WAYS, attach, tools)
     assert raised.value.found == (
-        "cannot attach the probes with bcc 0.31.0 and LLVM 19.1 (fexit: the verifier refuses kretfunc__x: R2 "
+        "cannot attach the probes with bcc 0.31.0 and LLVM 19.1 (fexit: the verifier refuses vpmu_y: R2 "
         "invalid mem access; kprobe: the verifier refuses vpmu_x: R2 invalid mem access)"
     )
     assert raised.value.todo == "report this"
@@ -54,14 +56,14 @@ def test_a_way_that_the_kernel_has_not() -> None:
     with pytest.raises(
         ProbeError, match=r"\(kprobe: built without CONFIG_KPROBES\); `vpmu-agent doctor` says"
     ):
-        first_attached(["kprobe"], attach, TOOLS)
+        first_attached(["kprobe"], attach, tools)
 
 
 @pytest.mark.parametrize("refusal", [NoWayError("no trampolines"), BtfError("no function x() in the BTF")])
 def test_the_next_way_is_taken(refusal: KernelError) -> None:
     """A BTF without these functions keeps fexit from attaching, and not kprobes."""
     attach = refusing({"fexit": refusal})
-    assert first_attached(WAYS, attach, TOOLS).mode == "kprobe"
+    assert first_attached(WAYS, attach, tools).mode == "kprobe"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def test_who_is_not_root_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     attach = refusing({"kprobe": NoWayError("not permitted")})
     with pytest.raises(ProbeError, match="run it as root, or with CAP_BPF"):
-        first_attached(["kprobe"], attach, TOOLS)
+        first_attached(["kprobe"], attach, tools)
 
 
 def test_without_a_census_all_else_works() -> None:

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+
 import pytest
 
 from tests.support.places import DATA
-from vpmu_agent.loader.reason import COMPILER_TODO, VERIFIER_TODO, because, last_words
+from vpmu_agent.kernel.errors import ProbeError
+from vpmu_agent.loader.reason import (
+    COMPILER_TODO,
+    VERIFIER_TODO,
+    compiler_refused,
+    kernel_refused,
+    last_words,
+)
 
 REFUSALS = DATA / "refusals"
 
@@ -34,10 +45,6 @@ VERIFIER = {
     "uninitialised_6_1": "R8 !read_ok",
     "unknown_helper": "invalid func unknown#9999",
 }
-OTHER = {
-    "fexit_none_6_1": "cannot load kretfunc__no_such_function_here: No such file or directory (bpf: "
-    "no_such_function_here is not found in vmlinux BTF)",
-}
 COMPILER = {
     "no_header": "/virtual/main.c:1:10: fatal error: 'linux/nothere.h' file not found",
     "undeclared": "/virtual/main.c:1:41: error: use of undeclared identifier 'nonesuch'",
@@ -45,13 +52,25 @@ COMPILER = {
 }
 
 
-def refusal(name: str) -> tuple[Exception, str]:
+def refusal(name: str) -> tuple[str, str]:
+    """What bcc raised, and what was printed."""
     _origin, raised, printed = (REFUSALS / f"{name}.txt").read_text().split("\n", 2)
-    return Exception(raised), printed
+    return raised, printed
+
+
+def verifiers(name: str) -> ProbeError:
+    """What is said of a program that the verifier refused."""
+    raised, printed = refusal(name)
+    match = re.fullmatch(r"Failed to load BPF program b'(\w+)': (.*)", raised)
+    assert match is not None
+    code = next(code for code in errno.errorcode if os.strerror(code) == match[2])
+    header, _, log = printed.partition("\n")
+    assert header.startswith("bpf: ")  # bcc's own line before the log
+    return kernel_refused(match[1], code, log, instructions=14)
 
 
 def test_every_refusal_is_here() -> None:
-    assert {path.stem for path in REFUSALS.glob("*.txt")} == {*VERIFIER, *COMPILER, *OTHER}
+    assert {path.stem for path in REFUSALS.glob("*.txt")} == {*VERIFIER, *COMPILER}
 
 
 def program(name: str) -> str:
@@ -65,19 +84,15 @@ def program(name: str) -> str:
 
 @pytest.mark.parametrize("name", VERIFIER)
 def test_what_the_verifier_objects_to(name: str) -> None:
-    error = because(*refusal(name))
+    error = verifiers(name)
     assert error.found == f"the verifier refuses {program(name)}: {VERIFIER[name]}"
     assert error.todo == VERIFIER_TODO
 
 
-@pytest.mark.parametrize("name", OTHER)
-def test_what_the_verifier_was_not_asked(name: str) -> None:
-    assert because(*refusal(name)).found == OTHER[name]
-
-
 @pytest.mark.parametrize("name", COMPILER)
 def test_what_the_compiler_objects_to(name: str) -> None:
-    error = because(*refusal(name))
+    raised, printed = refusal(name)
+    error = compiler_refused(Exception(raised), printed)
     assert error.found == f"the compiler refuses the program: {COMPILER[name]}"
     assert error.todo == COMPILER_TODO
 
@@ -85,16 +100,6 @@ def test_what_the_compiler_objects_to(name: str) -> None:
 @pytest.mark.parametrize(
     ("raised", "printed", "found"),
     [
-        (
-            "Failed to load BPF program b'vpmu_x': Operation not supported",
-            "bpf: Failed to load program: Operation not supported\n\n",
-            "the kernel refuses to load vpmu_x: Operation not supported",
-        ),
-        (
-            "Need super-user privileges to run",
-            "bpf: Failed to load program: Operation not permitted\n\n",
-            "the kernel refuses to load the program: Operation not permitted",
-        ),
         (
             "Failed to compile BPF module <text>",
             "could not open bpf map: calls, error: Operation not permitted\n",
@@ -106,15 +111,17 @@ def test_what_the_compiler_objects_to(name: str) -> None:
             "LLVM ERROR: out of memory\n",
             "the compiler refuses the program: LLVM ERROR: out of memory",
         ),
-        (
-            "Failed to attach BPF program b'x' to kprobe b'y'",
-            "",
-            "Failed to attach BPF program b'x' to kprobe b'y'",
-        ),
+        ("Failed to compile BPF module <text>", "", "Failed to compile BPF module <text>"),
     ],
 )
 def test_other_refusals(raised: str, printed: str, found: str) -> None:
-    assert because(Exception(raised), printed).found == found
+    assert compiler_refused(Exception(raised), printed).found == found
+
+
+def test_a_kernel_that_gives_no_reason() -> None:
+    error = kernel_refused("vpmu_x", errno.EPERM, "", instructions=2)
+    assert error.found == "the kernel refuses to load vpmu_x: Operation not permitted"
+    assert error.todo == ""
 
 
 def test_an_output_of_no_known_form_is_not_told_at_length() -> None:
