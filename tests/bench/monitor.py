@@ -103,17 +103,20 @@ def constants(lookalike: Path) -> dict[str, int]:
 
 
 @contextmanager
-def daemon(lookalike: Path, *options: str, census: bool = False) -> Iterator[Daemon]:
+def daemon(
+    lookalike: Path, *options: str, census: bool = False, cache: Path | None = None
+) -> Iterator[Daemon]:
     """`vpmu-agent run` with its probes on a look-alike, from its line "attached" on.
 
-    With `census` it also pulls that of this machine.
+    With `census` it also pulls that of this machine; in `cache` it keeps its compiled programs.
     """
     command = [sys.executable, "-m", "tests.bpf.host", "run", "--listen", "127.0.0.1:0"]
     instance = lookalike.with_name("kvm_instance")
     instance.write_text("1")
     for folder in (instance.parent, instance.parent.parent):  # the daemon is nobody
         folder.chmod(0o755)
-    plan = json.dumps({"path": str(lookalike), "constants": constants(lookalike), "census": census})
+    kept = {"cache": str(cache)} if cache else {}
+    plan = json.dumps({"path": str(lookalike), "constants": constants(lookalike), "census": census, **kept})
     # The loader is started with -P: the current directory is not searched for modules.
     here = {"PYTHONPATH": str(REPO), "LOADER_PLAN": plan, "KVM_INSTANCE": str(instance)}
     env = {**os.environ, **here}
