@@ -358,11 +358,22 @@ def replay(
 @click.option(
     "--wait/--no-wait", default=False, show_default=True, help="Start even if KVM is not loaded yet."
 )
+@click.option(
+    "--compile-only",
+    is_flag=True,
+    help="As root, compile the probes for later starts unless they are in /var/cache/vpmu-agent, and exit.",
+)
 @options.duration
 @options.attach
 @click.pass_context
-def run(ctx: click.Context, /, *, duration: float | None, **_settings: object) -> None:
+def run(ctx: click.Context, /, *, duration: float | None, compile_only: bool, **_settings: object) -> None:
     """Watch all VMs and serve metrics to Prometheus."""
+    if compile_only:
+        from vpmu_agent.loader.main import keep_compiled
+
+        settings = settings_now(ctx)
+        keep_compiled(settings.attach, durations=settings.durations, reads=settings.reads)
+        return
     from vpmu_agent.daemon.attachment import ProbeSource
     from vpmu_agent.daemon.run import run as run_daemon
 

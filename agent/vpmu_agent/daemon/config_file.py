@@ -27,7 +27,7 @@ MAX_SIZE = 16 * 1024
 MAX_PARTS = 32
 """Parts of a dotted key. No setting has two, and tomllib's time goes with the square of their number."""
 
-_NO_KEYS = {"config", "duration"}  # the file itself, and what is for one run and not for a host
+_NO_KEYS = {"config", "duration", "compile_only"}  # the file itself; what is for one run and not for a host
 
 # The click type of a parameter, the types of its value in TOML, and what to write. The last one fits all.
 _TYPES: tuple[tuple[type, tuple[type, ...], str], ...] = (

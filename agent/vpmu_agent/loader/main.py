@@ -27,7 +27,7 @@ from vpmu_agent.kernel.layout import KernelLayout, read_layout, require_kvm
 from vpmu_agent.kernel.symbols import kallsyms
 from vpmu_agent.kernel.trials import Trial, try_fexit, try_kprobe
 from vpmu_agent.loader.attach import Kind, Loading, attach_iterator, attach_probe, attach_tracing, make_maps
-from vpmu_agent.loader.cache import Cache
+from vpmu_agent.loader.cache import FOLDER, Cache
 from vpmu_agent.loader.image import Image, read_image, with_placeholders
 from vpmu_agent.loader.program import (
     Source,
@@ -91,12 +91,44 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def load(mode: Mode, *, durations: bool = True, reads: bool = True) -> Handover:
-    """Compile the probes for the running kernel and attach them; they ignore calls until they go live.
+    """Attach probes for the running kernel, compiled if need be; they ignore calls until they go live.
 
     Without `durations` they do not measure how long calls take; without `reads` there are none for the calls
     that are only counted.
 
     Raise KernelError if the kernel lacks something that the probes need, and ProbeError if it refuses them.
+    """
+    known, no_census = read_kernel()
+
+    def attach(way: Way) -> Handover:
+        return attached(way, known, durations=durations, reads=reads, cache=Cache())
+
+    handed = first_attached(in_order(mode), attach, toolchain)
+    return replace(handed, no_census=no_census) if no_census else handed
+
+
+def keep_compiled(mode: Mode, *, durations: bool, reads: bool) -> None:
+    """Put what load() would compile into the cache, if it is not there.
+
+    Raise KernelError if this is not root, or as load() does.
+    """
+    if os.geteuid() != 0:
+        raise KernelError(f"only root may write to {FOLDER}", "run it as root")
+    known, _ = read_kernel()
+    way = next((way for way in in_order(mode) if _TRIALS[way](_ONE_FUNCTION).works), None)
+    if way is None:
+        raise ProbeError("this kernel attaches no probes", "`vpmu-agent doctor` says what this host lacks")
+    constants, _ = with_placeholders(known)
+    source = program_source(constants, fexit=way == "fexit", durations=durations, reads=reads)
+    fingerprint, cache = source.fingerprint(), Cache()
+    if not cache.find(fingerprint):
+        cache.keep(fingerprint, compiled(source), toolchain_files())
+
+
+def read_kernel() -> tuple[dict[str, int], str]:
+    """Return the VPMU_* constants for the running kernel, and why there are none for the census, or "".
+
+    Raise KernelError if the kernel lacks something that the probes need, and ProbeError if there is no bcc.
     """
     find_bcc()  # first, or each way to attach would report the same error
     require_host_pids()
@@ -104,13 +136,12 @@ def load(mode: Mode, *, durations: bool = True, reads: bool = True) -> Handover:
     symbols = kallsyms()
     known = constants(read_layout(symbols=symbols))
     census, no_census = census_constants(partial(read_census_layout, symbols=symbols))
-    order = ways(preemption()) if mode == "auto" else (mode,)
+    return known | census, no_census
 
-    def attach(way: Way) -> Handover:
-        return attached(way, known | census, durations=durations, reads=reads, cache=Cache())
 
-    handed = first_attached(order, attach, toolchain)
-    return replace(handed, no_census=no_census) if no_census else handed
+def in_order(mode: Mode) -> tuple[Way, ...]:
+    """Return the ways to attach that this mode allows, the first one first."""
+    return ways(preemption()) if mode == "auto" else (mode,)
 
 
 def first_attached(
@@ -179,7 +210,7 @@ def attached(
     """
     # Tried first because to compile in vain costs a second. On one function only: to detach a probe can mean
     # to wait until all tasks have left it (synchronize_rcu_tasks()).
-    trial = _TRIALS[way](list(FUNCTIONS.values())[:1])
+    trial = _TRIALS[way](_ONE_FUNCTION)
     if not trial.works:
         raise NoWayError(trial.reason)
     known, addresses = with_placeholders(known)
@@ -194,6 +225,7 @@ def attached(
     return from_cache_or_compiler(source, attach, cache)
 
 
+_ONE_FUNCTION = list(FUNCTIONS.values())[:1]
 _TRIALS: dict[Way, Callable[[Sequence[str]], Trial]] = {"fexit": try_fexit, "kprobe": try_kprobe}
 
 Attach = Callable[[Loading, str, str, bool], tuple[int, int]]
