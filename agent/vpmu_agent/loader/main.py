@@ -123,6 +123,10 @@ def keep_compiled(mode: Mode, *, durations: bool, reads: bool) -> None:
     fingerprint, cache = source.fingerprint(), Cache()
     if not cache.find(fingerprint):
         cache.keep(fingerprint, compiled(source), toolchain_files())
+        if not cache.find(fingerprint):
+            raise ProbeError(
+                f"cannot keep the programs in {FOLDER}", "see that root, and only root, can write to it"
+            )
 
 
 def read_kernel() -> tuple[dict[str, int], str]:

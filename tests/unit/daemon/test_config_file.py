@@ -78,7 +78,11 @@ def mistakes(file: Path, command: click.Command = run) -> list[str]:
 
 
 def test_every_flag_is_a_key_and_every_key_a_flag_and_a_setting() -> None:
-    flags = {flag for param in run.params for flag in param.opts} - {"--config", "--duration", "--compile-only"}
+    flags = {flag for param in run.params for flag in param.opts} - {
+        "--config",
+        "--duration",
+        "--compile-only",
+    }
     assert {re.sub("[-.]", "_", flag.removeprefix("--")) for flag in flags} == set(config_file.keys(run))
     assert {field.name for field in fields(Settings)} == set(config_file.keys(run)) == set(KEYS)
 
