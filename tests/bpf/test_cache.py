@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import struct
 import subprocess
@@ -17,12 +16,11 @@ import pytest
 
 from tests.bpf import verifier
 from tests.bpf.conftest import ROOT, Lookalike
+from tests.bpf.twins import GROUPED, task_offsets
 from vpmu_agent.kernel.census import read_census_layout
 from vpmu_agent.kernel.errors import ProbeError
-from vpmu_agent.loader import image as images
 from vpmu_agent.loader.cache import KEPT, Cache
 from vpmu_agent.loader.image import PLACEHOLDERS, Image, with_placeholders
-from vpmu_agent.loader.main import compiled
 from vpmu_agent.loader.program import program_source, toolchain_files
 from vpmu_agent.probes import adopt, handover
 from vpmu_agent.probes.handover import Handover
@@ -295,38 +293,15 @@ def test_the_newest_files_are_kept(tmp_path: Path) -> None:
     ] * KEPT
 
 
-def test_an_address_is_put_where_it_belongs_and_nowhere_else(
-    stock: Lookalike, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Compiled with other placeholders, or with the addresses themselves, the programs come out the same."""
-    random.seed(7)
-    addresses = {name: random.getrandbits(63) | 1 << 63 for name in PLACEHOLDERS}
-    constants = stock.constants | read_census_layout().constants | addresses
-    for durations in (True, False):
-        first, found = resolved(constants, durations=durations)
-        assert found == set(PLACEHOLDERS)
-        with monkeypatch.context() as other:
-            numbers = {name: random.getrandbits(63) | 1 << 63 for name in PLACEHOLDERS}
-            other.setattr(images, "PLACEHOLDERS", numbers)
-            assert resolved(constants, durations=durations) == (first, found)
-            other.setattr(images, "PLACEHOLDERS", addresses)
-            assert resolved(constants, durations=durations) == (first, found)
+def test_an_address_is_put_where_it_belongs_and_nowhere_else() -> None:
+    """So it is compiled by this machine's bcc; by others, as tests.bpf.verifier says."""
+    assert verifier.put_addresses()["refused"] == ""
 
 
-def resolved(constants: dict[str, int], *, durations: bool) -> tuple[dict[str, bytes], set[str]]:
-    """The programs with their addresses, and whose placeholders they were compiled with."""
-    known, addresses = with_placeholders(constants)
-    made = compiled(program_source(known, durations=durations))
-    used = {value for code in made.programs.values() for value in numbers_in(code)}
-    descriptors = {spec.name: number for number, spec in enumerate(made.maps)}
-    return (
-        {name: made.program(name, descriptors, addresses) for name in made.programs},
-        {name for name, number in images.PLACEHOLDERS.items() if number in used},
-    )
-
-
-def numbers_in(code: bytes) -> Iterator[int]:
-    """The 64-bit numbers that two instructions in turn have as their immediates."""
-    for at in range(0, len(code) - 8, 8):
-        low, high = (struct.unpack_from("=I", code, at + half)[0] for half in (4, 12))
-        yield high << 32 | low
+def test_every_address_is_in_the_programs() -> None:
+    constants = GROUPED | task_offsets() | read_census_layout().constants
+    known, _ = with_placeholders(constants | PLACEHOLDERS)
+    code = b"".join(verifier.resolved(known, {}).values())
+    for number in PLACEHOLDERS.values():
+        low, high = (struct.pack("=I", half) for half in (number & 0xFFFFFFFF, number >> 32))
+        assert low + bytes(4) + high in code

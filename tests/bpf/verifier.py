@@ -27,7 +27,7 @@ from tests.bpf.twins import GROUPED, STOCK, task_offsets
 from vpmu_agent.kernel.census import read_census_layout
 from vpmu_agent.kernel.errors import KernelError, ProbeError
 from vpmu_agent.loader.attach import Kind, make_maps
-from vpmu_agent.loader.image import with_placeholders
+from vpmu_agent.loader.image import PLACEHOLDERS, with_placeholders
 from vpmu_agent.loader.main import attach_all, attach_census, by_fexit, compiled
 from vpmu_agent.loader.program import (
     census_source,
@@ -81,6 +81,28 @@ def load_census() -> dict[str, Any]:
     return {"kernel": "this one", "kind": "census", "refused": refused, "took_s": took}
 
 
+def put_addresses() -> dict[str, Any]:
+    """Compiles with placeholders for addresses, and with addresses; whether both come to the same."""
+    started = time.monotonic()
+    addresses = {name: 0x8123456789ABCDEF ^ number for name, number in PLACEHOLDERS.items()}
+    constants = GROUPED | task_offsets() | read_census_layout().constants | addresses
+    known, _ = with_placeholders(constants)
+    refused = ""
+    if resolved(known, addresses) != resolved(constants, {}):
+        refused = (
+            "with addresses in the place of placeholders, it is not what is compiled with these addresses"
+        )
+    took = round(time.monotonic() - started, 2)
+    return {"kernel": "grouped", "kind": "addresses", "refused": refused, "took_s": took}
+
+
+def resolved(constants: dict[str, int], addresses: dict[str, int]) -> dict[str, bytes]:
+    """Compiles the probes and the census, and returns their instructions with these addresses."""
+    image = compiled(program_source(constants))
+    descriptors = {spec.name: number for number, spec in enumerate(image.maps)}
+    return {name: image.program(name, descriptors, addresses) for name in image.programs}
+
+
 def load(form: Form) -> dict[str, Any]:
     """Compiles one form, and loads its programs; what came of it, for the table."""
     started = time.monotonic()
@@ -120,7 +142,7 @@ def _here(*, fexit: bool) -> int:
     """Prints a JSON object for each form, by the bcc and the kernel that are here."""
     print(json.dumps({"toolchain": toolchain(), "linux": platform.release()}), flush=True)
     failed = False
-    for came in chain(map(load, forms(fexit=fexit)), [load_census()]):
+    for came in chain(map(load, forms(fexit=fexit)), [load_census(), put_addresses()]):
         failed |= bool(came["refused"])
         print(json.dumps(came), flush=True)
     return int(failed)
