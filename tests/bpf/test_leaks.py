@@ -19,13 +19,12 @@ import pytest
 
 from tests.bpf.conftest import Start
 from tests.bpf.kvm import KVM_CREATE_VCPU, KVM_CREATE_VM, KVM_RUN
+from tests.bpf.verifier import attached_census
 from tests.support.commands import read_until
 from vpmu_agent.counts.leaks import LEAKED_S, Leaks
 from vpmu_agent.kernel.census import read_census_layout
 from vpmu_agent.kernel.layout import kvm_types
 from vpmu_agent.kernel.symbols import function_addresses
-from vpmu_agent.loader.main import attach_census
-from vpmu_agent.loader.program import compile_census
 from vpmu_agent.model.counter_status import EventState
 from vpmu_agent.probes.census import Census, Look, Stray
 
@@ -59,7 +58,7 @@ def _vcpu() -> Iterator[None]:
 def constants(_vcpu: None) -> dict[str, int]:
     """What makes it so, in place of this kernel's."""
     constants = read_census_layout().constants
-    usual = Census(attach_census(compile_census(constants)))
+    usual = Census(attached_census(constants))
     (found,) = of_this_process(usual.pull()).vcpus
     usual.close()
     (handler,) = function_addresses(["perf_event_output_forward"])
@@ -71,7 +70,7 @@ def constants(_vcpu: None) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def census(constants: dict[str, int]) -> Iterator[Census]:
-    census = Census(attach_census(compile_census(read_census_layout().constants | constants)))
+    census = Census(attached_census(read_census_layout().constants | constants))
     yield census
     census.close()
 
@@ -143,7 +142,7 @@ def test_one_that_stays_is_leaked_until_it_is_gone(census: Census) -> None:
 
 
 def test_the_usual_census_takes_them_for_nobodys() -> None:
-    usual = Census(attach_census(compile_census(read_census_layout().constants)))
+    usual = Census(attached_census(read_census_layout().constants))
     with events(3):
         assert strays(usual) == []
     with events(LOOKED_AT + 1):

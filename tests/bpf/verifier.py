@@ -73,12 +73,17 @@ def load_census() -> dict[str, Any]:
     started = time.monotonic()
     refused = ""
     try:
-        known, addresses = with_placeholders(read_census_layout().constants)
-        os.close(attach_census(make_maps(compiled(census_source(known)), addresses)))
+        os.close(attached_census(read_census_layout().constants))
     except KernelError as error:
         refused = str(error)
     took = round(time.monotonic() - started, 2)
     return {"kernel": "this one", "kind": "census", "refused": refused, "took_s": took}
+
+
+def attached_census(constants: dict[str, int]) -> int:
+    """Compiles the census alone and attaches it; its link."""
+    known, addresses = with_placeholders(constants)
+    return attach_census(make_maps(compiled(census_source(known)), addresses))
 
 
 def put_addresses() -> dict[str, Any]:
