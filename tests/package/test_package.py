@@ -109,6 +109,7 @@ def test_nothing_is_left_of_it(ready: Root, package: Path) -> None:
         before = root.files()
         root.apt("install", file)
         root.run("vpmu-agent", "--version")
+        root.run("touch", "/var/cache/vpmu-agent/kept.bpf")
         root.apt("purge", "vpmu-agent")
         assert root.files() == before
 
