@@ -58,7 +58,7 @@ def started(path: Path, name: str, **plan: int) -> Iterator[subprocess.Popen[str
     """A look-alike at work. It is there, and a VM that lives, until the end of the block."""
     words = [f"{key}={value}" for key, value in plan.items()]
     process = subprocess.Popen(
-        [path, "run", *words, "hold=1", f"--name=guest={name}"],
+        [path, "run", *words, "hold=1", "-name", f"guest={name}"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

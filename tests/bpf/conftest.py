@@ -85,7 +85,7 @@ class Lookalike:
     ) -> Run:
         words = [f"{key}={value}" for key, value in plan.items()]
         if name:
-            words.append(f"--name=guest={name}")
+            words += ["-name", f"guest={name}"]
         process = subprocess.Popen(
             [self.path, "run", *words],
             stdin=subprocess.PIPE,

@@ -455,7 +455,7 @@ static int set(const char *word)
 {
 	size_t n = strcspn(word, "=");
 
-	if (!strncmp(word, "--name=", 7))
+	if (!strcmp(word, "-name") || !strncmp(word, "guest=", 6))
 		return 0; /* for whoever reads the command line */
 	for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++)
 		if (strlen(keys[i].name) == n && !strncmp(word, keys[i].name, n) && word[n]) {

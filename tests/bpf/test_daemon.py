@@ -109,7 +109,7 @@ def test_two_small_processes_know_a_thousand_vms(start: Start, stock: Lookalike)
 
 def run(program: Lookalike, name: str, **plan: int) -> None:
     words = [f"{key}={value}" for key, value in plan.items()]
-    subprocess.run([program.path, "run", *words, f"--name=guest={name}"], input=b"\n", check=True)
+    subprocess.run([program.path, "run", *words, "-name", f"guest={name}"], input=b"\n", check=True)
 
 
 def descriptors(pid: int) -> list[Path]:
@@ -128,7 +128,7 @@ def vms(program: Lookalike, count: int) -> Iterator[None]:
     with Path("/dev/zero").open() as go, ExitStack() as stack:
         for number in range(count):
             process = subprocess.Popen(
-                [program.path, "run", *words, f"--name=guest=vm{number:04}"],
+                [program.path, "run", *words, "-name", f"guest=vm{number:04}"],
                 stdin=go,
                 stdout=subprocess.DEVNULL,
             )

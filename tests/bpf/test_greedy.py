@@ -55,7 +55,7 @@ def holding(program: Lookalike, name: str, **plan: int) -> Iterator[Counter[str]
     """A VM that has made its calls and lives on; how many it says there were."""
     words = [f"{key}={value}" for key, value in plan.items()]
     with subprocess.Popen(
-        [program.path, "run", *words, "hold=1", f"--name=guest={name}"],
+        [program.path, "run", *words, "hold=1", "-name", f"guest={name}"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as process:

@@ -33,7 +33,7 @@ def test_no_count_is_lost_while_epochs_change(
     vms = Vms()
     with lookalike.probes(stream=False, vms=vms) as live:
         watch = Watch(live, vms)
-        words = [f"threads={THREADS}", "rounds=6000", f"size={size}", "hold=1", "--name=guest=racer"]
+        words = [f"threads={THREADS}", "rounds=6000", f"size={size}", "hold=1", "-name", "guest=racer"]
         with subprocess.Popen(
             [lookalike.path, "run", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         ) as process:
