@@ -53,6 +53,7 @@ def running(*vms: str, name: str = "") -> Iterator[int]:
         yield process.pid
 
 
+NOBODY = 65534
 PRELUDE = "import sys; sys.path.insert(0, '.'); from tests.bpf.kvm import main; "
 
 
@@ -146,6 +147,27 @@ def listed(*arguments: str, user: str | None = None) -> subprocess.CompletedProc
         user=user,
         cwd=ROOT,
     )
+
+
+def test_a_walk_finds_what_these_processes_have_without_privileges(probes: Probes) -> None:
+    if not probes.census.can_walk:
+        pytest.skip("this kernel's iterator cannot be narrowed to a process (Linux 6.1)")
+    with running("3", "2i") as tgid, running("1") as other:
+        pulled = probes.census.pull()
+        os.seteuid(NOBODY)  # which takes the effective capabilities, too
+        try:
+            walked = probes.census.walk([tgid])
+        finally:
+            os.seteuid(0)
+        assert walked is not None
+        assert of(tgid, walked) == of(tgid, pulled)
+        assert len(of(tgid, walked)) == 5
+        assert of(other, walked) == []
+        assert of(other, pulled) != []
+    gone = probes.census.walk([tgid, other])
+    assert gone is not None
+    assert gone.vcpus == []
+    assert probes.census.can_walk
 
 
 def test_a_sweep_tells_of_a_vm_once(probes: Probes, monkeypatch: pytest.MonkeyPatch) -> None:

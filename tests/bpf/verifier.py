@@ -83,7 +83,8 @@ def load_census() -> dict[str, Any]:
 def attached_census(constants: dict[str, int]) -> int:
     """Compiles the census alone and attaches it; its link."""
     known, addresses = with_placeholders(constants)
-    return attach_census(make_maps(compiled(census_source(known)), addresses))
+    link, _ = attach_census(make_maps(compiled(census_source(known)), addresses))
+    return link
 
 
 def put_addresses() -> dict[str, Any]:

@@ -187,10 +187,10 @@ def load_census() -> Handover:
     require_host_pids()
     layout = read_census_layout()
     known, addresses = with_placeholders(layout.constants)
-    census = from_cache_or_compiler(
+    link, program = from_cache_or_compiler(
         census_source(known), lambda image: attach_census(make_maps(image, addresses)), Cache()
     )
-    return Handover("census", census=census, no_host_events=layout.no_host_events)
+    return Handover("census", census=link, census_program=program, no_host_events=layout.no_host_events)
 
 
 def _as_root() -> list[str]:
@@ -307,14 +307,21 @@ def with_census(handed: Handover, loading: Loading) -> Handover:
     if CENSUS not in loading.image.programs:
         return handed
     try:
-        return replace(handed, census=attach_census(loading))
+        link, program = attach_census(loading)
+        return replace(handed, census=link, census_program=program)
     except ProbeError as error:
         return replace(handed, no_census=str(error))
 
 
-def attach_census(loading: Loading) -> int:
-    """Load and attach the census; return its link's descriptor. Raise ProbeError if the kernel refuses."""
-    return attach_iterator(loading.load(CENSUS, Kind.ITERATOR, function=btf.vmlinux().func_id(_FILES)))
+def attach_census(loading: Loading) -> tuple[int, int | None]:
+    """Load and attach the census; return its link, and its program where that can walk single processes.
+
+    Raise ProbeError if the kernel refuses.
+    """
+    types = btf.vmlinux()
+    program = loading.load(CENSUS, Kind.ITERATOR, function=types.func_id(_FILES))
+    # Before Linux 6.1 it is no error to ask for a single process: it goes through all of them.
+    return attach_iterator(program), program if types.has_member("bpf_iter_aux_info", "task") else None
 
 
 def census_constants(read: Callable[[], CensusLayout]) -> tuple[dict[str, int], str]:

@@ -99,7 +99,7 @@ class Probes:
         """
         self.mode = handed.mode
         self.functions = tuple(functions(reads=handed.reads).values())
-        self.census = Census(handed.census, handed.no_census)
+        self.census = Census(handed.census, handed.no_census, program=handed.census_program)
         self._programs, self._links = handed.programs, handed.links
         self._maps = {name: Map(name, descriptor) for name, descriptor in handed.maps.items()}
         self.pmc = pmc_layout((self._maps["pmcs"].value_size - pmc_layout(0).size) // _U64)
@@ -350,7 +350,7 @@ def attach_census() -> Census:
     """Attach the census alone. Raise KernelError if the kernel or bcc refuses it."""
     with _loader("census") as channel:
         handed = handover.receive(channel)
-        return Census(handed.census, no_host_events=handed.no_host_events)
+        return Census(handed.census, no_host_events=handed.no_host_events, program=handed.census_program)
 
 
 @contextmanager

@@ -40,6 +40,8 @@ class Handover:
     links: list[int] = field(default_factory=list)
     census: int | None = None
     """The link of the census's iterator (probes/census.py), None if there is no census."""
+    census_program: int | None = None
+    """Its program, to walk single processes with; None if the kernel cannot do that."""
     no_census: str = ""
     """Why there is no census."""
     no_host_events: str = ""
@@ -49,7 +51,7 @@ class Handover:
 
     def descriptors(self) -> list[int]:
         """Return all of them, in the order in which they are sent."""
-        census = [] if self.census is None else [self.census]
+        census = [each for each in (self.census, self.census_program) if each is not None]
         return [*self.maps.values(), *self.programs, *self.links, *census]
 
 
@@ -65,7 +67,7 @@ def send(end: socket.socket, handover: Handover) -> None:
         "maps": list(handover.maps),
         "programs": len(handover.programs),
         "links": len(handover.links),
-        "census": 0 if handover.census is None else 1,
+        "census": sum(each is not None for each in (handover.census, handover.census_program)),
         "no_census": handover.no_census,
         "no_host_events": handover.no_host_events,
         "reads": handover.reads,
@@ -129,6 +131,7 @@ def receive(end: socket.socket) -> Handover:
         programs=list(islice(found, programs)),
         links=list(islice(found, links)),
         census=next(found, None),
+        census_program=next(found, None),
         no_census=about["no_census"],
         no_host_events=about["no_host_events"],
         reads=about["reads"],

@@ -6,6 +6,7 @@ import os
 import resource
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -62,13 +63,20 @@ def test_what_the_census_lacks_arrives(ends: tuple[socket.socket, socket.socket]
 
 def test_the_census_arrives_or_why_there_is_none(ends: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = ends
-    calls, program, link, census = files("calls", "program", "link", "census")
-    handover.send(theirs, Handover("fexit", {"calls": calls}, [program], [link], census=census))
+    calls, program, link, census, walks = files("calls", "program", "link", "census", "walks")
+    sent = Handover("fexit", {"calls": calls}, [program], [link], census=census)
+    handover.send(theirs, sent)
     handed = handover.receive(ours)
     assert handed.census is not None
     assert [text(descriptor) for descriptor in (*handed.links, handed.census)] == ["link", "census"]
-    assert handed.no_census == ""
-    handover.close([calls, program, link, census, *handed.descriptors()])
+    assert (handed.census_program, handed.no_census) == (None, "")
+    handover.close(handed.descriptors())
+    handover.send(theirs, replace(sent, census_program=walks))
+    handed = handover.receive(ours)
+    assert handed.census is not None
+    assert handed.census_program is not None
+    assert [text(descriptor) for descriptor in (handed.census, handed.census_program)] == ["census", "walks"]
+    handover.close([calls, program, link, census, walks, *handed.descriptors()])
     handover.send(theirs, Handover("fexit", no_census="cannot load the census: refused"))
     handed = handover.receive(ours)
     assert (handed.census, handed.no_census) == (None, "cannot load the census: refused")
