@@ -90,6 +90,7 @@ BPF_HASH(errors, struct vpmu_error_key, u64, VPMU_MAX_ERRORS);
 BPF_TABLE("lru_hash", struct vpmu_left_key, u8, left_behind, VPMU_MAX_LEFT_BEHIND);
 BPF_ARRAY(lost, u64, VPMU_LOST_REASONS);
 BPF_ARRAY(starvations, u64, 1); /* of all pmcs: user space then looks at the census sooner */
+BPF_ARRAY(self_tests, u64, VPMU_TEST_ENDS);
 BPF_RINGBUF_OUTPUT(calls, VPMU_RING_PAGES);
 
 static __always_inline void vpmu_read(void *to, u32 size, u64 from)
@@ -142,6 +143,19 @@ static __always_inline u64 opaque(u64 value)
 {
 	asm volatile("" : "+r"(value));
 	return value;
+}
+
+/* A call for an event that is not KVM's: the tester's releases show that the programs run. */
+static __always_inline void count_test(u32 name, int end)
+{
+	struct vpmu_control *now = control_now();
+	u64 *count;
+
+	if (name != VPMU_RELEASE || !now || now->tester != bpf_get_current_pid_tgid() >> 32)
+		return;
+	count = self_tests.lookup(&end);
+	if (count)
+		__sync_fetch_and_add(count, 1);
 }
 
 static __always_inline bool is_kvm_handler(u64 handler)
@@ -1067,8 +1081,13 @@ static __always_inline struct vpmu_thread *follow(u32 name, u64 event, struct vp
 	is_kvms = is_kvm_handler(handler[0]);
 	if (!is_kvms) {
 		vpmu_read(&attr, sizeof(attr), event + VPMU_EVENT_ATTR);
-		if (!is_guest_lbr(&attr))
+		if (!is_guest_lbr(&attr)) {
+			count_test(name, VPMU_TEST_ENTRY);
+#ifdef VPMU_NO_DURATIONS
+			count_test(name, VPMU_TEST_RETURN);
+#endif
 			return 0;
+		}
 	}
 	call = thread_for(call, is_kvms ? handler[1] : event);
 	if (!call)
@@ -1125,8 +1144,10 @@ static __always_inline int event_return(u32 name)
 	struct vpmu_pmc *pmc;
 	bool starved = 0;
 
-	if (!call || call->name != name)
+	if (!call || call->name != name) {
+		count_test(name, VPMU_TEST_RETURN);
 		return 0;
+	}
 	call->name = VPMU_CALLS;
 	duration = now_ns - call->time_ns;
 	pmc = pmcs.lookup(&call->pmc_slot);
@@ -1339,9 +1360,9 @@ static __always_inline int create_return(u64 returned)
 		if (unlikely(starved))
 			count_starvation(pmc);
 	}
-	if (call->leader) {
+	if (call->leader || call->failed) {
 		vcpu->siblings++;
-		vcpu->pinned_siblings += !!(pmc->attr_flags & ATTR_PINNED);
+		vcpu->pinned_siblings += call->leader && pmc->attr_flags & ATTR_PINNED;
 	} else if (call->n > 1) {
 		vcpu->sizes[size_bucket(call->n)]++;
 		vcpu->sizes_sum += call->n;

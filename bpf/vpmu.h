@@ -53,6 +53,14 @@ enum vpmu_lost {
 struct vpmu_control {
 	__u32 epoch;  /* 0: ignore new calls; changed: calls were lost, of any pmc */
 	__u32 stream; /* send every call, not only those that user space must see */
+	__u32 tester; /* tgid of the process that releases events to test the probes, 0 if there is none */
+};
+
+/* Index into the map `self_tests`: at which ends of the tester's releases a program ran. */
+enum vpmu_self_test {
+	VPMU_TEST_ENTRY,
+	VPMU_TEST_RETURN, /* with VPMU_NO_DURATIONS, which leaves no program there, as at the entry */
+	VPMU_TEST_ENDS,
 };
 
 /*
@@ -78,7 +86,7 @@ struct vpmu_vcpu {
 	__u32 epoch;       /* of event_count */
 	__u32 claims;      /* by who takes it for the first time */
 	__u32 starvations; /* of guest-LBR events that are gone */
-	__u64 siblings;    /* creates with a group leader */
+	__u64 siblings;    /* creates that begin no program: with a group leader, or failed */
 	__u64 pinned_siblings;
 	__u64 sizes[VPMU_SIZES]; /* of groups; a single event is none */
 	__u64 sizes_sum;

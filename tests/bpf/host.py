@@ -30,4 +30,5 @@ def kvm_instance() -> int | None:
 
 
 if __name__ == "__main__":
-    main(StandIns(source=ProbeSource(kvm_instance=kvm_instance, loader_command=loader_command)))
+    source = ProbeSource(kvm_instance=kvm_instance, why_no_vpmu=lambda: None, loader_command=loader_command)
+    main(StandIns(source=source))

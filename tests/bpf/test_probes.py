@@ -179,6 +179,18 @@ def test_the_errno_of_a_counters_last_creation_is_kept(grouped: Lookalike) -> No
         assert probes.errnos() == {(tgid, counter): errno.ENOSPC}
 
 
+@pytest.mark.parametrize(("size", "fail_at", "programs"), [(1, 0, 0), (4, 0, 0), (4, 2, 3)])
+def test_a_program_whose_first_event_fails_is_none(
+    grouped: Lookalike, size: int, fail_at: int, programs: int
+) -> None:
+    with grouped.probes(stream=False) as probes:
+        grouped.run(probes, rounds=3, size=size, fail_at=fail_at)
+        (counts,) = counted(probes).values()
+    assert sum(counts.numbers[FIELDS["sizes"]]) == programs
+    assert counts.numbers[FIELDS["sizes_sum"].start] == size * programs
+    assert by_name(counts)["create"] == 3 * (fail_at + 1)
+
+
 def test_events_of_others_are_left_alone_and_guest_lbr_is_named(stock: Lookalike) -> None:
     with stock.probes() as probes:
         run = stock.run(probes, rounds=50, others=10, lbr=1)

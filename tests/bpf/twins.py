@@ -324,7 +324,7 @@ class Twins:
         self._control(self._epoch)
 
     def _control(self, epoch: int) -> None:
-        self._maps["control"].put(bytes(4), layout.CONTROL.struct.pack(epoch, self._stream))
+        self._maps["control"].put(bytes(4), layout.CONTROL.struct.pack(epoch, self._stream, 0))
 
     def _pmc(self, call: Call) -> int:
         address = self._pmcs.get(call.pmc)

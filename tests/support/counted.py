@@ -16,6 +16,7 @@ from vpmu_agent.model.rules import Kind, State
 from vpmu_agent.model.verdict import Observation, Verdict
 from vpmu_agent.probes.entries import GivenBack, Share
 from vpmu_agent.probes.layout import FIXED_BASE_IDX, VCPU, Layout, pmc_layout, pmc_name
+from vpmu_agent.probes.self_test import SelfTested
 from vpmu_agent.vms.command_line import Vmm
 from vpmu_agent.vms.names import VmInfo
 
@@ -27,6 +28,7 @@ class Maps:
     """Probes as `Watch` knows them."""
 
     pmc = pmc_layout(8)
+    self_tested: SelfTested | None = None
 
     def __init__(self, *calls: Iterable[Call]) -> None:
         self.mode: str = "fexit"
@@ -123,9 +125,9 @@ class Maps:
             pmc["verdicts"][list(Kind).index(verdict.kind)] += 1
         pmc[f"{call.name}_ns"][0] += call.duration_ns
         _add(pmc[f"{call.name}_buckets"], DURATION_BOUNDS_NS, call.duration_ns)
-        if call.name is CallName.CREATE and call.leader:
+        if call.name is CallName.CREATE and (call.leader or call.result):
             vcpu["siblings"][0] += 1
-            vcpu["pinned_siblings"][0] += call.attr.pinned
+            vcpu["pinned_siblings"][0] += bool(call.leader) and call.attr.pinned
         elif call.name is CallName.CREATE and call.max_nr_events > 1:
             _add(vcpu["sizes"], SIZE_BOUNDS, call.max_nr_events)
             vcpu["sizes_sum"][0] += call.max_nr_events

@@ -114,12 +114,19 @@ def scripted(mode: str, vms: VmNames) -> ScriptedProbes:
     )
 
 
+def why_no_vpmu() -> tuple[str, str] | None:
+    """As on a host whose guests have PMUs; WHY_NO_VPMU says otherwise."""
+    why = os.environ.get("WHY_NO_VPMU")
+    return (why, "load kvm with enable_pmu=1") if why else None
+
+
 def stand_ins() -> StandIns:
     """What makes the host of a command such a one. No process holds a VM, unless the test says so."""
     return StandIns(
         attach=attach,
         daemon_url=os.environ.get("DAEMON_URL", NOBODY),
-        source=ProbeSource(loader_command=loader_command, adopt=adopt),
+        source=ProbeSource(loader_command=loader_command, adopt=adopt, why_no_vpmu=why_no_vpmu),
+        why_no_vpmu=why_no_vpmu,
     )
 
 

@@ -12,6 +12,7 @@ from tools.dashboards.panels import (
     RATE,
     STARVED,
     TO_HOST,
+    UNLESS_BLIND,
     UNMEASURED,
     VM_ROW,
     build,
@@ -33,16 +34,17 @@ _NOW = [
     stat(
         title="Hosts watched",
         unit="short",
-        description="Hosts whose agent has probes attached.",
-        expr="count(vpmu_agent_attached_probes > 0) or vector(0)",
+        description="Hosts whose agent has probes attached that run.",
+        expr=f"count(vpmu_agent_attached_probes > 0 {UNLESS_BLIND}) or vector(0)",
         span=3,
     ),
     stat(
         title="Hosts not watched",
         unit="short",
-        description="Agents that do not answer or have no probes attached.",
+        description="Agents that do not answer, have no probes attached, or whose probes do not run.",
         expr='(count(up{job="vpmu-agent"} == 0) or vector(0))'
-        " + (count(vpmu_agent_attached_probes == 0) or vector(0))",
+        " + (count(vpmu_agent_attached_probes == 0) or vector(0))"
+        " + (count(vpmu_agent_self_test_ok == 0) or vector(0))",
         red_from=1,
         span=3,
     ),
@@ -252,7 +254,7 @@ _AGENTS = [
     versions(
         title="Probes loaded",
         description="How often agents loaded their probes again, after the kvm module was reloaded.",
-        expr="sum(vpmu_agent_loads_total - 1)",
+        expr="sum(clamp_min(vpmu_agent_loads_total - 1, 0))",
         legend="reloads",
     ),
     lines(

@@ -9,6 +9,7 @@ from tools.dashboards.panels import (
     RATE,
     STARVED,
     TO_VM,
+    UNLESS_BLIND,
     UNMEASURED,
     VM_ROW,
     build,
@@ -278,7 +279,8 @@ _AGENT = [
     versions(
         title="vPMUs",
         description="Running VMs, by how KVM gives them their PMU; only emulated vPMUs are traced.",
-        expr=f"count by (mode) (vpmu_mode{_HERE})",
+        expr=f"count by (mode) (vpmu_mode{_HERE})"
+        f' or label_replace(vpmu_host_vpmu_enabled{_HERE} == 0, "mode", "none can be had", "", "")',
         legend="{{mode}}",
     ),
     versions(
@@ -290,8 +292,8 @@ _AGENT = [
     ),
     versions(
         title="Probes",
-        description="Probed kernel functions, by attach mode; without any, the agent sees nothing.",
-        expr=f"vpmu_agent_attached_probes{_HERE}",
+        description="Kernel functions whose probes run, by attach mode; without any, the agent sees nothing.",
+        expr=f"vpmu_agent_attached_probes{_HERE} {UNLESS_BLIND}",
         legend="{{mode}}",
         span=4,
     ),

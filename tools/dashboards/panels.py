@@ -33,6 +33,9 @@ RATE = "$__rate_interval"
 TOP = 50
 """Rows of a table: a fleet has more hosts than anyone reads."""
 
+UNLESS_BLIND = "unless on (job, instance) vpmu_agent_self_test_ok == 0"
+"""Leaves out the agents whose probes do not run."""
+
 UNMEASURED = "Not measured with --no-durations."
 """What panels say that need the durations of calls."""
 

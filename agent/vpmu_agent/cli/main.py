@@ -59,6 +59,7 @@ class StandIns:
     source: ProbeSource | None = None
     running: Callable[[], Iterable[int]] | None = None
     guests: Callable[[Names], Found] | None = None
+    why_no_vpmu: Callable[[], tuple[str, str] | None] | None = None
     daemon_url: str | None = None
     """Where `top` looks for the daemon of this host."""
 
@@ -234,6 +235,7 @@ def trace(
     """Print calls as they happen, each with the model's verdict."""
     from vpmu_agent import probes
     from vpmu_agent.kernel.facts import cpu_vendor
+    from vpmu_agent.kernel.kvm import why_no_vpmu
     from vpmu_agent.trace import live
     from vpmu_agent.trace.session import Session
     from vpmu_agent.vms.names import Vms
@@ -252,6 +254,8 @@ def trace(
             recorder=_recorder(record, source.mode, vm=vm, vcpu=vcpu, pmc=pmc) if record else None,
         )
         click.echo(source.attached, err=True)
+        if why := (stand_ins.why_no_vpmu or why_no_vpmu)():
+            click.echo("; ".join(why), err=True)
         live.follow(source, session, duration)
     _exit(session)
 

@@ -178,6 +178,8 @@ class Snapshot:
     """How often probes were loaded, including the first time."""
     dropped_vms: int
     """VMs that are gone and whose counts were dropped before any scrape; see Watch."""
+    sees: bool | None
+    """Whether the probes were seen to run; None if that is not known."""
     per_counter: bool
     """Whether there are counts of each pmc."""
     durations: bool

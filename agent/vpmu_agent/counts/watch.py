@@ -134,8 +134,9 @@ class Watch:
         self._refused: set[int] = set()  # processes that newly_refused() has returned
         self._kept: dict[str, _Kept] = {}
         self._lost = Counter[str]()  # by earlier probes
-        self._loads = 1
         self._dropped = 0
+        self._loads = int(bool(probes.functions))  # Unattached, while KVM is not loaded, has none
+        self._sees: bool | None = None
         self._guests = Found()
         self._found: dict[int, VmCounters] = {}  # by process
         self._since_ns = time.time_ns()
@@ -257,8 +258,7 @@ class Watch:
             self._lost = self._lost_now()
             self._probes = probes
             self._since_ns = time.time_ns()
-            if probes.functions:  # Unattached, while KVM is not loaded, has none
-                self._loads += 1
+            self._loads += bool(probes.functions)
 
     def show_guests(self, found: Found) -> None:
         """Set the `guests` of snapshots from now on, those VMs included that have made no call yet.
@@ -272,6 +272,11 @@ class Watch:
                 for vm, tgid in found.tgids.items()
                 if any(pmu.mode is Mode.EMULATED for pmu in found.pmus[vm]) and self._vms.is_alive(tgid)
             }
+
+    def show_sight(self, sees: bool | None) -> None:
+        """Set the `sees` of snapshots from now on."""
+        with self._lock:
+            self._sees = sees
 
     def guests(self) -> Found:
         """Return the `guests` of snapshots, without reading the maps for one."""
@@ -303,6 +308,7 @@ class Watch:
             since_ns=self._since_ns,
             loads=self._loads,
             dropped_vms=self._dropped,
+            sees=self._sees,
             per_counter=self._per_counter,
             durations=self._durations,
             reads=self._reads,

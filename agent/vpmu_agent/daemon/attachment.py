@@ -14,12 +14,13 @@ from vpmu_agent.counts.watch import Watch
 from vpmu_agent.daemon.report import tell_state
 from vpmu_agent.daemon.separation import Link
 from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError
-from vpmu_agent.kernel.kvm import kvm_instance
+from vpmu_agent.kernel.kvm import kvm_instance, why_no_vpmu
 from vpmu_agent.model.call import Call
 from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.probes import Mode, Unattached
 from vpmu_agent.probes.handover import PATIENCE_S, SLOW_S
-from vpmu_agent.system.journal import Level
+from vpmu_agent.probes.self_test import SelfTest
+from vpmu_agent.system.journal import Level, tell
 from vpmu_agent.system.notify import notify
 from vpmu_agent.system.ready import is_readable
 from vpmu_agent.trace.live import LiveProbes, attached_line
@@ -55,6 +56,7 @@ class ProbeSource:
     """Where the daemon's probes come from: the KVM that is loaded, a loader, and what takes over from it."""
 
     kvm_instance: Callable[[], int | None] = kvm_instance
+    why_no_vpmu: Callable[[], tuple[str, str] | None] = why_no_vpmu
     loader_command: LoaderCommand = probes.loader_command
     adopt: Adopt = probes.adopt
 
@@ -85,6 +87,7 @@ class Attachment:
         self._instance = instance  # the one that the probes are for, or are being loaded for
         self._retry_at = -math.inf
         self._missing = ""
+        self._self_test = SelfTest(link)
 
     def wait(self, *, even_without_kvm: bool = False) -> None:
         """Wait for the first probes. Raise KernelError if there are none."""
@@ -104,7 +107,7 @@ class Attachment:
         if self._loading and is_readable(self._loading):
             try:
                 self._replace(self._loaded(), watch)
-                tell_state(self.line)
+                self.tell_attached()
             except KernelError as error:
                 self._missing = str(error)
                 tell_state(f"{error}; trying again in {_RETRY_S:.0f} s", Level.ERROR)
@@ -122,6 +125,25 @@ class Attachment:
             self._patience_s = PATIENCE_S
             self._load(instance)
 
+    def tell_attached(self) -> None:
+        """Tell that there are probes, and if they will have nothing to see."""
+        tell_state(self.line)
+        if why := self._source.why_no_vpmu():
+            tell("; ".join(why), Level.WARNING)
+
+    def test(self) -> None:
+        """Find out whether the probes run, and tell when that changes; to be called about once a second."""
+        before = self._self_test.sight
+        now = self._self_test.step(self.probes.self_tested)
+        if now == before:
+            return
+        if now.runs is False:
+            tell_state(f"blind: {now}", Level.ERROR)
+        elif before.runs is False and now.runs:
+            tell_state(f"the probes run again; {self.line}", Level.NOTICE)
+        elif now.why:
+            tell(now.why, Level.WARNING)
+
     def poll(self, timeout_s: float) -> None:
         """Report what the probes have sent; wait up to `timeout_s` for it."""
         for call, verdict in self.probes.poll(timeout_s):
@@ -134,10 +156,15 @@ class Attachment:
 
     @property
     def missing(self) -> str:
-        """Why there are no probes now; empty if there are."""
+        """Why no probes run now; empty if they do, or if that cannot be known of those that are attached."""
         if self.is_attached:
-            return ""
+            return "" if self.sees is not False else str(self._self_test.sight)
         return "the probes are being loaded" if self._loading else self._missing
+
+    @property
+    def sees(self) -> bool | None:
+        """Whether the probes were seen to run; None if there are none, or if it cannot be known."""
+        return self._self_test.sight.runs
 
     @property
     def line(self) -> str:

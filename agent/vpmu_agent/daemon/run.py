@@ -17,7 +17,7 @@ from vpmu_agent.daemon.attachment import Attachment, ProbeSource
 from vpmu_agent.daemon.failing import FailingCounters
 from vpmu_agent.daemon.leaks import LeakReport
 from vpmu_agent.daemon.pulse import Pulse
-from vpmu_agent.daemon.report import Report, tell_refused, tell_state, tell_untraced
+from vpmu_agent.daemon.report import Report, tell_refused, tell_untraced
 from vpmu_agent.daemon.separation import give_up_privileges, require_switch, separate
 from vpmu_agent.daemon.settings import Configuration, Settings
 from vpmu_agent.kernel.container import hidden_processes
@@ -98,7 +98,8 @@ def run(read_settings: Callable[[], Settings], *, duration_s: float | None, sour
                 server.start(hosts.guarded(answers))
                 tell(f"serving {server.url}/metrics")
                 if attachment.is_attached:
-                    tell_state(attachment.line)
+                    attachment.tell_attached()
+                test_probes(attachment, watch)
                 notify("READY=1")
                 try:
                     watch_over(
@@ -142,6 +143,7 @@ def watch_over(
         reload()
         if is_due:
             attachment.renew(watch)
+            test_probes(attachment, watch)
             watch.sweep(processes)
             watch.give_back()
             tell_refused(watch.newly_refused())
@@ -150,6 +152,12 @@ def watch_over(
             LOG.retry()
             pulse.sweep()
             swept = time.monotonic()
+
+
+def test_probes(attachment: Attachment, watch: Watch) -> None:
+    """Find out whether the probes run, and show it."""
+    attachment.test()
+    watch.show_sight(attachment.sees)
 
 
 def look_at_guests(

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from vpmu_agent.daemon import supervisor
+from vpmu_agent.kernel import own_event
+from vpmu_agent.kernel.arch import current_arch
 from vpmu_agent.kernel.container import require_children_here
 from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.kernel.trials import Trial
 from vpmu_agent.probes import handover
 from vpmu_agent.system import privileges
+from vpmu_agent.system.ready import is_readable
 from vpmu_agent.system.user import User
+
+_ANSWER_S, _ANSWER_SIZE = 0.05, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +41,27 @@ class Link:
             socket.send_fds(self.control, [supervisor.LOAD], [theirs.fileno()])
         return ours
 
+    @property
+    def tgid(self) -> int:
+        """The process that makes calls to test the probes: the supervisor."""
+        return self.parent
+
+    def ask(self) -> None:
+        """Have the supervisor make a call that the probes must see."""
+        with suppress(BrokenPipeError):  # it has ended, and this process is about to
+            self.control.send(supervisor.TEST)
+
+    def answer(self) -> str | None:
+        """Return "" once the supervisor has made the call, why it could not, or None if it has not answered.
+
+        A supervisor that does something else is waited for for a moment.
+        """
+        if not is_readable(self.control, _ANSWER_S):
+            return None
+        if code := int(self.control.recv(_ANSWER_SIZE) or errno.EPIPE):
+            return f"no perf event can be opened to test them: {os.strerror(code)}"
+        return ""
+
 
 def separate(loader: Sequence[str]) -> Link:
     """Start the first loader and split this process in two. Return in the child, which becomes the daemon.
@@ -43,6 +71,7 @@ def separate(loader: Sequence[str]) -> Link:
     Raise KernelError if children of this process start in another PID namespace.
     """
     require_children_here()
+    perf_event_open = current_arch().perf_event_open
     control, theirs = handover.channel()
     first, end = handover.channel()
     with end:
@@ -55,7 +84,8 @@ def separate(loader: Sequence[str]) -> Link:
         theirs.set_inheritable(True)
         # -I and -S: nothing of the environment, the current directory or site-packages gets in.
         python = [sys.executable, "-I", "-S", supervisor.__file__]
-        os.execv(python[0], [*python, str(theirs.fileno()), str(daemon), str(loading), *loader])
+        tester = [own_event.__file__, str(perf_event_open)]
+        os.execv(python[0], [*python, *tester, str(theirs.fileno()), str(daemon), str(loading), *loader])
     theirs.close()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, held_back)
     # Ctrl-C goes to the whole foreground group; the supervisor passes it on, and once is enough.

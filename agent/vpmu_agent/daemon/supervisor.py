@@ -3,20 +3,28 @@
 It reads no data, opens no port, and imports nothing of this package: it is run as a file by an interpreter
 without site-packages, and lives as long as the daemon. The daemon has no privileges, so it asks for a loader,
 as in sshd's privilege separation: with one byte and the descriptor on which the loader is to hand over. The
-loader's command line was fixed before the daemon could be talked to.
+loader's command line was fixed before the daemon could be talked to. With another byte the daemon asks for a
+call by which it tests the probes, because opening a perf event can take privileges.
 
-usage: python -I -S supervisor.py CONTROL DAEMON LOADER COMMAND...
-(a descriptor, the IDs of two processes, and the loader's command without its last argument)
+usage: python -I -S supervisor.py OWN_EVENT PERF_EVENT_OPEN CONTROL DAEMON LOADER COMMAND...
+(the file kernel/own_event.py and the number of the system call, a descriptor, the IDs of two processes, and
+the loader's command without its last argument)
 """
 
+import errno
 import os
+import runpy
 import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 
 LOAD = b"L"
-"""The one request: start a loader."""
+"""A request: start a loader."""
+
+TEST = b"T"
+"""A request: make a call that the probes must see, and answer 0 or the errno of its failure, in digits."""
 
 KILLED_S = 5.0
 """How long to wait for the end of a loader that was killed, in seconds."""
@@ -37,15 +45,22 @@ def spawn(command: list[str], channel: int) -> int:
 
 
 class Supervisor:
-    """The two children, the daemon and a loader, and what to do for them."""
+    """The two children, the daemon and a loader, and what to do for them.
 
-    def __init__(self, daemon: int, loader: int, command: list[str]) -> None:
+    `make_call` makes a call that the probes must see; it raises OSError.
+    """
+
+    def __init__(self, daemon: int, loader: int, command: list[str], make_call: Callable[[], None]) -> None:
         self._daemon = daemon
+        self._make_call = make_call
         self._loader = loader  # 0: there is none
         self._command = command
 
     def serve(self, control: socket.socket) -> None:
-        """Start loaders on request until the daemon is gone. Signals that were blocked are delivered now."""
+        """Start loaders and make calls on request until the daemon is gone.
+
+        Signals that were blocked are delivered now.
+        """
         for number in PASSED_ON:
             signal.signal(number, lambda received, _frame: os.kill(self._daemon, received))
         signal.signal(signal.SIGCHLD, lambda _number, _frame: self._reap_loader())
@@ -62,6 +77,11 @@ class Supervisor:
                 # has the answer of the last one, or no longer waits for it.
                 self._end_loader()
                 self._loader = spawn(self._command, descriptors[0])
+            if request == TEST:
+                try:
+                    control.send(str(self._test()).encode())
+                except BrokenPipeError:
+                    return
             for descriptor in descriptors:
                 os.close(descriptor)
 
@@ -72,6 +92,13 @@ class Supervisor:
             signal.signal(number, signal.SIG_IGN)
         self._end_loader()
         return os.waitstatus_to_exitcode(os.waitpid(self._daemon, 0)[1])
+
+    def _test(self) -> int:
+        try:
+            self._make_call()
+        except OSError as error:
+            return error.errno or errno.EIO
+        return 0
 
     def _end_loader(self) -> None:
         self._reap_loader()
@@ -93,10 +120,11 @@ class Supervisor:
 
 def main(arguments: list[str]) -> None:
     """Run until the daemon ends, and end as it did."""
-    number, daemon, loader, *command = arguments
+    own_event, perf_event_open, number, daemon, loader, *command = arguments
+    open_and_close = runpy.run_path(own_event)["open_and_close"]
     control = socket.socket(fileno=int(number))
     control.set_inheritable(False)
-    supervisor = Supervisor(int(daemon), int(loader), command)
+    supervisor = Supervisor(int(daemon), int(loader), command, lambda: open_and_close(int(perf_event_open)))
     supervisor.serve(control)
     status = supervisor.end()
     if status < 0:

@@ -287,10 +287,16 @@ def parse(path: Path, *, base: Btf | None = None) -> Btf:
     return Btf(handle, source=str(path), base=base)
 
 
+UNMASK_TODO = (
+    "mount the host's /sys, read-only is enough, and let nothing hide /sys/kernel/btf (podman: "
+    "--security-opt unmask=/sys/kernel/btf; systemd: InaccessiblePaths=, TemporaryFileSystem=)"
+)
+
+
 def vmlinux(*, root: Path = Path("/")) -> Btf:
     """Return the running kernel's BTF; raise BtfError if it has none."""
     path = root / VMLINUX
-    if not path.exists():
+    if not path.is_file():
         raise _no_btf(path, root)
     return parse(path)
 
@@ -304,7 +310,11 @@ def _no_btf(path: Path, root: Path) -> BtfError:
     match kernel_config("DEBUG_INFO_BTF", root=root):
         case "y":
             found = "the kernel has it (CONFIG_DEBUG_INFO_BTF=y), so it is hidden from this process"
-            return BtfError(f"{path} is missing: {found}", mount)
+            return BtfError(f"{path} is missing: {found}", UNMASK_TODO)
+        case None if path.parent.is_dir():
+            # Only a kernel that has BTF makes this folder (kernel/bpf/sysfs_btf.c, btf_vmlinux_init()).
+            found = "the kernel has it, and it is hidden from this process"
+            return BtfError(f"{path} is masked: {found}", UNMASK_TODO)
         case None:
             found = "the kernel was built without CONFIG_DEBUG_INFO_BTF=y, or it is hidden from this process"
             return BtfError(f"{path} is missing: {found}", f"{boot}; in a container, {mount}")

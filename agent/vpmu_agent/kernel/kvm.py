@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vpmu_agent.kernel.facts import ROOT, flag, read
+from vpmu_agent.kernel.facts import ROOT, can_see_pmus, flag, pmu_devices, read
 from vpmu_agent.kernel.layout import KVM_MODULE
 
 
@@ -39,6 +39,25 @@ def vpmu_enabled(*, root: Path = ROOT) -> bool | None:
     KVM itself sets it to N if it cannot use the host's PMU (arch/x86/kvm/pmu.h, kvm_init_pmu_capability()).
     """
     return flag(root / KVM_MODULE / "parameters/enable_pmu")
+
+
+def why_no_vpmu(*, root: Path = ROOT) -> tuple[str, str] | None:
+    """Return why no guest of this host has a vPMU, and what to do about it; None if guests can have one.
+
+    None also where that cannot be read.
+    """
+    if vpmu_enabled(root=root) is not False:
+        return None
+    if can_see_pmus(root=root) and not pmu_devices(root=root):
+        return (
+            "this host has no hardware PMU, so KVM gives its guests none (enable_pmu=N), and there is "
+            "nothing to trace",
+            "run vpmu-agent on the physical host; on a VM, have its host give it a PMU",
+        )
+    return (
+        "enable_pmu=N: KVM gives its guests no PMU, and there is nothing to trace",
+        "stop the guests and load kvm with enable_pmu=1 (on the kernel's command line kvm.enable_pmu=1)",
+    )
 
 
 def mediated_vpmu(*, root: Path = ROOT) -> dict[str, bool | None]:

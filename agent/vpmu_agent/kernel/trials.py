@@ -25,13 +25,16 @@ class Trial:
     """The result of trying something in the kernel: whether it works and, if not, the reason.
 
     `denied` means "not permitted" rather than "not possible": with more privileges it may work. `filtered`
-    means that a seccomp filter kept the system call from the kernel.
+    means that a seccomp filter kept the system call from the kernel, `locked_down` that lockdown is in mode
+    confidentiality, and `hidden` that /sys, which the trial needs, is not there.
     """
 
     works: bool
     reason: str = ""
     denied: bool = False
     filtered: bool = False
+    locked_down: bool = False
+    hidden: bool = False
 
 
 _BPF_PROG_TYPE_KPROBE = 2
@@ -92,7 +95,7 @@ def try_bpf() -> Trial:
         bare = _load(_RETURN_0, kind=_BPF_PROG_TYPE_KPROBE)
         if bare >= 0:
             os.close(bare)
-            return Trial(False, "BPF programs may not read kernel memory (lockdown in mode confidentiality)")
+            return Trial(False, "BPF programs may not read kernel memory", locked_down=True)
         return _refused("the kernel refuses to load a BPF program", -fd)
     os.close(fd)
     with quiet():
@@ -132,9 +135,8 @@ def try_kprobe(functions: Sequence[str], *, root: Path = ROOT) -> Trial:
     kind = probe_device("kprobe", root=root)
     if kind is None:
         if not can_see_pmus(root=root):
-            return Trial(
-                False, f"there is no {root / 'sys/bus/event_source/devices'}: /sys is not mounted here"
-            )
+            found = f"there is no {root / 'sys/bus/event_source/devices'}: /sys is not mounted here"
+            return Trial(False, found, hidden=True)
         reasons = {
             "n": "the kernel was built without CONFIG_KPROBES",
             "y": "the kernel was built with CONFIG_KPROBES but without CONFIG_KPROBE_EVENTS",

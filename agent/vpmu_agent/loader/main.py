@@ -19,13 +19,14 @@ from functools import partial
 from typing import TypeVar, cast
 
 from vpmu_agent.kernel import btf
+from vpmu_agent.kernel.causes import cause_of
 from vpmu_agent.kernel.census import CensusLayout, read_census_layout
 from vpmu_agent.kernel.container import require_host_pids
 from vpmu_agent.kernel.errors import KernelError, ProbeError
 from vpmu_agent.kernel.facts import PREEMPTING, preemption
 from vpmu_agent.kernel.layout import KernelLayout, read_layout, require_kvm
 from vpmu_agent.kernel.symbols import kallsyms
-from vpmu_agent.kernel.trials import Trial, try_fexit, try_kprobe
+from vpmu_agent.kernel.trials import Trial, try_bpf, try_fexit, try_kprobe
 from vpmu_agent.loader.attach import Kind, Loading, attach_iterator, attach_probe, attach_tracing, make_maps
 from vpmu_agent.loader.cache import FOLDER, Cache
 from vpmu_agent.loader.image import Image, read_image, with_placeholders
@@ -48,6 +49,7 @@ MAPS = (
     "calls",
     "control",
     "lost",
+    "self_tests",
     "pmcs",
     "vcpus",
     "slots",
@@ -99,6 +101,7 @@ def load(mode: Mode, *, durations: bool = True, reads: bool = True) -> Handover:
     Raise KernelError if the kernel lacks something that the probes need, and ProbeError if it refuses them.
     """
     known, no_census = read_kernel()
+    require_bpf()
 
     def attach(way: Way) -> Handover:
         return attached(way, known, durations=durations, reads=reads, cache=Cache())
@@ -165,7 +168,7 @@ def first_attached(
     todo = dict.fromkeys(error.todo for error in refused.values() if error.todo)
     raise ProbeError(
         f"cannot attach the probes with {tools()} ({reasons})",
-        "; ".join([*_as_root(), *(todo or ["`vpmu-agent doctor` says what this host lacks"])]),
+        "; ".join(todo or ["`vpmu-agent doctor` says what this host lacks"]),
     )
 
 
@@ -185,6 +188,7 @@ def load_census() -> Handover:
     """Compile the census for the running kernel and attach it. Raise KernelError as load() does."""
     find_bcc()
     require_host_pids()
+    require_bpf()
     layout = read_census_layout()
     known, addresses = with_placeholders(layout.constants)
     link, program = from_cache_or_compiler(
@@ -193,8 +197,13 @@ def load_census() -> Handover:
     return Handover("census", census=link, census_program=program, no_host_events=layout.no_host_events)
 
 
-def _as_root() -> list[str]:
-    return [] if os.geteuid() == 0 else ["run it as root, or with CAP_BPF, CAP_PERFMON and CAP_SYSLOG"]
+def require_bpf() -> None:
+    """Raise ProbeError, with the cause, if the kernel loads no program of this process that reads its memory.
+
+    To find that out by the real programs takes minutes.
+    """
+    if not (trial := try_bpf()).works:
+        raise ProbeError(*cause_of(trial))
 
 
 def attached(
@@ -216,7 +225,7 @@ def attached(
     # to wait until all tasks have left it (synchronize_rcu_tasks()).
     trial = _TRIALS[way](_ONE_FUNCTION)
     if not trial.works:
-        raise NoWayError(trial.reason)
+        raise NoWayError(*cause_of(trial))
     known, addresses = with_placeholders(known)
     source = program_source(known, fexit=way == "fexit", durations=durations, reads=reads)
     attach_one = by_fexit() if way == "fexit" else by_kprobe

@@ -17,15 +17,17 @@ from enum import StrEnum
 from functools import partial
 
 from vpmu_agent.kernel.container import require_host_pids
-from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError
+from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError, ProbeError
 from vpmu_agent.kernel.layout import read_layout
 from vpmu_agent.loader.attach import Kind, make_maps
 from vpmu_agent.loader.image import with_placeholders
 from vpmu_agent.loader.main import NoWayError, attached, compiled, constants
 from vpmu_agent.loader.program import BROKEN_BCC_TODO, program_source, toolchain
 from vpmu_agent.loader.reason import last_words
-from vpmu_agent.probes import WAYS, Way, handover
+from vpmu_agent.probes import WAYS, Probes, Way
+from vpmu_agent.probes.self_test import OwnTester, SelfTest
 from vpmu_agent.system.privileges import end_with
+from vpmu_agent.vms.names import Vms
 
 BCC, HOST, VERIFIER = "bcc", "host", "verifier"
 """The steps besides those of WAYS: HOST only if this host's kernel cannot be read, VERIFIER only if it can
@@ -56,7 +58,7 @@ class Step:
 
 
 def rehearse() -> tuple[Step, ...]:
-    """Compile, load, attach and detach the real program for this kernel in a child; it ignores all calls.
+    """Compile, load, attach, test and detach the real program for this kernel in a child.
 
     Return the steps in order, up to the first whose failure makes the later ones pointless.
     """
@@ -135,9 +137,11 @@ def _failed(name: str, error: KernelError) -> Step:
 
 
 def _attach_and_detach(way: Way, known: Mapping[str, int]) -> str:
-    handed = attached(way, known)
-    handover.close([*handed.links, *handed.programs, *handed.maps.values()])
-    return "attached and detached"
+    with Probes(attached(way, known), vms=Vms()) as probes:
+        sight = SelfTest(OwnTester()).step(probes.self_tested)
+    if sight.runs is False:
+        raise ProbeError(sight.why, sight.todo)
+    return "attached and detached" if sight.runs else f"attached and detached, but {sight.why}"
 
 
 def _ask_verifier(known: Mapping[str, int]) -> str:

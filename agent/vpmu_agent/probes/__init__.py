@@ -31,11 +31,13 @@ from vpmu_agent.probes.layout import (
     LOST_REASONS,
     SHARE,
     SLOT_KEY,
+    TEST_ENDS,
     VCPU,
     Layout,
     pmc_layout,
 )
 from vpmu_agent.probes.maps import Map, Ring
+from vpmu_agent.probes.self_test import SelfTested
 
 __all__ = [
     "FUNCTIONS",
@@ -91,6 +93,8 @@ class Probes:
 
     pmc: Layout
     """The layout of the entries in pmcs()."""
+    self_tested: SelfTested | None
+    """How to test whether these probes run; None of uprobes, which see no call of the kernel."""
 
     def __init__(self, handed: Handover, *, vms: VmNames, stream: bool = False) -> None:
         """Take ownership of the descriptors and go live. With `stream`, the probes send every call.
@@ -109,6 +113,8 @@ class Probes:
         self._decoder = Decoder(epoch_ns=self._clock.offset_ns(), vms=vms)
         self._ring = Ring(self._maps["calls"])
         self._stream = stream
+        self._tester = 0
+        self.self_tested = self if handed.mode in WAYS else None
         self._not_run = self._misses()
         self._looked = time.monotonic()
         self._set_epoch(1)
@@ -196,6 +202,24 @@ class Probes:
         }
         return {_LABELS.get(name, name): (used, self._maps[name].room) for name, used in in_use.items()}
 
+    def expect_tests_of(self, tgid: int) -> None:
+        """Count releases by this process in tests_seen()."""
+        self._tester = tgid
+        self._set_epoch(self._epoch)
+
+    def tests_seen(self) -> tuple[int, ...]:
+        """Return how many releases of the process that is to test the probes were seen, at each end."""
+        counts = self._maps["self_tests"]
+        return tuple(
+            int.from_bytes(counts.get(i.to_bytes(_U32, sys.byteorder)) or b"", sys.byteorder)
+            for i in range(len(TEST_ENDS))
+        )
+
+    def begin_epoch(self) -> None:
+        """Make every counter's state unknown, because calls may have been missed; not after stop()."""
+        if self._epoch:
+            self._set_epoch(self._epoch + 1)
+
     def stop(self) -> list[Observation]:
         """Stop taking calls, and return those that were still in the ring. The counts stay."""
         self._set_epoch(0)
@@ -244,7 +268,7 @@ class Probes:
 
     def _set_epoch(self, epoch: int) -> None:
         self._epoch = epoch
-        self._maps["control"].put(bytes(_U32), CONTROL.struct.pack(epoch, self._stream))
+        self._maps["control"].put(bytes(_U32), CONTROL.struct.pack(epoch, self._stream, self._tester))
 
     def _misses(self) -> int:
         return sum(map(recursion_misses, self._programs))
@@ -253,9 +277,9 @@ class Probes:
         """Begin a new epoch if calls were missed: nobody knows whose, so any pmc's state may be wrong."""
         self._looked = time.monotonic()
         not_run = self._misses()
-        if not_run != self._not_run and self._epoch:
+        if not_run != self._not_run:
             self._not_run = not_run
-            self._set_epoch(self._epoch + 1)
+            self.begin_epoch()
 
 
 class Unattached:
@@ -264,6 +288,7 @@ class Unattached:
     mode = "none"
     functions: tuple[str, ...] = ()
     census = Census(None)
+    self_tested = None
     pmc = pmc_layout(0)
 
     def poll(self, timeout_s: float) -> list[Observation]:

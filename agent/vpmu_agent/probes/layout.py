@@ -144,5 +144,8 @@ def pmc_name(pmc_type: int, pmc_idx: int) -> str:
     return f"{kind}{index}"
 
 
+TEST_ENDS = [_short(name, "VPMU_TEST_") for name in enum_names(_TEXT, "vpmu_self_test")][:-1]
+"""The ends of a test call that the map `self_tests` counts."""
+
 LOST_REASONS = [_short(name, "VPMU_LOST_") for name in enum_names(_TEXT, "vpmu_lost")][:-1]
 """What each entry of the map `lost` counts."""

@@ -22,6 +22,7 @@ from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.kernel.facts import cpu_vendor
 from vpmu_agent.kernel.kvm import kvm_instance
 from vpmu_agent.probes import Mode
+from vpmu_agent.probes.self_test import OwnTester, SelfTest
 from vpmu_agent.trace.live import POLL_S, Attach, LiveProbes
 from vpmu_agent.vms.names import Vms
 from vpmu_agent.web.counters import counters_json
@@ -149,7 +150,7 @@ class OwnSource:
     """Probes of our own, attached as long as this process runs."""
 
     def __init__(self, probes: LiveProbes, vms: Vms) -> None:
-        """Take what is there already into account."""
+        """Take what is there already into account. Raise KernelError if the probes do not run."""
         self.name = f"own {probes.mode} probes"
         self._probes = probes
         self._instance = kvm_instance()
@@ -159,6 +160,7 @@ class OwnSource:
         self._vendor = cpu_vendor()
         self._overview = Overview(self._watch, self._recent, str, self._vendor)
         self._swept = time.monotonic()
+        self._self_test = SelfTest(OwnTester())
         self._look()
 
     def state(self) -> Any:
@@ -174,7 +176,8 @@ class OwnSource:
     def keep_up(self) -> None:
         """Take what the probes have sent, and once a second look for VMs that came or went.
 
-        Raise KernelError if KVM was loaded again, because these probes are of the one before.
+        Raise KernelError if KVM was loaded again, because these probes are of the one before, or if they do
+        not run.
         """
         is_due = time.monotonic() - self._swept >= _SWEEP_S
         processes = self._watch.processes() if is_due else frozenset[int]()
@@ -189,6 +192,8 @@ class OwnSource:
             self._swept = time.monotonic()
 
     def _look(self) -> None:
+        if (sight := self._self_test.step(self._probes.self_tested)).runs is False:
+            raise KernelError(sight.why, sight.todo)
         self._guests.sweep(self._probes.census, self._probes.errnos)
         self._watch.show_guests(self._guests.found)
 
@@ -212,10 +217,10 @@ def chosen(url: str | None, default_url: str, mode: Mode, attach: Attach) -> Ite
     vms = Vms()
     with ExitStack() as stack:
         try:
-            probes = stack.enter_context(attach(mode=mode, vms=vms, stream=False))
+            own = OwnSource(stack.enter_context(attach(mode=mode, vms=vms, stream=False)), vms)
         except KernelError as error:
             raise SourceError(f"{absent}, and probes cannot be attached: {error}") from error
-        yield OwnSource(probes, vms)
+        yield own
 
 
 def _credentials(host: str) -> dict[str, str]:

@@ -14,6 +14,9 @@ from vpmu_agent.counts.guests import Guests
 from vpmu_agent.counts.starvation import NewlyStarved, Starvation
 from vpmu_agent.counts.sums import Entries, Sums
 from vpmu_agent.counts.watch import Maps
+from vpmu_agent.kernel.errors import KernelError, ProbeError
+from vpmu_agent.kernel.kvm import kvm_instance
+from vpmu_agent.probes.self_test import OwnTester, SelfTest
 from vpmu_agent.system.signals import stop_requests
 from vpmu_agent.trace.tally import Unchecked, counted_as
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from vpmu_agent.model.verdict import Observation
     from vpmu_agent.probes import Mode
     from vpmu_agent.probes.census import Census
+    from vpmu_agent.probes.self_test import SelfTested
     from vpmu_agent.trace.session import Session
     from vpmu_agent.vms.modes import Pmu
     from vpmu_agent.vms.names import Vms
@@ -36,6 +40,10 @@ class LiveProbes(Maps, Protocol):
     @property
     def census(self) -> Census:
         """What finds all VMs of the host."""
+
+    @property
+    def self_tested(self) -> SelfTested | None:
+        """How to test whether the probes run; None of stand-ins, which see no call of the kernel."""
 
     def errnos(self) -> Mapping[tuple[int, Key], int]:
         """Return the errno of a counter's last creation, by its process and which of its counters it is."""
@@ -63,13 +71,24 @@ class Attach(Protocol):
 class Source:
     """Attached probes as a source of calls, until it is told to stop."""
 
-    def __init__(self, probes: LiveProbes, vms: Vms, stopped: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        probes: LiveProbes,
+        vms: Vms,
+        stopped: Callable[[], bool],
+        is_same_kvm: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`is_same_kvm` returns whether KVM is still the one that the probes were made for."""
         self.mode = probes.mode
+        self.broken: KernelError | None = None
+        """Why the probes see no calls any more, once batches() has ended for that."""
         self._probes = probes
         self._vms = vms
         self._stopped = stopped
         self._guests = Guests(vms)
         self._starved = NewlyStarved()
+        self._is_same_kvm = is_same_kvm
+        self._self_test = SelfTest(OwnTester())
         self._gone: set[int] = set()  # ended processes whose names are still kept
         self._unchecked: dict[str, Unchecked] = {}  # in entries that are in no map any more
 
@@ -91,14 +110,30 @@ class Source:
         return self._guests.newly_missing(self._probes.census)
 
     def batches(self, duration_s: float | None) -> Iterator[list[Observation]]:
-        """Yield the calls as they come, empty batches too, until it is time to end."""
+        """Yield the calls as they come, empty batches too, until it is time to end or `broken` says why."""
         end = time.monotonic() + (math.inf if duration_s is None else duration_s)
         swept = time.monotonic()
         while not self._stopped() and (left := end - time.monotonic()) > 0:
             yield self._probes.poll(min(POLL_S, left))
             if time.monotonic() - swept >= _SWEEP_S:
+                try:
+                    self.test()
+                except KernelError as error:
+                    self.broken = error
+                    return
                 self._sweep()
                 swept = time.monotonic()
+
+    def test(self) -> None:
+        """Raise KernelError if the probes cannot see KVM's calls: they do not run, or KVM was reloaded."""
+        sight = self._self_test.step(self._probes.self_tested)
+        if sight.runs is False:
+            raise ProbeError(sight.why, sight.todo)
+        if not self._is_same_kvm():
+            raise ProbeError(
+                "KVM was unloaded, or loaded again, and the probes see only the calls of the one before",
+                "start the trace again",
+            )
 
     def _sweep(self) -> None:
         """Let go of processes that are gone, and of idle entries: the maps have a maximum size.
@@ -153,14 +188,20 @@ def attached_line(mode: str, functions: Sequence[str]) -> str:
 def attached(mode: Mode, vms: Vms, attach: Attach) -> Iterator[Source]:
     """Attach probes that send every call. A second Ctrl-C ends the process at once.
 
-    Raise KernelError if they cannot be attached.
+    Raise KernelError if they cannot be attached, or do not run.
     """
+    instance = kvm_instance()
     with attach(mode=mode, vms=vms, stream=True) as live, stop_requests() as stopped:
-        yield Source(live, vms, stopped)
+        source = Source(live, vms, stopped, lambda: kvm_instance() == instance)
+        source.test()
+        yield source
 
 
 def follow(source: Source, session: Session, duration_s: float | None) -> None:
-    """Feed a session until the end, or until nobody reads its output any more."""
+    """Feed a session until the end, or until nobody reads its output any more.
+
+    Raise KernelError, with all that was seen told, if the probes see no calls any more.
+    """
     for calls in source.batches(duration_s):
         session.feed(calls)
         session.feed_pmus(source.new_pmus())
@@ -178,3 +219,5 @@ def follow(source: Source, session: Session, duration_s: float | None) -> None:
     session.end(sum(lost.values()))
     if reasons := ", ".join(f"{reason} {count}" for reason, count in lost.items() if count):
         print(f"lost, by reason: {reasons}", file=sys.stderr)
+    if source.broken:
+        raise source.broken

@@ -148,7 +148,10 @@ GROUP_SIZE = Family(
     name="vpmu_group_size_events",
     type="histogram",
     labels=("vm",),
-    help="Size of the groups that were programmed, in events.",
+    help=(
+        "Size of the groups that were programmed, in events; not of those whose first event could not be "
+        "created."
+    ),
 )
 REFUSED = Family(
     name="vpmu_refused_calls_total",
@@ -237,6 +240,16 @@ PROBES = Family(
     labels=("mode",),
     help="Probed kernel functions, by attach mode.",
 )
+SELF_TEST = Family(
+    name="vpmu_agent_self_test_ok",
+    type="gauge",
+    labels=(),
+    help=(
+        "1 if the attached probes saw the last call that the agent made to test them; 0 if they did not, so "
+        "that they do not run and nothing is counted. No series where no probes are attached, or where they "
+        "cannot be tested."
+    ),
+)
 DURATIONS = Family(
     name="vpmu_agent_durations_enabled",
     type="gauge",
@@ -306,6 +319,15 @@ HOST_PMU_EVENTS = Family(
         "Open events on the host's PMU that are not KVM's, by the name of the process that has them: the "
         "names with the most events, and the rest as one. No series where the census does not find them. The "
         "NMI watchdog's events belong to no process and are not included."
+    ),
+)
+VPMU_ENABLED = Family(
+    name="vpmu_host_vpmu_enabled",
+    type="gauge",
+    labels=(),
+    help=(
+        "1 if KVM can give guests a vPMU, 0 if it gives none to any (its parameter enable_pmu is N, as on "
+        "hosts without a PMU): then there is nothing to trace. No series where it cannot be read."
     ),
 )
 CENSUS_UP = Family(

@@ -26,6 +26,7 @@ from vpmu_agent.counts.counters import Holder
 from vpmu_agent.counts.counts import ALL_DURATIONS, DURATION_BUCKETS, FIELDS, Counts, Pmc, Snapshot
 from vpmu_agent.counts.guests import Found
 from vpmu_agent.counts.watch import Watch
+from vpmu_agent.kernel.kvm import vpmu_enabled
 from vpmu_agent.model.buckets import DURATION_BOUNDS_NS, SIZE_BOUNDS
 from vpmu_agent.model.call import CallName, UncheckedCall
 from vpmu_agent.model.counter_status import CounterStatus
@@ -70,11 +71,13 @@ from vpmu_agent.web.families import (
     REFUSED,
     RUNNING,
     SCRAPE,
+    SELF_TEST,
     STARVATIONS,
     STARVED,
     UNKNOWN,
     VM_INFO,
     VMS,
+    VPMU_ENABLED,
     Family,
 )
 
@@ -188,10 +191,11 @@ VM_FAMILIES = (
 )
 _TIME_FAMILIES = (DURATION, HOST)  # which need durations
 PMC_FAMILIES = (PMC_CALLS, PMC_DIVERGENCES)
-HOST_FAMILIES = (HOST_PMU_EVENTS,)
+HOST_FAMILIES = (HOST_PMU_EVENTS, VPMU_ENABLED)
 AGENT_FAMILIES = (
     BUILD,
     PROBES,
+    SELF_TEST,
     DURATIONS,
     READS,
     LOADS,
@@ -214,8 +218,10 @@ FAMILIES = (*VM_FAMILIES, *PMC_FAMILIES, *HOST_FAMILIES, *AGENT_FAMILIES)
 class Exporter:
     """Writes the answer to a scrape."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: Watch, vpmu_enabled: Callable[[], bool | None] = vpmu_enabled) -> None:
+        """`vpmu_enabled` returns whether KVM can give guests a vPMU, None if that cannot be read."""
         self._watch = watch
+        self._vpmu_enabled = vpmu_enabled
         self._version = version("vpmu-agent")
 
     def scrape(self, *, openmetrics: bool) -> Iterator[bytes]:
@@ -255,7 +261,7 @@ class Exporter:
         if snapshot.per_counter:
             yield from _pmc_text(vms, openmetrics=openmetrics)
         registry = CollectorRegistry()
-        registry.register(_Agent(snapshot, self._version, start))
+        registry.register(_Agent(snapshot, self._vpmu_enabled(), self._version, start))
         ProcessCollector(registry=registry)
         write = exposition.generate_latest if openmetrics else generate_latest
         yield write(registry).decode()  # with the end mark of OpenMetrics
@@ -266,6 +272,7 @@ class _Agent(Collector):
     """The families of the agent itself, and of the host's PMU."""
 
     snapshot: Snapshot
+    vpmu_enabled: bool | None
     version: str
     start: float
 
@@ -280,8 +287,10 @@ class _Agent(Collector):
         yield HOST_PMU_EVENTS.metric(
             _by_owner(guests.holders) if guests.is_known and not guests.no_holders else {}
         )
+        yield VPMU_ENABLED.metric({} if self.vpmu_enabled is None else {(): int(self.vpmu_enabled)})
         yield BUILD.metric({(self.version,): 1})
         yield PROBES.metric({(snapshot.mode,): len(snapshot.functions)})
+        yield SELF_TEST.metric({} if snapshot.sees is None else {(): int(snapshot.sees)})
         yield DURATIONS.metric({(): int(snapshot.durations)})
         yield READS.metric({(): int(snapshot.reads)})
         yield LOADS.metric({(): snapshot.loads})

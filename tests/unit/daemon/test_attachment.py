@@ -54,7 +54,7 @@ class FakeHost:
         first, loader = handover.channel()
         self.loaders.append(loader)
         self.link = Link(0, control, first)
-        self.source = ProbeSource(kvm_instance=lambda: self.kvm, adopt=self.adopt)
+        self.source = ProbeSource(kvm_instance=lambda: self.kvm, why_no_vpmu=lambda: None, adopt=self.adopt)
 
     def answer(self, what: Loaded | KernelError) -> None:
         """The loader that was started last hands this over."""

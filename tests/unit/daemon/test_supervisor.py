@@ -83,6 +83,35 @@ def test_what_is_no_request_is_dropped() -> None:
         assert process.wait(10) == 0
 
 
+def test_it_makes_the_call_that_tests_the_probes() -> None:
+    daemon = (
+        "for _ in range(2):\n"
+        "    link.ask()\n"
+        "    while (answer := link.answer()) is None: pass\n"
+        "    say(repr(answer))\n"
+        "say(link.tgid == os.getppid())\n"
+    )
+    with started(daemon) as process:
+        assert [read(process.stdout) for _ in range(3)] == ["''", "''", "True"]
+        assert process.wait(10) == 0
+
+
+def test_a_supervisor_that_is_stopped_does_not_answer() -> None:
+    daemon = (
+        "link.ask()\n"
+        "while link.answer() is None: pass\n"
+        "os.kill(os.getppid(), signal.SIGSTOP)\n"
+        "link.ask()\n"
+        "say(link.answer())\n"
+        "os.kill(os.getppid(), signal.SIGCONT)\n"
+        "while (answer := link.answer()) is None: pass\n"
+        "say(repr(answer))\n"
+    )
+    with started(daemon) as process:
+        assert [read(process.stdout), read(process.stdout)] == ["None", "''"]
+        assert process.wait(10) == 0
+
+
 @pytest.mark.parametrize(
     ("daemon", "status"),
     [

@@ -174,6 +174,16 @@ def test_a_kernel_without_btf(tmp_path: Path) -> None:
         btf.vmlinux(root=tmp_path)
 
 
+@pytest.mark.parametrize("config", [{}, {"proc/config.gz": "CONFIG_DEBUG_INFO_BTF=y\n"}])
+def test_btf_that_is_masked(tmp_path: Path, config: dict[str, str]) -> None:
+    """By an empty folder over it, or a device in its place."""
+    plant(tmp_path, {"sys/kernel/btf/": "", "sys/module/": ""} | config)
+    for _ in range(2):
+        with pytest.raises(BtfError, match=r"hidden from this process; mount.*unmask=/sys/kernel/btf"):
+            btf.vmlinux(root=tmp_path)
+        (tmp_path / "sys/kernel/btf/vmlinux").mkdir(exist_ok=True)
+
+
 def test_a_module_without_btf(types: Btf, tmp_path: Path) -> None:
     with pytest.raises(BtfError, match=r"sys/kernel/btf/kvm is missing.*CONFIG_DEBUG_INFO_BTF_MODULES"):
         btf.module("kvm", base=types, root=tmp_path)

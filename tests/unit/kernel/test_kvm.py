@@ -43,3 +43,17 @@ def test_kvm_is_another_one_after_every_load(tmp_path: Path) -> None:
     assert kvm.kvm_instance(root=tmp_path) not in (None, first)
     plant(tmp_path, {f"{MODULE}/initstate": None})  # as where KVM is built in
     assert kvm.kvm_instance(root=tmp_path) not in (None, first)
+
+
+def test_why_guests_have_no_vpmu(tmp_path: Path) -> None:
+    assert kvm.why_no_vpmu(root=tmp_path) is None
+    plant(tmp_path, {f"{MODULE}/parameters/enable_pmu": "Y\n", "sys/bus/event_source/devices/": ""})
+    assert kvm.why_no_vpmu(root=tmp_path) is None
+    plant(tmp_path, {f"{MODULE}/parameters/enable_pmu": "N\n"})
+    without_pmu = kvm.why_no_vpmu(root=tmp_path)
+    assert without_pmu
+    assert without_pmu[0].startswith("this host has no hardware PMU")
+    plant(tmp_path, {"sys/bus/event_source/devices/cpu/": ""})
+    with_pmu = kvm.why_no_vpmu(root=tmp_path)
+    assert with_pmu
+    assert "load kvm with enable_pmu=1" in with_pmu[1]

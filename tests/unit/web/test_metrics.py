@@ -24,6 +24,7 @@ from vpmu_agent.model.buckets import DURATION_BOUNDS_NS
 from vpmu_agent.model.call import Call, CallName, PmcType
 from vpmu_agent.model.counter_status import CounterStatus
 from vpmu_agent.model.rules import Kind, State
+from vpmu_agent.probes import Unattached
 from vpmu_agent.probes.census import PINNED
 from vpmu_agent.vms.modes import Mode, Pmu, Why
 from vpmu_agent.web import metrics
@@ -352,9 +353,28 @@ def test_the_agent_tells_of_itself() -> None:
 
 
 @FORMATS
+@pytest.mark.parametrize("known", [True, False, None])
+def test_what_is_not_known_has_no_series(openmetrics: bool, known: bool | None) -> None:
+    watch = Watch(Maps(), Processes())
+    watch.show_sight(known)
+    found = Scraped(Exporter(watch, lambda: known), openmetrics=openmetrics)
+    assert found("vpmu_agent_self_test_ok") == known
+    assert found("vpmu_host_vpmu_enabled") == known
+
+
+def test_nothing_was_loaded_while_there_is_no_kvm() -> None:
+    watch = Watch(Unattached(), Processes())
+    assert Scraped(Exporter(watch))("vpmu_agent_loads_total") == 0
+    watch.replace(Maps())
+    assert Scraped(Exporter(watch))("vpmu_agent_loads_total") == 1
+
+
+@FORMATS
 def test_without_vms_there_are_only_the_agents_own_series(openmetrics: bool) -> None:
     found = Scraped(exporter(Maps()), openmetrics=openmetrics)
-    assert all(name.startswith(("vpmu_agent_", "process_")) for name in found.names())
+    assert all(
+        name.startswith(("vpmu_agent_", "vpmu_host_vpmu_enabled", "process_")) for name in found.names()
+    )
 
 
 @FORMATS

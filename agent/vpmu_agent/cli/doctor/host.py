@@ -8,16 +8,13 @@ from pathlib import Path
 
 from vpmu_agent.cli.doctor.finding import Finding, Status
 from vpmu_agent.counts.guests import Found, guests_now
-from vpmu_agent.kernel import container, facts, trials
+from vpmu_agent.kernel import causes, trials
 from vpmu_agent.kernel.trials import Trial
 from vpmu_agent.loader import rehearsal
 from vpmu_agent.loader.rehearsal import Step
 from vpmu_agent.system import privileges
 from vpmu_agent.top.sources import DEFAULT_URL
 from vpmu_agent.vms.names import Vms
-
-AS_ROOT = "run vpmu-agent as root"
-MOUNT_SYS = "mount the host's /sys, read-only is enough"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +33,8 @@ class Host:
 
 
 def missing_capabilities(host: Host) -> list[str]:
-    """Return the capabilities that tracing takes and this process lacks; none where that cannot be known.
-
-    CAP_SYS_ADMIN stands for the two that were split from it (Linux 5.8), not for CAP_SYSLOG.
-    """
-    held = facts.capabilities(root=host.root)
-    if held is None:
-        return []
-    if container.is_hosts_namespace("user", root=host.root) is False:
-        held = frozenset()
-    split = [] if "CAP_SYS_ADMIN" in held else ["CAP_BPF", "CAP_PERFMON"]
-    return [name for name in (*split, "CAP_SYSLOG") if name not in held]
+    """Return the capabilities that tracing takes and this process lacks; none where that cannot be known."""
+    return causes.missing_capabilities(root=host.root)
 
 
 def not_tried(check: str) -> Finding:

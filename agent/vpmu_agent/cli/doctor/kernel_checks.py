@@ -6,19 +6,14 @@ import os
 from collections.abc import Iterator
 
 from vpmu_agent.cli.doctor.finding import Finding, Status
-from vpmu_agent.cli.doctor.host import AS_ROOT, MOUNT_SYS, Host, missing_capabilities, not_tried
-from vpmu_agent.kernel import btf, container, facts
+from vpmu_agent.cli.doctor.host import Host, missing_capabilities, not_tried
+from vpmu_agent.kernel import btf, causes, container, facts
 from vpmu_agent.kernel.arch import ARCHES, current_arch
 from vpmu_agent.kernel.config import kernel_config, kernel_release
 from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.kernel.libbpf import libbpf
 from vpmu_agent.kernel.trials import Trial
 from vpmu_agent.probes import functions as probed_functions
-
-_ALLOW_CALLS = (
-    "allow bpf and perf_event_open in the container's seccomp profile (podman, docker: --security-opt "
-    "seccomp=FILE; Kubernetes: seccompProfile), or in the service's SystemCallFilter="
-)
 
 
 def check_kernel(host: Host) -> Iterator[Finding]:
@@ -55,15 +50,8 @@ def check_capabilities(host: Host) -> Iterator[Finding]:
     if held is None:
         yield Finding("capabilities", Status.WARN, "/proc/self/status cannot be read", "mount /proc")
         return
-    if container.is_hosts_namespace("user", root=host.root) is False:
-        found = "this process is in a user namespace of its own, where capabilities do not reach the kernel"
-        todo = "run it as the host's root, not in a rootless container or another user namespace"
-        yield Finding("capabilities", Status.FAIL, found, todo, blocks=True)
-    elif missing := missing_capabilities(host):
-        found = f"this process lacks {', '.join(missing)}"
-        added = " ".join(f"--cap-add={name}" for name in missing)
-        todo = f"{AS_ROOT}; in a container, add them (podman, docker: {added}; Kubernetes: capabilities.add)"
-        yield Finding("capabilities", Status.FAIL, found, todo, blocks=True)
+    if lacking := causes.lacking_privileges(root=host.root):
+        yield Finding("capabilities", Status.FAIL, *lacking, blocks=True)
     else:
         yield Finding("capabilities", Status.OK, ", ".join(sorted(held)))
 
@@ -102,13 +90,7 @@ def check_lockdown(host: Host) -> Iterator[Finding]:
     """Check whether the kernel may be probed at all."""
     mode = facts.lockdown(root=host.root)
     if mode == "confidentiality":
-        yield Finding(
-            "lockdown",
-            Status.FAIL,
-            "confidentiality: the kernel allows nobody to probe it or to read its memory",
-            "boot with lockdown=integrity or without lockdown (it may come with Secure Boot)",
-            blocks=True,
-        )
+        yield Finding("lockdown", Status.FAIL, *causes.LOCKED_DOWN, blocks=True)
     elif mode is not None:
         yield Finding("lockdown", Status.OK, mode)
     elif kernel_config("SECURITY_LOCKDOWN_LSM", root=host.root) == "n":
@@ -158,9 +140,8 @@ def check_bpf(host: Host) -> Iterator[Finding]:
     elif _lacks_privileges(host, trial):
         yield not_tried("bpf")
     else:
-        todo = "boot a kernel with CONFIG_BPF_SYSCALL=y (distributions' kernels have it)"
-        yield Finding(
-            "bpf", Status.FAIL, _reason(trial), _ALLOW_CALLS if trial.filtered else todo, blocks=True
+        yield _failed(
+            host, "bpf", trial, "boot a kernel with CONFIG_BPF_SYSCALL=y (distributions' kernels have it)"
         )
 
 
@@ -183,8 +164,6 @@ def check_probes(host: Host) -> Iterator[Finding]:
     functions = tuple(probed_functions().values())
     kprobe = host.try_kprobe(functions)
     kprobe_todo = "boot a kernel with CONFIG_KPROBE_EVENTS=y (distributions' kernels have it)"
-    if not facts.can_see_pmus(root=host.root):
-        kprobe_todo = MOUNT_SYS
     fexit_todo = "boot a kernel with BPF trampolines and bpf_get_func_arg() (Linux 5.17), or with kprobes"
     try:
         fexit = host.try_fexit(functions)
@@ -203,16 +182,13 @@ def check_probes(host: Host) -> Iterator[Finding]:
         elif _lacks_privileges(host, other):
             yield Finding(check, Status.WARN, trial.reason, "nothing, if the other kind of probe works")
         else:
-            yield Finding(
-                check, Status.FAIL, _reason(trial), _ALLOW_CALLS if trial.filtered else todo, blocks=True
-            )
+            yield _failed(host, check, trial, todo)
 
 
-def _reason(trial: Trial) -> str:
-    """Return why a trial failed, of a process that has the capabilities for it."""
-    if trial.denied:
-        return f"{trial.reason}, although this process has the capabilities for it"
-    return trial.reason
+def _failed(host: Host, check: str, trial: Trial, todo: str) -> Finding:
+    """Return the finding of a trial without which there is no tracing; `todo` where no cause is known."""
+    found, known = causes.cause_of(trial, root=host.root)
+    return Finding(check, Status.FAIL, found, known or todo, blocks=True)
 
 
 def _lacks_privileges(host: Host, trial: Trial) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from vpmu_agent.cli.doctor.finding import Finding, Status
-from vpmu_agent.cli.doctor.host import AS_ROOT, MOUNT_SYS, Host, missing_capabilities
+from vpmu_agent.cli.doctor.host import Host, missing_capabilities
 from vpmu_agent.cli.doctor.tax_check import weigh_mediated
 from vpmu_agent.kernel import facts, kvm
 from vpmu_agent.kernel.arch import current_arch
+from vpmu_agent.kernel.causes import AS_ROOT, MOUNT_SYS
 from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError, SymbolError
 from vpmu_agent.kernel.layout import CREATE, KernelLayout, kvm_types, layout_of, require_kvm
 from vpmu_agent.kernel.symbols import function_addresses
@@ -85,18 +86,10 @@ def check_vpmu(host: Host) -> Iterator[Finding]:
     enabled = kvm.vpmu_enabled(root=host.root)
     if enabled:
         yield Finding("vpmu", Status.OK, "enable_pmu=Y")
-    elif enabled is None:
-        yield Finding("vpmu", Status.WARN, "cannot be checked: KVM has no parameter enable_pmu")
-    elif facts.pmu_devices(root=host.root):
-        yield Finding(
-            "vpmu",
-            Status.FAIL,
-            "enable_pmu=N: KVM gives its guests no PMU, and there is nothing to trace",
-            "stop the guests and load kvm with enable_pmu=1 (on the kernel's command line kvm.enable_pmu=1)",
-        )
+    elif why := kvm.why_no_vpmu(root=host.root):
+        yield Finding("vpmu", Status.FAIL, *why, blocks=True)
     else:
-        found = "enable_pmu=N: KVM turns it off by itself where the host has no PMU"
-        yield Finding("vpmu", Status.FAIL, found, "see pmu")
+        yield Finding("vpmu", Status.WARN, "cannot be checked: KVM has no parameter enable_pmu")
 
 
 def check_mediated_vpmu(host: Host) -> Iterator[Finding]:
