@@ -1,4 +1,4 @@
-"""A starved Linux guest is told of everywhere, with who starves it: metrics, log, page, top, list and trace."""
+"""A starved Linux guest is told of everywhere, with who starves it."""
 
 from __future__ import annotations
 

@@ -113,10 +113,9 @@ int main(void) { u64 m; while (scanf("%%lu", &m) == 1)
 
 def test_the_functions_on_masks_are_the_same_in_c(tmp_path: Path) -> None:
     text = (ROOT / "bpf" / "vpmu.bpf.c").read_text()
-    opaque, masks = "static __always_inline u64 opaque", "#define BIT(i)"
-    functions = text[text.index(opaque) :].partition("\n}\n")
-    functions += (text[text.index(masks) : text.index("static __always_inline s32 find_event")],)
-    (tmp_path / "masks.c").write_text(C_FUNCTIONS % "".join(functions[:2] + functions[3:]))
+    opaque, end, _ = text[text.index("static __always_inline u64 opaque") :].partition("\n}\n")
+    on_masks = text[text.index("#define BIT(i)") : text.index("static __always_inline s32 find_event")]
+    (tmp_path / "masks.c").write_text(C_FUNCTIONS % (opaque + end + on_masks))
     subprocess.run(["gcc", "-o", tmp_path / "masks", tmp_path / "masks.c"], check=True)
     masks = [0, 1, 2, 3, MASK, 1 << 63, 2**64 - 1, *((1 << i) | 1 for i in range(64))]
     told = subprocess.run(
