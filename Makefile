@@ -171,9 +171,11 @@ image-lab: image
 	$(PYTHON) -m tests.lab.image.run dist/vpmu-agent-*.oci.tar
 
 # Updates what is generated of the rules: the alerts' runbook addresses, packaging/kubernetes/prometheusrule.yml.
-# `make rules RUNBOOKS=https://wiki.example.org/vpmu` writes a copy to dist/rules/ whose alerts link there instead.
+# `make rules RUNBOOKS=https://wiki.example.org/vpmu GRAFANA=https://grafana.example.org`, or one of the two, writes a
+# copy to dist/rules/ whose alerts link there instead.
 rules: .venv/ready
-	$(PYTHON) -m tools.rules $(if $(RUNBOOKS),--runbooks '$(RUNBOOKS)' --to dist/rules)
+	$(PYTHON) -m tools.rules $(if $(RUNBOOKS),--runbooks '$(RUNBOOKS)') \
+		$(if $(GRAFANA),--grafana '$(GRAFANA)') $(if $(RUNBOOKS)$(GRAFANA),--to dist/rules)
 
 # What the monitor costs, held against its goals: some ten minutes, best on an idle machine.
 bench: .venv/bench

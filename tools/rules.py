@@ -2,8 +2,8 @@
 
 Without options, update the runbook addresses in dashboards/rules/alerts.yml, and
 packaging/kubernetes/prometheusrule.yml; the base of the addresses is `Runbooks` of [project.urls] in
-pyproject.toml. With `--runbooks URL`, write a copy of the rules whose alerts link to URL to `--to FOLDER`,
-and leave the tree as it is.
+pyproject.toml. With `--runbooks URL` or `--grafana URL`, write a copy of the rules whose alerts link to
+runbooks or dashboards there to `--to FOLDER`, and leave the tree as it is.
 """
 
 from __future__ import annotations
@@ -37,34 +37,51 @@ spec:
 """
 
 
-def alerts(runbooks: str = RUNBOOKS) -> str:
-    """Return alerts.yml with its runbooks at `runbooks`. Raise ValueError if that is no web address."""
-    if not re.fullmatch(r"https?://[^\s\"'#{}\\]+", runbooks):
-        raise ValueError(f"{runbooks!r} is no web address such as https://wiki.example.org/vpmu-runbooks")
-    return re.sub(
-        r'^( *runbook_url: ")[^"#]*#', lambda match: f"{match[1]}{runbooks}#", ALERTS.read_text(), flags=re.M
-    )
+def alerts(runbooks: str = RUNBOOKS, grafana: str | None = None) -> str:
+    """Return alerts.yml with its runbooks at `runbooks`, and its dashboards in the Grafana at `grafana`.
+
+    Without `grafana`, the dashboards' addresses are paths. Raise ValueError if one of them is no web address.
+    """
+    text = ALERTS.read_text()
+    _check(runbooks, "https://wiki.example.org/vpmu-runbooks")
+    text = re.sub(r'^( *runbook_url: ")[^"#]*#', lambda match: f"{match[1]}{runbooks}#", text, flags=re.M)
+    if grafana is not None:
+        _check(grafana, "https://grafana.example.org")
+        base = grafana.rstrip("/")
+        text = re.sub(r'^( *dashboard_url: ")/d/', lambda match: f"{match[1]}{base}/d/", text, flags=re.M)
+    return text
 
 
-def operator(runbooks: str = RUNBOOKS) -> str:
+def _check(address: str, example: str) -> None:
+    if not re.fullmatch(r"https?://[^\s\"'#{}\\]+", address):
+        raise ValueError(f"{address!r} is no web address such as {example}")
+
+
+def operator(runbooks: str = RUNBOOKS, grafana: str | None = None) -> str:
     """Return the same groups as an object for the Prometheus operator, comments included."""
-    texts = (RECORDING.read_text(), alerts(runbooks))
+    texts = (RECORDING.read_text(), alerts(runbooks, grafana))
     groups = "".join(text.partition("\ngroups:\n")[2] for text in texts)
     return _HEAD + textwrap.indent(groups, "  ")
 
 
 @click.command()
 @click.option("--runbooks", metavar="URL", help="The page that has the runbooks, in place of the project's.")
+@click.option("--grafana", metavar="URL", help="The Grafana that has the dashboards.")
 @click.option("--to", "folder", type=click.Path(path_type=Path), help="Where to write the copy for URL.")
-def main(runbooks: str | None, folder: Path | None) -> None:
+def main(runbooks: str | None, grafana: str | None, folder: Path | None) -> None:
     """Write the files and print their names."""
-    if (runbooks is None) != (folder is None):
-        raise click.UsageError("--runbooks and --to belong together")
-    if runbooks is None or folder is None:
+    if (runbooks is None and grafana is None) != (folder is None):
+        raise click.UsageError("--to belongs together with --runbooks or --grafana")
+    if folder is None:
         written = {ALERTS: alerts(), OPERATOR: operator()}
     else:
+        addresses = (runbooks or RUNBOOKS, grafana)
         try:
-            texts = {ALERTS: alerts(runbooks), OPERATOR: operator(runbooks), RECORDING: RECORDING.read_text()}
+            texts = {
+                ALERTS: alerts(*addresses),
+                OPERATOR: operator(*addresses),
+                RECORDING: RECORDING.read_text(),
+            }
         except ValueError as error:
             raise click.UsageError(str(error)) from error
         folder.mkdir(parents=True, exist_ok=True)

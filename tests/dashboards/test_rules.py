@@ -12,7 +12,7 @@ from tests.dashboards.prometheus import RULES
 from tools import rules
 
 TESTS = Path(__file__).parent / "rules_test.yml"
-RUNBOOKS = "https://runbooks.test/vpmu"
+ADDRESSES = ["--runbooks", "https://runbooks.test/vpmu", "--grafana", "https://grafana.test/"]
 
 
 def test_the_rules_are_in_order() -> None:
@@ -24,8 +24,8 @@ def test_the_rules_are_in_order() -> None:
 
 
 def test_the_rules_do_as_their_tests_say(tmp_path: Path) -> None:
-    """The tests expect runbooks at an address of one's own, as `make rules RUNBOOKS=…` writes them."""
-    CliRunner().invoke(rules.main, ["--runbooks", RUNBOOKS, "--to", str(tmp_path)], catch_exceptions=False)
+    """The tests expect addresses of one's own, as `make rules RUNBOOKS=… GRAFANA=…` writes them."""
+    CliRunner().invoke(rules.main, [*ADDRESSES, "--to", str(tmp_path)], catch_exceptions=False)
     tests = shutil.copy(TESTS, tmp_path)
     done = subprocess.run(["promtool", "test", "rules", tests], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
