@@ -13,7 +13,7 @@ from tests.dashboards.prometheus import WINDOW
 QUERIES = list(queries())
 
 CHOSEN = {"instance": "kvm2", "vm": "web01"}
-"""What a person would choose where a variable has one value: the host and VM that have everything."""
+"""What a person would choose where there is no all: the host and VM that have everything."""
 
 BUILT_IN = {"__rate_interval": "5s"}
 
@@ -21,16 +21,14 @@ BEFORE_THE_FIRST_SCRAPE = {"VpmuAgentsAbsent"}
 """Alerts on what is not there; all others are made to have a cause in this fleet."""
 
 
-def value(variable: dict[str, object], chosen: dict[str, str]) -> str:
-    name = str(variable["name"])
-    return str(variable["allValue"]) if variable.get("includeAll") else chosen[name]
+def default(variable: dict[str, object]) -> str:
+    return str(variable["allValue"]) if variable.get("includeAll") else CHOSEN[str(variable["name"])]
 
 
 def filled_in(query: PanelQuery, **chosen: str) -> str:
-    chosen = CHOSEN | chosen
-    known = BUILT_IN | {
-        each["name"]: value(each, chosen) for each in query.variables if each["type"] != "datasource"
-    }
+    """Return the query as Grafana sends it; what is not chosen has its default: all, where there is such."""
+    known = {each["name"]: default(each) for each in query.variables if each["type"] != "datasource"}
+    known |= BUILT_IN | chosen
     return re.sub(r"\$(\w+)", lambda found: known[found[1]], query.expr)
 
 
@@ -54,14 +52,14 @@ def test_without_durations_a_host_has_rows_and_no_tax(live: Live) -> None:
     """An idle host whose agent measures durations has a tax of 0."""
     queries = {str(query): query for query in QUERIES}
 
-    def found(panel: str, instance: str) -> tuple[int, list[float]]:
-        result = live.prometheus.query(filled_in(queries[panel], instance=instance), live.now)
+    def found(panel: str, **chosen: str) -> tuple[int, list[float]]:
+        result = live.prometheus.query(filled_in(queries[panel], **chosen), live.now)
         return result.series, result.numbers  # without those that are NaN
 
-    assert found("vpmu-agent-host / Now / Tax A", "kvm3") == (0, [])
-    assert found("vpmu-agent-host / Now / Tax A", "kvm4") == (1, [0])
-    assert found("vpmu-agent-host / Who pays / VMs A", "kvm3") == (1, [])
-    hosts, taxes = found("vpmu-agent-fleet / Who pays / Hosts A", "")
+    assert found("vpmu-agent-host / Now / Tax A", instance="kvm3") == (0, [])
+    assert found("vpmu-agent-host / Now / Tax A", instance="kvm4") == (1, [0])
+    assert found("vpmu-agent-host / Who pays / VMs A", instance="kvm3") == (1, [])
+    hosts, taxes = found("vpmu-agent-fleet / Who pays / Hosts A")
     assert (hosts, len(taxes)) == (4, 2)
 
 
@@ -74,9 +72,28 @@ def test_variables_have_values_to_choose(query: PanelQuery, live: Live) -> None:
             continue
         found = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
         assert found
-        values = live.prometheus.values(found[2], found[1].replace("$instance", ".+"))
-        assert CHOSEN[variable["name"]] in values
+        values = live.prometheus.values(found[2], re.sub(r"\$\w+", ".+", found[1]))
+        assert (CHOSEN | {"job": "vpmu-agent"})[variable["name"]] in values
         live.report.append(f"{query.dashboard} / ${variable['name']}: {', '.join(values)}")
+
+
+def test_what_is_chosen_is_what_a_dashboard_counts(live: Live) -> None:
+    queries = {str(query): query for query in QUERIES}
+
+    def found(panel: str, **chosen: str) -> tuple[int, float]:
+        result = live.prometheus.query(filled_in(queries[panel], **chosen), live.now)
+        return result.series, sum(result.numbers)
+
+    watched = "vpmu-agent-fleet / Now / Hosts watched A"
+    assert found(watched) == (1, 3)
+    assert found(watched, instance="kvm2") == (1, 1)
+    assert found(watched, instance="(kvm1|kvm2)") == (1, 2)  # as Grafana writes several
+    assert found(watched, job="node") == (1, 0)
+    not_watched = "vpmu-agent-fleet / Now / Hosts not watched A"
+    assert found(not_watched) == (1, 2)
+    assert found(not_watched, instance="kvm5") == (1, 1)
+    assert found("vpmu-agent-host / Who pays / VMs C", instance="(kvm1|kvm2)")[0] > 1
+    assert found("vpmu-agent-fleet / The agents / Alerts A", instance="kvm4") == (1, 1)
 
 
 def test_every_rule_finds_something(live: Live) -> None:

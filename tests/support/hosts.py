@@ -52,10 +52,10 @@ class Load:
 class Host:
     """One host: its agent, and the calls of its VMs."""
 
-    def __init__(self, *loads: Load, vm: str = "", durations: bool = True) -> None:
+    def __init__(self, *loads: Load, vm: str = "", durations: bool = True, reads: bool = True) -> None:
         """With `vm` all calls are of a VM of that name, whatever process makes them.
 
-        Without `durations` its agent runs with --no-durations.
+        Without `durations` its agent runs with --no-durations, without `reads` with --no-reads.
         """
         self.maps = Maps()
         self.losing = ""
@@ -77,7 +77,7 @@ class Host:
         self._steps = 0
         self._guests = Guests(Names(self._vms.names), emulating)
         self._census = Pulls()
-        self.watch = Watch(self.maps, self._vms, durations=durations)
+        self.watch = Watch(self.maps, self._vms, durations=durations, reads=reads)
         self.overview = Overview(self.watch, self.recent, lambda: self.missing)
 
     def step(self, time_ns: int | None = None) -> None:

@@ -8,14 +8,18 @@ from __future__ import annotations
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from tools.dashboards.panels import (
+    CHOSEN,
     HOST_ROW,
+    LEAKED,
     RATE,
     STARVED,
+    TAX,
     TO_HOST,
     UNLESS_BLIND,
     UNMEASURED,
     VM_ROW,
     build,
+    hosts,
     lines,
     query,
     stat,
@@ -26,25 +30,25 @@ from tools.dashboards.panels import (
 
 _HOST, _VM = {"instance": "Host"}, {"instance": "Host", "vm": "VM"}
 
-_TAX = f"CPU time that hosts spend in KVM's calls for guests' counters; 100 % is one CPU. {UNMEASURED}"
-
-_LEAKED = "Host perf events that KVM made and that no counter holds any more, as the census found them."
+_JOB = 'job=~"$job"'
+_HERE = f"{{{CHOSEN}}}"
+_OF_AGENTS = f"and on (job, instance) vpmu_agent_build_info{_HERE}"
 
 _NOW = [
     stat(
         title="Hosts watched",
         unit="short",
         description="Hosts whose agent has probes attached that run.",
-        expr=f"count(vpmu_agent_attached_probes > 0 {UNLESS_BLIND}) or vector(0)",
+        expr=f"count(vpmu_agent_attached_probes{_HERE} > 0 {UNLESS_BLIND}) or vector(0)",
         span=3,
     ),
     stat(
         title="Hosts not watched",
         unit="short",
         description="Agents that do not answer, have no probes attached, or whose probes do not run.",
-        expr='(count(up{job="vpmu-agent"} == 0) or vector(0))'
-        " + (count(vpmu_agent_attached_probes == 0) or vector(0))"
-        " + (count(vpmu_agent_self_test_ok == 0) or vector(0))",
+        expr=f'(count(up{{{CHOSEN},job="vpmu-agent"}} == 0) or vector(0))'
+        f" + (count(vpmu_agent_attached_probes{_HERE} == 0) or vector(0))"
+        f" + (count(vpmu_agent_self_test_ok{_HERE} == 0) or vector(0))",
         red_from=1,
         span=3,
     ),
@@ -52,21 +56,21 @@ _NOW = [
         title="VMs",
         unit="short",
         description="VMs that have used their counters.",
-        expr="sum(vpmu_agent_vms)",
+        expr=f"sum(vpmu_agent_vms{_HERE})",
         span=3,
     ),
     stat(
         title="Tax",
         unit="percentunit",
-        description=f"{_TAX} Sum of all hosts, over the last five minutes.",
-        expr="sum(instance:vpmu_host_seconds:rate5m)",
+        description=f"{TAX} Sum of the hosts, over the last five minutes.",
+        expr=f"sum(instance:vpmu_host_seconds:rate5m{_HERE})",
         span=3,
     ),
     stat(
         title="Divergences",
         unit="short",
         description="Calls in the last five minutes that diverged from the model.",
-        expr="sum(instance_vm_kind:vpmu_divergences:increase5m) or vector(0)",
+        expr=f"sum(instance_vm_kind:vpmu_divergences:increase5m{_HERE}) or vector(0)",
         red_from=1,
         span=3,
     ),
@@ -74,7 +78,7 @@ _NOW = [
         title="Create failures",
         unit="short",
         description="Events that could not be created in the last five minutes.",
-        expr="sum(instance_vm_errno:vpmu_create_failures:increase5m) or vector(0)",
+        expr=f"sum(instance_vm_errno:vpmu_create_failures:increase5m{_HERE}) or vector(0)",
         red_from=1,
         span=3,
     ),
@@ -82,15 +86,15 @@ _NOW = [
         title="Starved counters",
         unit="short",
         description=f"{STARVED} The most of each VM in the last five minutes.",
-        expr="sum(instance_vm:vpmu_starved_pmcs:max5m) or vector(0)",
+        expr=f"sum(instance_vm:vpmu_starved_pmcs:max5m{_HERE}) or vector(0)",
         red_from=1,
         span=3,
     ),
     stat(
         title="Leaked events",
         unit="short",
-        description=f"{_LEAKED} The most of each VM in the last five minutes.",
-        expr="sum(instance_vm:vpmu_leaked_events:max5m) or vector(0)",
+        description=f"{LEAKED} The most of each VM in the last five minutes.",
+        expr=f"sum(instance_vm:vpmu_leaked_events:max5m{_HERE}) or vector(0)",
         red_from=1,
         span=3,
     ),
@@ -100,53 +104,57 @@ _WHO_PAYS = [
     lines(
         title="Hosts by tax",
         unit="percentunit",
-        description=f"{_TAX} The ten hosts with the most tax.",
-        expr="topk(10, instance:vpmu_host_seconds:rate5m)",
+        description=f"{TAX} The ten hosts with the most tax.",
+        expr=f"topk(10, instance:vpmu_host_seconds:rate5m{_HERE})",
         legend="{{instance}}",
         link=TO_HOST,
     ),
     table(
         title="Hosts",
-        description=f"The hosts with the most tax, over the last five minutes. {_TAX}",
+        description=f"The hosts with the most tax, over the last five minutes. {TAX}",
         columns=_HOST,
         values={
             "Tax": (
                 "percentunit",
-                "sum by (instance) (instance:vpmu_host_seconds:rate5m)"
+                f"sum by (instance) (instance:vpmu_host_seconds:rate5m{_HERE})"
                 # Rows also where there is no tax.
-                " or NaN * sum by (instance) (vpmu_agent_vms)",
+                f" or NaN * sum by (instance) (vpmu_agent_vms{_HERE})",
             ),
-            "VMs": ("short", "sum by (instance) (vpmu_agent_vms)"),
-            "Programs": ("cps", "sum by (instance) (instance:vpmu_programs:rate5m)"),
-            "Events": ("short", "sum by (instance) (instance:vpmu_events:sum)"),
-            "Orphaned events": ("short", "sum by (instance) (instance:vpmu_orphaned_events:sum)"),
+            "VMs": ("short", f"sum by (instance) (vpmu_agent_vms{_HERE})"),
+            "Programs": ("cps", f"sum by (instance) (instance:vpmu_programs:rate5m{_HERE})"),
+            "Events": ("short", f"sum by (instance) (instance:vpmu_events:sum{_HERE})"),
+            "Orphaned events": ("short", f"sum by (instance) (instance:vpmu_orphaned_events:sum{_HERE})"),
         },
         links={"Host": HOST_ROW},
     ),
     table(
         title="VMs by tax",
-        description=f"The VMs with the most tax, over the last five minutes. {_TAX}",
+        description=f"The VMs with the most tax, over the last five minutes. {TAX}",
         columns=_VM,
         values={
-            "Tax": ("percentunit", "sum by (instance, vm) (instance_vm:vpmu_host_seconds:rate5m)"),
-            "Programs": ("cps", "sum by (instance, vm) (instance_vm:vpmu_programs:rate5m)"),
+            "Tax": ("percentunit", f"sum by (instance, vm) (instance_vm:vpmu_host_seconds:rate5m{_HERE})"),
+            "Programs": ("cps", f"sum by (instance, vm) (instance_vm:vpmu_programs:rate5m{_HERE})"),
         },
         links={"Host": HOST_ROW, "VM": VM_ROW},
     ),
     lines(
         title="Calls",
         unit="cps",
-        description="KVM's calls for guests' counters on all hosts, by name.",
-        expr="sum by (call) (instance_call:vpmu_calls:rate5m)",
+        description="KVM's calls for guests' counters, by name.",
+        expr=f"sum by (call) (instance_call:vpmu_calls:rate5m{_HERE})",
         legend="{{call}}",
         stacked=True,
     ),
     lines(
         title="Slow calls",
         unit="s",
-        description=f"99th percentile of the duration of calls on all hosts, by name. {UNMEASURED}",
+        description=(
+            "99th percentile of the duration of calls, by name, on all hosts: it is recorded for all of them "
+            f"together, whichever are chosen. {UNMEASURED}"
+        ),
         expr=(
-            "histogram_quantile(0.99, sum by (call, le) (call_le:vpmu_call_duration_seconds_bucket:rate5m))"
+            "histogram_quantile(0.99,"
+            f" sum by (call, le) (call_le:vpmu_call_duration_seconds_bucket:rate5m{{{_JOB}}}))"
         ),
         legend="{{call}}",
     ),
@@ -154,7 +162,7 @@ _WHO_PAYS = [
         title="Groups",
         unit="short",
         description="Virtual counters that currently hold host events, by the state of their group.",
-        expr="sum by (state) (instance_state:vpmu_groups:sum)",
+        expr=f"sum by (state) (instance_state:vpmu_groups:sum{_HERE})",
         legend="{{state}}",
         stacked=True,
     ),
@@ -164,8 +172,8 @@ _WRONG = [
     lines(
         title="Divergences by kind",
         unit="short",
-        description="Over five minutes, on all hosts. Empty as long as all is well.",
-        expr="sum by (kind) (instance_vm_kind:vpmu_divergences:increase5m)",
+        description="Over five minutes. Empty as long as all is well.",
+        expr=f"sum by (kind) (instance_vm_kind:vpmu_divergences:increase5m{_HERE})",
         legend="{{kind}}",
         stacked=True,
     ),
@@ -176,7 +184,7 @@ _WRONG = [
         values={
             "Divergences": (
                 "short",
-                "sum by (instance, vm, kind) (instance_vm_kind:vpmu_divergences:increase5m)",
+                f"sum by (instance, vm, kind) (instance_vm_kind:vpmu_divergences:increase5m{_HERE})",
             )
         },
         links={"Host": HOST_ROW, "VM": VM_ROW},
@@ -184,8 +192,8 @@ _WRONG = [
     lines(
         title="Create failures by errno",
         unit="short",
-        description="Over five minutes, on all hosts. Empty as long as all is well.",
-        expr="sum by (errno) (instance_vm_errno:vpmu_create_failures:increase5m)",
+        description="Over five minutes. Empty as long as all is well.",
+        expr=f"sum by (errno) (instance_vm_errno:vpmu_create_failures:increase5m{_HERE})",
         legend="{{errno}}",
         stacked=True,
     ),
@@ -196,7 +204,7 @@ _WRONG = [
         values={
             "Failures": (
                 "short",
-                "sum by (instance, vm, errno) (instance_vm_errno:vpmu_create_failures:increase5m)",
+                f"sum by (instance, vm, errno) (instance_vm_errno:vpmu_create_failures:increase5m{_HERE})",
             )
         },
         links={"Host": HOST_ROW, "VM": VM_ROW},
@@ -205,7 +213,7 @@ _WRONG = [
         title="Starved counters",
         unit="short",
         description=f"{STARVED} The ten hosts with the most. Empty as long as all is well.",
-        expr="topk(10, sum by (instance) (instance_vm:vpmu_starved_pmcs:max5m))",
+        expr=f"topk(10, sum by (instance) (instance_vm:vpmu_starved_pmcs:max5m{_HERE}))",
         legend="{{instance}}",
         stacked=True,
     ),
@@ -213,14 +221,14 @@ _WRONG = [
         title="VMs with starved counters",
         description=f"{STARVED} The most in the last five minutes. Empty as long as all is well.",
         columns=_VM,
-        values={"Starved": ("short", "sum by (instance, vm) (instance_vm:vpmu_starved_pmcs:max5m)")},
+        values={"Starved": ("short", f"sum by (instance, vm) (instance_vm:vpmu_starved_pmcs:max5m{_HERE})")},
         links={"Host": HOST_ROW, "VM": VM_ROW},
     ),
     table(
         title="VMs with leaked events",
-        description=f"{_LEAKED} The most in the last five minutes. Empty as long as all is well.",
+        description=f"{LEAKED} The most in the last five minutes. Empty as long as all is well.",
         columns=_VM,
-        values={"Leaked": ("short", "sum by (instance, vm) (instance_vm:vpmu_leaked_events:max5m)")},
+        values={"Leaked": ("short", f"sum by (instance, vm) (instance_vm:vpmu_leaked_events:max5m{_HERE})")},
         links={"Host": HOST_ROW, "VM": VM_ROW},
         span=24,
     ),
@@ -229,12 +237,16 @@ _WRONG = [
 _AGENTS = [
     table(
         title="Alerts",
-        description="Firing and pending alerts of these rules. Empty as long as all is well.",
+        description=(
+            "Firing and pending alerts of these rules, those about no host included. Empty as long as all is "
+            "well."
+        ),
         columns={"alertname": "Alert", "alertstate": "State", "instance": "Host", "vm": "VM"},
         values={
             "Alerts": (
                 "short",
-                'sum by (alertname, alertstate, instance, vm) (ALERTS{alertname=~"Vpmu.+"})',
+                "sum by (alertname, alertstate, instance, vm)"
+                f' (ALERTS{{{_JOB},instance=~"$instance|",alertname=~"Vpmu.+"}})',  # or of no host
             )
         },
         links={"Host": HOST_ROW},
@@ -242,40 +254,43 @@ _AGENTS = [
     versions(
         title="Versions",
         description="Number of agents, by version.",
-        expr="count by (version) (vpmu_agent_build_info)",
+        expr=f"count by (version) (vpmu_agent_build_info{_HERE})",
         legend="{{version}}",
     ),
     versions(
         title="Attach modes",
         description="Number of agents, by attach mode of their probes.",
-        expr="count by (mode) (vpmu_agent_attached_probes > 0)",
+        expr=f"count by (mode) (vpmu_agent_attached_probes{_HERE} > 0)",
         legend="{{mode}}",
     ),
     versions(
         title="Probes loaded",
         description="How often agents loaded their probes again, after the kvm module was reloaded.",
-        expr="sum(clamp_min(vpmu_agent_loads_total - 1, 0))",
+        expr=f"sum(clamp_min(vpmu_agent_loads_total{_HERE} - 1, 0))",
         legend="reloads",
     ),
     lines(
         title="Lost",
         unit="cps",
         description="What agents lose, by reason; with ring_full and errors_full the counts stay complete.",
-        expr=f"sum by (reason) (rate(vpmu_agent_lost_records_total[{RATE}]))",
+        expr=f"sum by (reason) (rate(vpmu_agent_lost_records_total{_HERE}[{RATE}]))",
         legend="{{reason}}",
     ),
     lines(
         title="Fullest maps",
         unit="percentunit",
         description="Entries in the agents' BPF maps, as a share of the maximum.",
-        expr="topk(10, max by (instance, map) (vpmu_agent_map_entries / vpmu_agent_map_max_entries))",
+        expr=(
+            "topk(10, max by (instance, map)"
+            f" (vpmu_agent_map_entries{_HERE} / vpmu_agent_map_max_entries{_HERE}))"
+        ),
         legend="{{instance}} {{map}}",
     ),
     lines(
         title="Slowest scrapes",
         unit="s",
         description="How long agents take to answer a scrape.",
-        expr="topk(10, max by (instance) (vpmu_agent_scrape_duration_seconds))",
+        expr=f"topk(10, max by (instance) (vpmu_agent_scrape_duration_seconds{_HERE}))",
         legend="{{instance}}",
     ),
     timeseries(
@@ -286,23 +301,23 @@ _AGENTS = [
             "that run with --no-durations or --no-reads, whose tax is unknown or without reads."
         ),
         queries=[
-            query("count(vpmu_agent_census_up == 0) or vector(0)", "no census"),
-            query("count(vpmu_agent_durations_enabled == 0) or vector(0)", "no durations"),
-            query("count(vpmu_agent_reads_enabled == 0) or vector(0)", "no reads"),
+            query(f"count(vpmu_agent_census_up{_HERE} == 0) or vector(0)", "no census"),
+            query(f"count(vpmu_agent_durations_enabled{_HERE} == 0) or vector(0)", "no durations"),
+            query(f"count(vpmu_agent_reads_enabled{_HERE} == 0) or vector(0)", "no reads"),
         ],
     ),
     lines(
         title="Census' CPU time",
         unit="percentunit",
         description="The ten agents that spend most on pulls of the census; 100 % is one CPU.",
-        expr=f"topk(10, rate(vpmu_agent_census_cpu_seconds_total[{RATE}]))",
+        expr=f"topk(10, rate(vpmu_agent_census_cpu_seconds_total{_HERE}[{RATE}]))",
         legend="{{instance}}",
     ),
     lines(
         title="Agents' memory",
         unit="bytes",
         description="The ten agents with the most resident memory.",
-        expr="topk(10, process_resident_memory_bytes and on (job, instance) vpmu_agent_build_info)",
+        expr=f"topk(10, process_resident_memory_bytes{_HERE} {_OF_AGENTS})",
         legend="{{instance}}",
         span=6,
     ),
@@ -310,9 +325,7 @@ _AGENTS = [
         title="Agents' CPU time",
         unit="percentunit",
         description="The ten agents with the most CPU time; 100 % is one CPU.",
-        expr=(
-            f"topk(10, rate(process_cpu_seconds_total[{RATE}]) and on (job, instance) vpmu_agent_build_info)"
-        ),
+        expr=f"topk(10, rate(process_cpu_seconds_total{_HERE}[{RATE}]) {_OF_AGENTS})",
         legend="{{instance}}",
         span=6,
     ),
@@ -328,6 +341,6 @@ def fleet() -> Dashboard:
             "Which hosts and VMs pay for guests' performance counters, where KVM diverges from the model, "
             "and whether the agents are well. Needs the recording rules."
         ),
-        variables=[],
+        variables=[hosts("The hosts that count here; all of them, unless some are chosen.", everything=True)],
         rows={"Now": _NOW, "Who pays": _WHO_PAYS, "What goes wrong": _WRONG, "The agents": _AGENTS},
     )

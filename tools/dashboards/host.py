@@ -1,40 +1,42 @@
-"""One host: the time that its VMs cost, the events that they hold, and the state of its agent."""
+"""One host: the time that its VMs cost, the events that they hold, and the state of its agent.
+
+Several can be chosen, to compare them; not all at once, for these are raw series.
+"""
 
 from __future__ import annotations
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from tools.dashboards.panels import (
+    CHOSEN,
+    LEAKED,
     ORPHANED,
     RATE,
     STARVED,
+    TAX,
     TO_VM,
     UNLESS_BLIND,
     UNMEASURED,
     VM_ROW,
     build,
+    hosts,
     lines,
     query,
     stat,
     table,
     timeseries,
-    variable,
     versions,
 )
 
-_OF = 'instance="$instance"'
-_HERE = f"{{{_OF}}}"
+_HERE = f"{{{CHOSEN}}}"
+_OF_AGENTS = f"and on (job, instance) vpmu_agent_build_info{_HERE}"
 _VM = {"instance": "Host", "vm": "VM"}
-
-_TAX = f"CPU time that this host spends in KVM's calls for guests' counters; 100 % is one CPU. {UNMEASURED}"
-
-_LEAKED = "Host perf events that KVM made and that no counter holds any more, as the census found them."
 
 _NOW = [
     stat(
         title="Tax",
         unit="percentunit",
-        description=_TAX,
+        description=TAX,
         expr=f"sum(rate(vpmu_host_seconds_total{_HERE}[{RATE}]))"
         f" or (vector(0) unless on () vpmu_agent_durations_enabled{_HERE} == 0)",
         span=3,
@@ -65,7 +67,7 @@ _NOW = [
         title="Create failures",
         unit="short",
         description="Events that could not be created since the agent was started.",
-        expr=f'sum(vpmu_call_errors_total{{{_OF},call="create"}}) or vector(0)',
+        expr=f'sum(vpmu_call_errors_total{{{CHOSEN},call="create"}}) or vector(0)',
         red_from=1,
         span=3,
     ),
@@ -88,7 +90,7 @@ _NOW = [
     stat(
         title="Leaked events",
         unit="short",
-        description=f"{_LEAKED} No number where the census does not work.",
+        description=f"{LEAKED} No number where the census does not work.",
         expr=f"sum(vpmu_leaked_events{_HERE}) or (vector(0) and on () vpmu_agent_census_up{_HERE} == 1)",
         red_from=1,
         span=3,
@@ -99,23 +101,23 @@ _WHO_PAYS = [
     lines(
         title="Tax by VM",
         unit="percentunit",
-        description=f"{_TAX} The ten VMs with the most tax.",
+        description=f"{TAX} The ten VMs with the most tax.",
         expr=f"topk(10, rate(vpmu_host_seconds_total{_HERE}[{RATE}]))",
-        legend="{{vm}}",
+        legend="{{instance}} {{vm}}",
         stacked=True,
         link=TO_VM,
     ),
     lines(
         title="Tax by call",
         unit="percentunit",
-        description=f"{_TAX} By call.",
+        description=f"{TAX} By call.",
         expr=f"sum by (call) (rate(vpmu_call_duration_seconds_sum{_HERE}[{RATE}]))",
         legend="{{call}}",
         stacked=True,
     ),
     table(
         title="VMs",
-        description=f"The VMs of this host, by tax. {_TAX}",
+        description=f"The VMs of the host, by tax. {TAX}",
         columns=_VM,
         values={
             "Tax": (
@@ -143,7 +145,7 @@ _WHO_PAYS = [
         unit="cps",
         description="Counters programmed per second; each time their events are created again.",
         expr=f"topk(10, rate(vpmu_group_size_events_count{_HERE}[{RATE}]))",
-        legend="{{vm}}",
+        legend="{{instance}} {{vm}}",
         link=TO_VM,
     ),
     lines(
@@ -180,7 +182,7 @@ _WRONG = [
         unit="short",
         description="Over five minutes, by VM and kind. Empty as long as all is well.",
         expr=f"instance_vm_kind:vpmu_divergences:increase5m{_HERE}",
-        legend="{{vm}} {{kind}}",
+        legend="{{instance}} {{vm}} {{kind}}",
         stacked=True,
         link=TO_VM,
     ),
@@ -189,7 +191,7 @@ _WRONG = [
         unit="short",
         description="Over five minutes, by VM and errno. Empty as long as all is well.",
         expr=f"instance_vm_errno:vpmu_create_failures:increase5m{_HERE}",
-        legend="{{vm}} {{errno}}",
+        legend="{{instance}} {{vm}} {{errno}}",
         stacked=True,
         link=TO_VM,
     ),
@@ -198,15 +200,15 @@ _WRONG = [
         unit="short",
         description=ORPHANED,
         expr=f"topk(10, vpmu_orphaned_events{_HERE})",
-        legend="{{vm}}",
+        legend="{{instance}} {{vm}}",
         link=TO_VM,
     ),
     lines(
         title="Leaked events",
         unit="short",
-        description=f"{_LEAKED} The ten VMs with the most.",
+        description=f"{LEAKED} The ten VMs with the most.",
         expr=f"topk(10, vpmu_leaked_events{_HERE} > 0)",
-        legend="{{vm}}",
+        legend="{{instance}} {{vm}}",
         link=TO_VM,
     ),
     lines(
@@ -214,7 +216,7 @@ _WRONG = [
         unit="short",
         description="Host perf events that VMs currently hold; the ten VMs with the most.",
         expr=f"topk(10, vpmu_events{_HERE})",
-        legend="{{vm}}",
+        legend="{{instance}} {{vm}}",
         link=TO_VM,
     ),
     lines(
@@ -222,7 +224,7 @@ _WRONG = [
         unit="short",
         description=f"{STARVED} The ten VMs with the most.",
         expr=f"topk(10, vpmu_starved_pmcs{_HERE} > 0)",
-        legend="{{vm}}",
+        legend="{{instance}} {{vm}}",
         stacked=True,
         link=TO_VM,
     ),
@@ -234,7 +236,7 @@ _WRONG = [
             "the ten VMs with the most."
         ),
         expr=f"topk(10, rate(vpmu_starvations_total{_HERE}[{RATE}]) > 0)",
-        legend="{{vm}}",
+        legend="{{instance}} {{vm}}",
         link=TO_VM,
     ),
     lines(
@@ -252,7 +254,7 @@ _WRONG = [
         title="Counters by status",
         unit="short",
         description="What the counters in use do, according to the census.",
-        expr=f'sum by (status) (vpmu_pmcs{{{_OF},status!="idle"}}) > 0',
+        expr=f'sum by (status) (vpmu_pmcs{{{CHOSEN},status!="idle"}}) > 0',
         legend="{{status}}",
         stacked=True,
     ),
@@ -263,7 +265,7 @@ _WRONG = [
             "Part of the time that events were enabled in which they ran; the ten VMs with the smallest."
         ),
         expr=f"bottomk(10, vpmu_running_ratio{_HERE})",
-        legend="{{vm}}",
+        legend="{{instance}} {{vm}}",
         link=TO_VM,
     ),
 ]
@@ -280,13 +282,14 @@ _AGENT = [
         title="vPMUs",
         description="Running VMs, by how KVM gives them their PMU; only emulated vPMUs are traced.",
         expr=f"count by (mode) (vpmu_mode{_HERE})"
-        f' or label_replace(vpmu_host_vpmu_enabled{_HERE} == 0, "mode", "none can be had", "", "")',
+        " or sum by (mode)"
+        f' (label_replace(vpmu_host_vpmu_enabled{_HERE} == 0, "mode", "none can be had", "", ""))',
         legend="{{mode}}",
     ),
     versions(
         title="Version",
-        description="Version of the agent.",
-        expr=f"vpmu_agent_build_info{_HERE}",
+        description="Number of agents, by version: one for each host that is chosen.",
+        expr=f"count by (version) (vpmu_agent_build_info{_HERE})",
         legend="{{version}}",
         span=4,
     ),
@@ -294,7 +297,7 @@ _AGENT = [
         title="Probes",
         description="Kernel functions whose probes run, by attach mode; without any, the agent sees nothing.",
         expr=f"vpmu_agent_attached_probes{_HERE} {UNLESS_BLIND}",
-        legend="{{mode}}",
+        legend="{{instance}} {{mode}}",
         span=4,
     ),
     stat(
@@ -317,7 +320,7 @@ _AGENT = [
         unit="cps",
         description="What the agent loses; with ring_full and errors_full the counts stay complete.",
         expr=f"rate(vpmu_agent_lost_records_total{_HERE}[{RATE}])",
-        legend="{{reason}}",
+        legend="{{instance}} {{reason}}",
         span=8,
     ),
     lines(
@@ -325,7 +328,7 @@ _AGENT = [
         unit="percentunit",
         description="Entries in the agent's BPF maps, as a share of the maximum.",
         expr=f"vpmu_agent_map_entries{_HERE} / vpmu_agent_map_max_entries{_HERE}",
-        legend="{{map}}",
+        legend="{{instance}} {{map}}",
         span=8,
     ),
     lines(
@@ -333,7 +336,7 @@ _AGENT = [
         unit="s",
         description="How long the agent takes to answer a scrape.",
         expr=f"vpmu_agent_scrape_duration_seconds{_HERE}",
-        legend="scrape",
+        legend="{{instance}}",
         span=8,
     ),
     timeseries(
@@ -341,8 +344,8 @@ _AGENT = [
         unit="short",
         description="Whether the last pull of the census worked (1), and pulls per second.",
         queries=[
-            query(f"vpmu_agent_census_up{_HERE}", "up"),
-            query(f"rate(vpmu_agent_census_pulls_total{_HERE}[{RATE}])", "pulls per second"),
+            query(f"vpmu_agent_census_up{_HERE}", "{{instance}} up"),
+            query(f"rate(vpmu_agent_census_pulls_total{_HERE}[{RATE}])", "{{instance}} pulls per second"),
         ],
         span=8,
     ),
@@ -351,7 +354,7 @@ _AGENT = [
         unit="short",
         description="vCPUs, counters in use and their events, and events of others, in the last pull.",
         expr=f"vpmu_agent_census_records{_HERE}",
-        legend="records",
+        legend="{{instance}}",
         span=8,
     ),
     lines(
@@ -359,23 +362,23 @@ _AGENT = [
         unit="percentunit",
         description="100 % is one CPU; it is pulled less often where that would be more than 1 %.",
         expr=f"rate(vpmu_agent_census_cpu_seconds_total{_HERE}[{RATE}])",
-        legend="CPU",
+        legend="{{instance}}",
         span=8,
     ),
     lines(
         title="Agent's memory",
         unit="bytes",
         description="Resident memory.",
-        expr=f"process_resident_memory_bytes{_HERE} and on (job, instance) vpmu_agent_build_info",
-        legend="resident",
+        expr=f"process_resident_memory_bytes{_HERE} {_OF_AGENTS}",
+        legend="{{instance}}",
         span=8,
     ),
     lines(
         title="Agent's CPU time",
         unit="percentunit",
         description="100 % is one CPU.",
-        expr=(f"rate(process_cpu_seconds_total{_HERE}[{RATE}]) and on (job, instance) vpmu_agent_build_info"),
-        legend="CPU",
+        expr=f"rate(process_cpu_seconds_total{_HERE}[{RATE}]) {_OF_AGENTS}",
+        legend="{{instance}}",
         span=8,
     ),
     timeseries(
@@ -386,8 +389,8 @@ _AGENT = [
             "and VMs whose last counts no scrape has seen."
         ),
         queries=[
-            query(f"rate(vpmu_agent_delayed_messages_total{_HERE}[{RATE}])", "{{to}}"),
-            query(f"rate(vpmu_agent_dropped_vms_total{_HERE}[{RATE}])", "VMs"),
+            query(f"rate(vpmu_agent_delayed_messages_total{_HERE}[{RATE}])", "{{instance}} {{to}}"),
+            query(f"rate(vpmu_agent_dropped_vms_total{_HERE}[{RATE}])", "{{instance}} VMs"),
         ],
         span=8,
     ),
@@ -403,13 +406,6 @@ def host() -> Dashboard:
             "How one host's VMs use their performance counters, what that costs, and whether the agent is "
             "well."
         ),
-        variables=[
-            variable(
-                name="instance",
-                label="Host",
-                description="A host, by the address at which its agent is scraped.",
-                metric="vpmu_agent_build_info",
-            )
-        ],
+        variables=[hosts("One host or several, by the address at which its agent is scraped.")],
         rows={"Now": _NOW, "Who pays": _WHO_PAYS, "What goes wrong": _WRONG, "The agent": _AGENT},
     )

@@ -30,20 +30,26 @@ DATASOURCE = dashboard.DataSourceRef(type_val="prometheus", uid="${datasource}")
 
 RATE = "$__rate_interval"
 
+CHOSEN = 'job=~"$job",instance=~"$instance"'
+"""The matchers of every selector: the jobs and hosts that are chosen."""
+
 TOP = 50
 """Rows of a table: a fleet has more hosts than anyone reads."""
 
-UNLESS_BLIND = "unless on (job, instance) vpmu_agent_self_test_ok == 0"
+UNLESS_BLIND = f"unless on (job, instance) vpmu_agent_self_test_ok{{{CHOSEN}}} == 0"
 """Leaves out the agents whose probes do not run."""
 
 UNMEASURED = "Not measured with --no-durations."
 """What panels say that need the durations of calls."""
 
+TAX = f"CPU time that hosts spend in KVM's calls for guests' counters; 100 % is one CPU. {UNMEASURED}"
+
 STARVED = "Counters that guests have enabled and that the host's PMU has no room for all the time."
+LEAKED = "Host perf events that KVM made and that no counter holds any more, as the census found them."
 ORPHANED = "Host perf events that VMs' counters left behind and that nothing will release."
 
 _Panel = TypeVar("_Panel", Timeseries, Stat, Table, Heatmap)
-_KEEP = "${datasource:queryparam}&${__url_time_range}"
+_KEEP = "${datasource:queryparam}&${job:queryparam}&${__url_time_range}"
 
 
 def query(expr: str, legend: str = "") -> Dataquery:
@@ -137,7 +143,8 @@ def table(
     top = f"topk({TOP}, {first})"
     # Prometheus cannot limit one query by the order of another: each selects the rows of the first itself.
     exprs = [top, *(f"{expr} and on ({', '.join(columns)}) {top}" for expr in others)]
-    panel = Table().height(8).span(span)
+    # Labels are text: a VM may be named 1234567, which is not 1.23 Mil.
+    panel = Table().unit("string").height(8).span(span)
     fields = [f"Value #{_ref_id(i)}" for i in range(len(values))] if len(values) > 1 else ["Value"]
     names = dict(columns) | dict(zip(fields, values, strict=True))
     panel.with_transformation(dashboard.DataTransformerConfig(id_val="merge", options={}))
@@ -187,8 +194,13 @@ HOST_ROW = HOST_URL % "${__data.fields.Host}"
 VM_ROW = VM_URL % ("${__data.fields.Host}", "${__data.fields.VM}")
 
 
-def variable(name: str, label: str, description: str, metric: str, *, several: bool = False) -> QueryVariable:
-    """Return a variable with the values of the label `name` in `metric`."""
+def variable(
+    name: str, label: str, description: str, metric: str, *, several: bool = False, everything: bool = False
+) -> QueryVariable:
+    """Return a variable with the values of the label `name` in `metric`.
+
+    It takes one value, with `several` any number of them, and with `everything` has all as its default.
+    """
     made = QueryVariable(name).label(label).description(description).datasource(DATASOURCE)
     # As Grafana's own editor writes this kind of query; a plain string is the older form.
     made.query(
@@ -196,11 +208,18 @@ def variable(name: str, label: str, description: str, metric: str, *, several: b
     )
     made.refresh(dashboard.VariableRefresh.ON_TIME_RANGE_CHANGED)
     made.sort(dashboard.VariableSort.ALPHABETICAL_ASC)
-    if several:
-        # Not the default, a list of all names, which is too long for a thousand hosts.
-        made.multi(True).include_all(True).all_value(".+")
-        made.current(dashboard.VariableOption(text="All", value="$__all"))
+    if several or everything:
+        # Grafana's own value for all is a list of all names, which is too long for a thousand hosts.
+        made.multi(True).all_value(".+")
+    if everything:
+        made.include_all(True).current(dashboard.VariableOption(text="All", value="$__all"))
     return made
+
+
+def hosts(description: str, *, everything: bool = False) -> QueryVariable:
+    """Return the variable for hosts: one, several or, with `everything`, all of them."""
+    agents = 'vpmu_agent_build_info{job=~"$job"}'
+    return variable("instance", "Host", description, agents, several=True, everything=everything)
 
 
 def build(
@@ -223,6 +242,15 @@ def build(
     )
     made.with_variable(
         DatasourceVariable("datasource").label("Data source").type("prometheus").description("A Prometheus.")
+    )
+    made.with_variable(
+        variable(
+            "job",
+            "Job",
+            "Prometheus's jobs that scrape agents.",
+            "vpmu_agent_build_info",
+            everything=True,
+        )
     )
     for each in variables:
         made.with_variable(each)

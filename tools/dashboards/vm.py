@@ -6,11 +6,13 @@ from grafana_foundation_sdk.builders.dashboard import CustomVariable
 from grafana_foundation_sdk.models.dashboard import Dashboard, VariableOption
 
 from tools.dashboards.panels import (
+    CHOSEN,
     RATE,
     UNMEASURED,
     build,
     dashed,
     heatmap,
+    hosts,
     lines,
     query,
     stat,
@@ -20,7 +22,7 @@ from tools.dashboards.panels import (
 )
 from vpmu_agent.model.call import CallName
 
-_OF = 'instance=~"$instance",vm="$vm"'
+_OF = f'{CHOSEN},vm="$vm"'
 _IT = f"{{{_OF}}}"
 
 _TAX = f"CPU time that the host spends in KVM's calls for this VM's counters; 100 % is one CPU. {UNMEASURED}"
@@ -302,18 +304,12 @@ def vm() -> Dashboard:
             "groups, and the time that the calls took."
         ),
         variables=[
-            variable(
-                name="instance",
-                label="Host",
-                description="Where the VM runs or has run: several hosts after a migration.",
-                metric="vpmu_agent_build_info",
-                several=True,
-            ),
+            hosts("Where the VM runs or has run: several hosts after a migration.", everything=True),
             variable(
                 name="vm",
                 label="VM",
                 description="A VM, by name.",
-                metric='vpmu_events{instance=~"$instance"}',
+                metric=f"vpmu_events{{{CHOSEN}}}",
             ),
             call,
         ],
