@@ -117,7 +117,7 @@ _WHO_PAYS = [
     ),
     table(
         title="VMs",
-        description=f"The VMs of the host, by tax. {TAX}",
+        description=f"VMs by tax. {TAX}",
         columns=_VM,
         values={
             "Tax": (
@@ -404,7 +404,7 @@ def host() -> Dashboard:
         uid="vpmu-agent-host",
         description=(
             "How one host's VMs use their performance counters, what that costs, and whether the agent is "
-            "well."
+            "well. Choose several hosts to compare them."
         ),
         variables=[hosts("One host or several, by the address at which its agent is scraped.")],
         rows={"Now": _NOW, "Who pays": _WHO_PAYS, "What goes wrong": _WRONG, "The agent": _AGENT},

@@ -20,10 +20,11 @@ from tools.dashboards.panels import (
     timeseries,
     variable,
 )
-from vpmu_agent.model.call import CallName
+from vpmu_agent.model.call import CallName, UncheckedCall
 
 _OF = f'{CHOSEN},vm="$vm"'
 _IT = f"{{{_OF}}}"
+_CALLS = [*CallName, *UncheckedCall]
 
 _TAX = f"CPU time that the host spends in KVM's calls for this VM's counters; 100 % is one CPU. {UNMEASURED}"
 
@@ -293,7 +294,7 @@ _TIME = [
 def vm() -> Dashboard:
     """Return the dashboard."""
     call = (
-        CustomVariable("call").label("Call").description("What the heatmap shows.").values(",".join(CallName))
+        CustomVariable("call").label("Call").description("What the heatmap shows.").values(",".join(_CALLS))
     )
     call.multi(True).include_all(True).all_value(".+").current(VariableOption(text="All", value="$__all"))
     return build(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
@@ -141,6 +142,22 @@ def test_runbooks_can_be_somewhere_else() -> None:
     for wrong in ("dashboards/README.md", "https://wiki.example.org/#vpmu", 'https://wiki.example.org/"'):
         with pytest.raises(ValueError, match="is no web address"):
             rules.alerts(wrong)
+
+
+def test_dashboards_can_be_in_a_grafana_of_ones_own() -> None:
+    assert rules.ALERTS.read_text().count('dashboard_url: "/d/vpmu-agent-') == len(ALERTS)
+    for address in ("https://grafana.example.org", "https://example.org/grafana/"):
+        moved = rules.alerts(grafana=address)
+        assert moved.count(f'dashboard_url: "{address.rstrip("/")}/d/vpmu-agent-') == len(ALERTS)
+    with pytest.raises(ValueError, match="'grafana' is no web address such as https://grafana"):
+        rules.alerts(grafana="grafana")
+
+
+@pytest.mark.parametrize("arguments", [["--to", "."], ["--grafana", "https://grafana.example.org"]])
+def test_a_copy_of_the_rules_has_an_address_and_a_place(arguments: list[str]) -> None:
+    refused = CliRunner().invoke(rules.main, arguments)
+    assert refused.exit_code == 2
+    assert "--to belongs together with --runbooks or --grafana" in refused.output
 
 
 def test_the_packages_rules_say_where_its_runbooks_are() -> None:
