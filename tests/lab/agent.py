@@ -19,8 +19,8 @@ from .errors import LabError
 
 COMMAND = (sys.executable, "-m", "vpmu_agent")
 """By the host's own Python, from the source tree. Its package is what the tests of the service run."""
-# Importing bcc and compiling take 10 to 20 s where every instruction is emulated, minutes on a busy machine.
-START_S = 180.0
+# Importing bcc and compiling take a minute where every instruction is emulated, several on a busy machine.
+START_S = 300.0
 STOP_S = 60.0
 
 Line = dict[str, Any]

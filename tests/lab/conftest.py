@@ -5,15 +5,18 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from . import live, places, pmu
+from . import agent, live, places, pmu
 
 # On another kernel these tests are not skipped, they are not there.
 collect_ignore = ["test_mediated.py"] if places.in_vm() and not live.knows_mediated_vpmu() else []
 
+SYSTEMD = Path("/run/systemd/system")  # sd_booted(3)
 SYS_PERF_EVENT_OPEN = 298  # x86-64
 PERF_TYPE_HARDWARE = 0
 PERF_FLAG_FD_CLOEXEC = 8
@@ -23,6 +26,13 @@ def pytest_runtest_setup() -> None:
     # A failure and no skip: `make test` must not pass without these.
     if not places.in_vm():
         pytest.fail("lab tests run in the lab VM only: make lab", pytrace=False)
+
+
+def pytest_sessionstart() -> None:
+    """Compiles the programs that most tests attach: so no test's time is that of a compiler, emulated."""
+    if places.in_vm() and not SYSTEMD.exists():  # where the service has its own
+        live.make_live()
+        subprocess.run([*agent.COMMAND, "run", "--compile-only"], check=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
