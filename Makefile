@@ -82,10 +82,10 @@ lab: .venv/deb lab-kernel
 	$(MAKE) --no-print-directory -j 2 lab-grouped lab-stock lab-service lab-debian13
 
 lab-stock: .venv/ready
-	$(call lab,stock)
+	$(call lab,stock,-m 'not matrix')
 
 lab-grouped: .venv/ready lab-kernel
-	$(call lab,grouped,--kernel grouped)
+	$(call lab,grouped,--kernel grouped -m 'not matrix')
 
 lab-debian13: .venv/ready
 	$(call lab,debian13,--host debian13 --kernel backports -m slim)

@@ -61,14 +61,20 @@ def calls(metrics: Metrics) -> float:
     return total(metrics, "vpmu_calls_total", vm="web01")
 
 
-BLINDED = [
-    pytest.param("fexit", FTRACE, "kernel.ftrace_enabled is 0", id="fexit-ftrace"),
-    pytest.param("kprobe", FTRACE, "kernel.ftrace_enabled is 0", id="kprobe-ftrace"),
-    pytest.param("kprobe", KPROBES, "kprobes may be switched off", id="kprobe-kprobes"),
-]
+FEXIT_FTRACE = ("fexit", FTRACE, "kernel.ftrace_enabled is 0")
+KPROBE_FTRACE = ("kprobe", FTRACE, "kernel.ftrace_enabled is 0")
+KPROBE_KPROBES = ("kprobe", KPROBES, "kprobes may be switched off")
+also = pytest.mark.matrix
 
 
-@pytest.mark.parametrize(("mode", "switch", "why"), BLINDED)
+@pytest.mark.parametrize(
+    ("mode", "switch", "why"),
+    [
+        pytest.param(*FEXIT_FTRACE, id="fexit-ftrace"),
+        pytest.param(*KPROBE_FTRACE, id="kprobe-ftrace", marks=also),
+        pytest.param(*KPROBE_KPROBES, id="kprobe-kprobes"),
+    ],
+)
 def test_probes_that_are_switched_off_and_on_again(mode: str, switch: Path, why: str) -> None:
     with agent.run(LISTEN, "--attach", mode) as running:
         wait_until(lambda: ready() == (200, "ready\n"), running)
@@ -104,7 +110,14 @@ def test_probes_that_are_switched_off_and_on_again(mode: str, switch: Path, why:
         assert running.stop().status == 0
 
 
-@pytest.mark.parametrize(("mode", "switch", "why"), BLINDED)
+@pytest.mark.parametrize(
+    ("mode", "switch", "why"),
+    [
+        pytest.param(*FEXIT_FTRACE, id="fexit-ftrace", marks=also),
+        pytest.param(*KPROBE_FTRACE, id="kprobe-ftrace"),
+        pytest.param(*KPROBE_KPROBES, id="kprobe-kprobes", marks=also),
+    ],
+)
 def test_a_daemon_that_is_blind_from_the_start(mode: str, switch: Path, why: str) -> None:
     with off(switch), agent.run(LISTEN, "--attach", mode) as running:
         wait_until(lambda: ready()[0] == 503 and why in ready()[1], running)
@@ -122,7 +135,7 @@ def test_a_daemon_that_is_blind_from_the_start(mode: str, switch: Path, why: str
         assert running.stop().status == 0
 
 
-@pytest.mark.parametrize("mode", ["fexit", "kprobe"])
+@pytest.mark.parametrize("mode", ["fexit", pytest.param("kprobe", marks=also)])
 def test_a_trace_ends_when_its_probes_do_not_run(mode: str) -> None:
     command = [*COMMAND, "trace", "--output", "json", "--attach", mode, "--duration", "30"]
     with off(FTRACE):

@@ -18,6 +18,7 @@ from .scrape import scrape_until, total
 LISTEN = "127.0.0.1:9775"
 
 
+@pytest.mark.matrix
 @pytest.mark.timeout(600)
 def test_a_starved_linux_guest_is_told_of_everywhere_with_who_starves_it() -> None:
     pmu.set_room(3)
