@@ -14,7 +14,7 @@ import pytest
 from . import agent, live, places, pmu
 from .grouped import control
 
-# On another kernel these tests are not skipped, they are not there; nor where groups make no difference to them.
+# On another kernel these tests are not skipped, they are not there; nor where groups make no difference.
 collect_ignore: list[str] = []
 if places.in_vm():
     if not live.knows_mediated_vpmu():
