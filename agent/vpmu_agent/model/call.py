@@ -59,8 +59,10 @@ class Call:
 
     `time_ns` is the entry, in nanoseconds since the epoch; `duration_ns` the time to the return, 0 where it
     was not measured.
-    `pmc`, `event` and `leader` are kernel addresses: 0 means none (`event` of a create that failed, `leader`
-    of a create without a group leader, `pmc` of the guest-LBR event). `result` is 0 or a negative errno.
+    `pmc`, `event` and `leader` tell the kernel's objects apart: each is the pseudonym of an address
+    (probes/pseudonyms.py), or the address itself in recordings of agents before 0.4. 0 means none (`event`
+    of a create that failed, `leader` of a create without a group leader, `pmc` of the guest-LBR event).
+    `result` is 0 or a negative errno.
     `pmc_idx` counts from 0 within its type; `vcpu` is -1 where it cannot be known (guest LBR).
     `max_nr_events` is read at entry and is 1 where `struct kvm_pmc` has no such field. `event_count` is KVM's
     own count of the vCPU's events (`struct kvm_pmu`) at entry, -1 where it is not known (guest LBR).

@@ -11,6 +11,7 @@ from vpmu_agent.model.call import Attr, Call, PmcType
 from vpmu_agent.model.rules import Expected, Kind
 from vpmu_agent.model.verdict import Observation, verdict
 from vpmu_agent.probes.layout import CALL, CALLS, FIXED_BASE_IDX, PMC_TYPES, PROCESS, SIZES
+from vpmu_agent.probes.pseudonyms import make_pseudonyms
 
 # Bits of the bit field in struct perf_event_attr (include/uapi/linux/perf_event.h), counted from `disabled`.
 _DISABLED, _PINNED = 1 << 0, 1 << 2
@@ -56,6 +57,9 @@ class VmNames(Protocol):
 class Decoder:
     """Turns records into calls, in the order of their arrival.
 
+    Kernel addresses end here: calls have pseudonyms in their place, so that nothing which is made of them can
+    give an address away. Those of two decoders have nothing in common.
+
     `epoch_ns` plus CLOCK_MONOTONIC is the time in nanoseconds since the epoch.
     """
 
@@ -63,6 +67,7 @@ class Decoder:
         self.epoch_ns = epoch_ns
         self._vms = vms
         self._lost = 0
+        self._pseudonym = make_pseudonyms()
 
     def call(self, data: bytes) -> Observation | None:
         """Return the call in a record and the monitor's verdict on it, None for the record of a process.
@@ -83,9 +88,9 @@ class Decoder:
             time_ns=r.time_ns + self.epoch_ns,
             duration_ns=r.duration_ns,
             name=CALLS[r.name],
-            pmc=r.pmc,
-            event=r.event,
-            leader=r.leader,
+            pmc=self._pseudonym(r.pmc),
+            event=self._pseudonym(r.event),
+            leader=self._pseudonym(r.leader),
             result=r.result,
             attr=attr_of(r.attr_type, r.attr_config, r.attr_sample_period, r.attr_flags),
             vm=self._vms.name(r.tgid),
