@@ -212,7 +212,7 @@ def cli() -> None:
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
     callback=_in_a_directory,
     metavar="FILE",
-    help="Also write the calls to FILE, for `replay`; an existing file is overwritten.",
+    help="Also write the calls to FILE, for `replay`. Only you can read it; one of yours is overwritten.",
 )
 @click.option("--wait", is_flag=True, help="Start even if the VM given by --vm is not running yet.")
 @options.attach

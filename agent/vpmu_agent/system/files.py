@@ -1,4 +1,8 @@
-"""Read the files that the agent is told to read: regular ones, of a bounded size, without waiting."""
+"""The files that the agent is told to read or to write.
+
+It reads regular ones, of a bounded size; it writes what other users neither chose nor can read. It waits for
+nobody who would have to open the other end.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,10 @@ _NOT_REGULAR = {
     stat.S_IFCHR: "a character device",
     stat.S_IFBLK: "a block device",
 }
+
+_WRITE = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
+_PRIVATE = 0o600
+_ROOT = 0
 
 
 def read_file(path: Path, max_size: int) -> bytes:
@@ -55,6 +63,61 @@ def read_opened(descriptor: int, max_size: int) -> bytes:
         if len(data) > max_size:
             raise OSError(errno.EFBIG, f"longer than {max_size // 1024} KiB")
     return bytes(data)
+
+
+def create_private_file(path: Path) -> int:
+    """Open a file for writing that only this user can read; return its descriptor.
+
+    It is a new one, or one of this user's, which is emptied and no longer open to others. A FIFO or a
+    character device serves too, if it is this user's or root's. A symbolic link of theirs is followed, and
+    what it leads to keeps its owner and its mode: so /dev/stdout works.
+
+    Raise OSError for what another user made, who could read what is written or have it written to where it
+    does harm; for a FIFO without a reader, which could keep this process waiting; and if the file cannot be
+    written. `strerror` then says so.
+    """
+    try:
+        return os.open(path, _WRITE | os.O_CREAT | os.O_EXCL, _PRIVATE)
+    except FileExistsError:
+        is_followed = _is_trusted_link(path)
+    try:
+        descriptor = os.open(path, _WRITE if is_followed else _WRITE | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno in _NOT_WRITABLE:
+            raise OSError(error.errno, _NOT_WRITABLE[error.errno]) from error
+        raise
+    try:
+        found = os.fstat(descriptor)
+        if stat.S_ISBLK(found.st_mode):
+            raise OSError(errno.EINVAL, "it is a block device")
+        if not is_followed:
+            _make_private(descriptor, found)
+        if stat.S_ISREG(found.st_mode):
+            os.ftruncate(descriptor, 0)
+        os.set_blocking(descriptor, True)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+_NOT_WRITABLE = {
+    errno.ELOOP: "it is another user's symbolic link",
+    errno.ENXIO: "it is a FIFO that nobody reads, or a socket",
+}
+
+
+def _is_trusted_link(path: Path) -> bool:
+    """Return whether this user or root made what is a symbolic link. Raise OSError."""
+    found = path.lstat()
+    return stat.S_ISLNK(found.st_mode) and found.st_uid in (_ROOT, os.geteuid())
+
+
+def _make_private(descriptor: int, found: os.stat_result) -> None:
+    if found.st_uid not in (_ROOT, os.geteuid()):
+        raise OSError(errno.EPERM, f"it belongs to another user (uid {found.st_uid}); remove it first")
+    if stat.S_ISREG(found.st_mode):
+        os.fchmod(descriptor, _PRIVATE)
 
 
 def _require_regular(found: os.stat_result) -> None:

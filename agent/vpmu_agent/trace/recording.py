@@ -6,12 +6,13 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from io import BytesIO
+from io import BytesIO, FileIO
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from vpmu_agent.model.call import Call
+from vpmu_agent.system.files import create_private_file
 from vpmu_agent.system.stdout import OutputError
 from vpmu_agent.trace.call_json import SCHEMA, CallReader, dumps, summary_json
 from vpmu_agent.trace.tally import Tally, Unchecked, counted_as
@@ -42,15 +43,16 @@ class Header:
 class Recorder:
     """A recording that is being written. The file has half a line only for as long as one write takes.
 
-    An existing file is overwritten, as by tcpdump -w and strace -o. Raises RecordingError if the file cannot
-    be created, and OutputError if a later write fails: the file then ends with the last whole line.
+    Only the user can read it. An existing file of theirs is overwritten, as by tcpdump -w and strace -o; what
+    another user made is not written to (system/files.py). Raises RecordingError if the file cannot be
+    created, and OutputError if a later write fails: the file then ends with the last whole line.
     """
 
     def __init__(self, path: Path, header: Header) -> None:
         self.path = path
         self._calls = 0
         try:
-            self._file = path.open("wb", buffering=0)
+            self._file = FileIO(create_private_file(path), "wb")
         except OSError as error:
             raise RecordingError(f"{path}: cannot record to it: {error.strerror}") from error
         self._write([dumps({"schema": SCHEMA, "kind": "recording", **asdict(header)})])

@@ -1,16 +1,17 @@
-"""What is read as a file, and what is not."""
+"""What is read or written as a file, and what is not."""
 
 from __future__ import annotations
 
 import errno
 import os
 import socket
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from vpmu_agent.system.files import read_file
+from vpmu_agent.system.files import create_private_file, read_file
 
 KIB = 1024
 
@@ -82,6 +83,125 @@ def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
             read_file(file, size)
         except OSError:
             assert size == KIB
+    assert open_descriptors() == before
+
+
+# Writing
+
+NOBODY = 65534
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def write(path: Path, data: bytes) -> None:
+    descriptor = create_private_file(path)
+    try:
+        assert os.write(descriptor, data) == len(data)
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o077])
+def test_a_new_file_is_the_users_alone(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write(tmp_path / "new", b"new")
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "new") == 0o600
+
+
+def test_an_own_file_is_emptied_and_is_the_users_alone(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"what was there before")
+    file.chmod(0o666)
+    write(file, b"new")
+    assert file.read_bytes() == b"new"
+    assert mode(file) == 0o600
+
+
+def test_a_link_of_ones_own_is_followed_and_what_it_leads_to_keeps_its_mode(tmp_path: Path) -> None:
+    file, link = tmp_path / "file", tmp_path / "link"
+    file.write_bytes(b"what was there before")
+    file.chmod(0o644)
+    link.symlink_to("file")
+    write(link, b"new")
+    assert link.is_symlink()
+    assert file.read_bytes() == b"new"
+    assert mode(file) == 0o644
+
+
+def test_a_link_to_nothing_creates_nothing(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("file")
+    with pytest.raises(FileNotFoundError):
+        create_private_file(tmp_path / "link")
+    assert not (tmp_path / "file").exists()
+
+
+@as_root
+@pytest.mark.parametrize("make", [Path.touch, os.mkfifo])
+def test_what_another_user_made_is_left_as_it_is(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    theirs = tmp_path / "theirs"
+    make(theirs)
+    if theirs.is_file():
+        theirs.write_bytes(b"theirs")
+    os.chown(theirs, NOBODY, NOBODY)
+    reader = os.open(theirs, os.O_RDONLY | os.O_NONBLOCK)  # or a FIFO would be refused for want of one
+    try:
+        with pytest.raises(PermissionError, match=r"it belongs to another user \(uid 65534\)"):
+            create_private_file(theirs)
+        assert os.read(reader, 10) == (b"theirs" if theirs.is_file() else b"")
+    finally:
+        os.close(reader)
+
+
+@as_root
+def test_a_link_of_another_user_is_not_followed(tmp_path: Path) -> None:
+    ours, link = tmp_path / "ours", tmp_path / "link"
+    ours.write_bytes(b"ours")
+    link.symlink_to(ours)
+    os.chown(link, NOBODY, NOBODY, follow_symlinks=False)
+    with pytest.raises(OSError, match="it is another user's symbolic link"):
+        create_private_file(link)
+    assert ours.read_bytes() == b"ours"
+
+
+def test_nobody_is_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    make_socket(tmp_path / "socket")
+    for name in ("fifo", "socket"):
+        with pytest.raises(OSError, match="it is a FIFO that nobody reads, or a socket"):
+            create_private_file(tmp_path / name)
+
+
+def test_a_fifo_with_a_reader_waits_for_the_reader(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    descriptor = create_private_file(fifo)
+    try:
+        assert os.get_blocking(descriptor)
+        os.write(descriptor, b"new")
+        assert os.read(reader, 10) == b"new"
+    finally:
+        os.close(descriptor)
+        os.close(reader)
+
+
+def test_a_device_can_be_written_to() -> None:
+    write(Path("/dev/null"), b"new")
+
+
+def test_no_descriptor_is_left_open_after_a_refusal(tmp_path: Path) -> None:
+    (tmp_path / "directory").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    before = open_descriptors()
+    for name in ("directory", "fifo", "nowhere/file"):
+        with pytest.raises(OSError, match=r"."):
+            create_private_file(tmp_path / name)
     assert open_descriptors() == before
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import stat
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -315,6 +316,11 @@ def test_a_recording_overwrites_what_was_there(tmp_path: Path) -> None:
     path.write_text("x" * 100_000)
     record(path, CALLS)
     assert read(path.read_bytes())[0] == CALLS
+
+
+def test_a_recording_is_the_users_alone(tmp_path: Path) -> None:
+    record(tmp_path / "recording", CALLS)
+    assert stat.S_IMODE((tmp_path / "recording").stat().st_mode) == 0o600
 
 
 def test_a_recording_that_can_not_be_made_names_its_path(tmp_path: Path) -> None:
