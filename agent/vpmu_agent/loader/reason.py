@@ -20,6 +20,9 @@ VERIFIER_TODO = (
 # clang: file:line:column: error: text, or error: text if it is not about a file.
 _COMPILER_ERROR = re.compile(r"^(?:\S+:\d+:\d+: )?(?:fatal )?error: .+|^LLVM ERROR: .+", re.MULTILINE)
 _MAX_LINES = 3  # of a reason; if there are more, it is some other output
+# Of the kernel, in hex or as a number: a program that is loaded has that of KVM's overflow handler in it.
+_ADDRESS = re.compile(r"\b(?:0x)?f{4}[0-9a-f]{12}\b|\b18446[67]\d{14}\b")
+
 # What the verifier prints besides its reason (kernel/bpf/verifier.c and log.c): the instructions that it
 # followed, the state of the registers at each, its backtracking (mark_chain_precision()) and its statistics.
 _NOT_THE_REASON = re.compile(
@@ -64,7 +67,7 @@ def last_words(printed: str) -> str:
 
     The verifier's reason follows the last instruction that it looked at. It can have several lines, such as
     "invalid access to map value, value_size=8 off=8 size=8" and "R1 max value is outside of the allowed
-    memory range"; after it come states, statistics and hints.
+    memory range"; after it come states, statistics and hints. Kernel addresses are left out of it.
     """
     lines = [line.strip() for line in printed.splitlines() if line.strip()]
     while lines and _NOT_THE_REASON.match(lines[-1]):
@@ -72,4 +75,4 @@ def last_words(printed: str) -> str:
     reason: list[str] = []
     while lines and len(reason) < _MAX_LINES and not _NOT_THE_REASON.match(lines[-1]):
         reason.append(lines.pop())
-    return "; ".join(reversed(reason))
+    return _ADDRESS.sub("(an address)", "; ".join(reversed(reason)))

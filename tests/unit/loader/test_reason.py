@@ -127,3 +127,12 @@ def test_a_kernel_that_gives_no_reason() -> None:
 def test_an_output_of_no_known_form_is_not_told_at_length() -> None:
     assert last_words("\n".join(f"line {number}" for number in range(9))) == "line 6; line 7; line 8"
     assert last_words("processed 5 insns (limit 1000000)\n") == ""
+
+
+@pytest.mark.parametrize("written", ["0xffffffffc0a51230", "ffffffffc0a51230", "18446744072645054000"])
+def test_no_kernel_address_is_told(written: str) -> None:
+    # A program has one in it; whoever may read the log or the page need not have the right to know it.
+    error = kernel_refused(
+        "vpmu_create", errno.EACCES, f"12: (b7) r1 = 1\nno map at {written}\n", instructions=9
+    )
+    assert error.found == "the verifier refuses vpmu_create: no map at (an address)"
