@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import Attack
+from tests.support.addresses import LOWEST, addresses_in
 from tests.support.commands import invoke
 from tests.support.counted import Maps, Processes
 from tests.support.guests import amd, seen
@@ -38,20 +38,8 @@ from vpmu_agent.web.metrics import Exporter
 from vpmu_agent.web.server import Server
 from vpmu_agent.web.state import Overview
 
-LOWEST = 0xFFFF_8000_0000_0000
-"""Of the kernel's half of the address space, on x86-64 with four levels of page tables."""
-
 DIRECT_MAP = 0xFFFF_8881_2345_6000
 VCPU, VM = DIRECT_MAP, DIRECT_MAP + 0x10_0000
-
-_HEX = re.compile(r"(?<![0-9a-f])f{4}[0-9a-f]{12}(?![0-9a-f])", re.IGNORECASE)
-_NUMBER = re.compile(r"-?\d{12,20}")
-
-
-def addresses_in(text: str) -> list[str]:
-    """Everything in a text that could be a kernel address: in hex, or as a number with or without a sign."""
-    numbers = [each for each in _NUMBER.findall(text) if int(each) % 2**64 >= LOWEST and int(each) < 2**64]
-    return [*_HEX.findall(text), *numbers]
 
 
 class Names(Processes):
