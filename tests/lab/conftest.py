@@ -20,7 +20,7 @@ if places.in_vm():
     if not live.knows_mediated_vpmu():
         collect_ignore.append("test_mediated.py")
     if control.is_grouped_kernel():
-        collect_ignore += ["test_blind.py", "test_everywhere.py"]
+        collect_ignore += ["test_switched_off.py", "test_everywhere.py"]
 
 SYSTEMD = Path("/run/systemd/system")  # sd_booted(3)
 SYS_PERF_EVENT_OPEN = 298  # x86-64

@@ -115,7 +115,7 @@ def test_probes_that_are_switched_off_and_on_again(mode: str, switch: Path, why:
     [
         pytest.param(*FEXIT_FTRACE, id="fexit-ftrace", marks=also),
         pytest.param(*KPROBE_FTRACE, id="kprobe-ftrace"),
-        pytest.param(*KPROBE_KPROBES, id="kprobe-kprobes", marks=also),
+        # Not kprobes: if these are switched on after the attaching, Linux 6.1's ftrace ends itself, for good.
     ],
 )
 def test_a_daemon_that_is_blind_from_the_start(mode: str, switch: Path, why: str) -> None:
