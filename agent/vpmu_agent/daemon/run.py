@@ -25,6 +25,7 @@ from vpmu_agent.kernel.facts import cpu_vendor
 from vpmu_agent.model.call import Call
 from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.system.journal import LOG, Level, tell
+from vpmu_agent.system.memory import keep_small
 from vpmu_agent.system.notify import notify
 from vpmu_agent.system.signals import reload_requests, stop_requests
 from vpmu_agent.trace.live import POLL_S, LiveProbes
@@ -58,6 +59,7 @@ def run(read_settings: Callable[[], Settings], *, duration_s: float | None, sour
         link = separate(
             source.loader_command(settings.attach, durations=settings.durations, reads=settings.reads)
         )
+        keep_small()
         faulthandler.enable()  # a service manager's watchdog sends SIGABRT: the log shall say where it hung
         give_up_privileges(link, settings.user)
         if option := hidden_processes():
