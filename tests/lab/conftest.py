@@ -34,20 +34,17 @@ def pytest_runtest_setup() -> None:
         pytest.fail("lab tests run in the lab VM only: make lab", pytrace=False)
 
 
-def pytest_sessionstart() -> None:
-    """Compiles the programs that most tests attach: so no test's time is that of a compiler, emulated."""
-    if places.in_vm() and not SYSTEMD.exists():  # where the service has its own
-        live.make_live()
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Makes the vPMU live, and compiles what most tests attach: no test's time is an emulated compiler's."""
+    if session.config.option.collectonly or not places.in_vm():
+        return
+    live.make_live()
+    if not SYSTEMD.exists():  # where the service has its own
         subprocess.run([*agent.COMMAND, "run", "--compile-only"], check=True)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _live_vpmu() -> None:
-    live.make_live()
-
-
 @pytest.fixture(autouse=True)
-def _willing_pmu(_live_vpmu: None) -> Iterator[None]:
+def _willing_pmu() -> Iterator[None]:
     """Ends what a test told the test PMU to refuse."""
     yield
     pmu.set_room(0)

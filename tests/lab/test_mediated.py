@@ -28,7 +28,7 @@ TOLD_S = 30.0  # a pull is made every second, where nothing is emulated
 
 
 @pytest.fixture(scope="module")
-def _mediated(_live_vpmu: None) -> Iterator[None]:
+def _mediated() -> Iterator[None]:
     live.unload_kvm()
     for command in (
         ["rmmod", "vpmu_test_pmu"],

@@ -14,7 +14,7 @@ collect_ignore_glob = ["test_*.py"] if places.in_vm() and not control.is_grouped
 
 
 @pytest.fixture(autouse=True)
-def _default_controls(_live_vpmu: None) -> Iterator[None]:
+def _default_controls() -> Iterator[None]:
     """Ends what a test told KVM to do."""
     yield
     control.reset()

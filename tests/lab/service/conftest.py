@@ -17,7 +17,7 @@ if places.in_vm() and not control.is_grouped_kernel():
 
 
 @pytest.fixture(scope="session")
-def _installed(_live_vpmu: None) -> None:
+def _installed() -> None:
     unit.install()
 
 
