@@ -10,8 +10,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 def keep_small() -> None:
     """Have malloc use one arena and give back what is free; to be called before there are threads.
 
-    Left alone, it makes an arena for each thread, and raises its thresholds as big buffers come and go, such as
-    the answers to scrapes: of ten megabytes for a moment five stay. Does nothing without mallopt().
+    Left alone, it makes an arena for each thread, and raises its thresholds as big buffers come and go, such
+    as the answers to scrapes: of ten megabytes for a moment five stay. Does nothing without mallopt().
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
