@@ -65,6 +65,7 @@ static int vcpu_count = 1;
 static int linger_ms;
 static bool stepwise;
 static bool filtered;
+static bool busy_reader;
 static struct vcpu vcpus[MAX_VCPUS];
 static pthread_barrier_t stage_reached, stage_left;
 
@@ -112,6 +113,13 @@ static void select_events(struct vcpu *vcpu, int round, uint32_t enable)
 			    event_select[i] | (round & 0xff) << 8 | CTL_USR | CTL_OS | enable);
 }
 
+/* With --read: each counter is read while it counts, and written. */
+static void read_and_write_back(struct vcpu *vcpu)
+{
+	for (int i = 0; i < counters; i++)
+		guest_wrmsr(vcpu, PERF_CTR0 + i, guest_rdmsr(vcpu, PERF_CTR0 + i));
+}
+
 /* With --wait: all vCPUs stand still between two stages until a line comes in. */
 static void stage(struct vcpu *vcpu, const char *name)
 {
@@ -142,6 +150,8 @@ static void *run_vcpu(void *arg)
 		select_events(vcpu, round, 0);
 		select_events(vcpu, round, CTL_EN);
 		guest_spin(vcpu);
+		if (busy_reader)
+			read_and_write_back(vcpu);
 		select_events(vcpu, round, 0);
 		for (int i = 0; i < counters; i++)
 			vcpu->values[round][i] = guest_rdmsr(vcpu, PERF_CTR0 + i);
@@ -241,6 +251,10 @@ static void parse(char **argv)
 			stepwise = true;
 			continue;
 		}
+		if (!strcmp(*arg, "--read")) {
+			busy_reader = true;
+			continue;
+		}
 		if (!strcmp(*arg, "--filter")) {
 			filtered = true;
 			continue;
@@ -259,7 +273,7 @@ static void parse(char **argv)
 		else
 			errx(2,
 			     "usage: %s [-name guest=NAME] [--counters N] [--rounds N] [--vcpus N] "
-			     "[--linger-ms N] [--wait] [--filter]",
+			     "[--linger-ms N] [--wait] [--filter] [--read]",
 			     *argv);
 	}
 }

@@ -128,6 +128,7 @@ def guest_a(
     stepwise: bool = False,
     realtime: bool = False,
     filtered: bool = False,
+    reading: bool = False,
 ) -> Guest:
     """The tiny VMM.
 
@@ -135,6 +136,8 @@ def guest_a(
     loses its CPU, KVM releases the counters that it did not use in that time slice (kvm_pmu_cleanup()), and
     creates them where it would have enabled them: what is always the same is creates and enables together.
     `realtime`: it loses its CPU to nothing else in the VM.
+
+    `reading`: in each round it reads every counter while that counts, and writes it.
 
     `filtered`: its VMM allows it no event (KVM_SET_PMU_EVENT_FILTER).
 
@@ -150,6 +153,8 @@ def guest_a(
         command.append("--wait")
     if filtered:
         command.append("--filter")
+    if reading:
+        command.append("--read")
     return Guest(command)
 
 

@@ -97,12 +97,15 @@ def reads(metrics: Metrics, vm: str) -> dict[str, int]:
 @pytest.mark.slim
 def test_reads_and_new_periods_are_those_that_the_kernel_saw() -> None:
     with agent.run(LISTEN) as running:
-        with tracefs.watch(tracefs.READS) as trace, guest_a("reader", rounds=20, vcpus=2) as guest:
+        with (
+            tracefs.watch(tracefs.READS) as trace,
+            guest_a("reader", rounds=20, vcpus=2, reading=True) as guest,
+        ):
             guest.finish()
         made = {call: trace.names(guest.tgid).count(call) for call in tracefs.READS}
         metrics = scrape_until(LISTEN, lambda now: reads(now, "reader") == made)
         assert reads(metrics, "reader") == made
-        assert made["read"] > 0
+        assert min(made.values()) > 0
         of_reads = total(metrics, "vpmu_call_duration_seconds_sum", vm="reader", call="read")
         assert 0 < of_reads < total(metrics, "vpmu_host_seconds_total", vm="reader")
         assert total(metrics, "vpmu_divergences_total", vm="reader") == 0
