@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from vpmu_agent.kernel.libbpf import libbpf
+from vpmu_agent.kernel.libbpf import MapCreateOpts, libbpf
 from vpmu_agent.model.rules import SLOTS
 from vpmu_agent.probes import Probes
 from vpmu_agent.probes.handover import Handover
@@ -38,23 +38,9 @@ _U32, _U64 = struct.Struct("=I"), struct.Struct("=Q")
 Values = Mapping[str, int | Sequence[int]]
 
 
-class _Options(ctypes.Structure):
-    """The head of `struct bpf_map_create_opts` (tools/lib/bpf/bpf.h)."""
-
-    _fields_ = (
-        ("sz", ctypes.c_size_t),
-        ("btf_fd", ctypes.c_uint32),
-        ("btf_key_type_id", ctypes.c_uint32),
-        ("btf_value_type_id", ctypes.c_uint32),
-        ("btf_vmlinux_value_type_id", ctypes.c_uint32),
-        ("inner_map_fd", ctypes.c_uint32),
-        ("map_flags", ctypes.c_uint32),
-    )
-
-
 def create_map(name: str, kind: int, key: int, value: int, room: int, flags: int = 0) -> int:
     """The descriptor of a new map of a BPF_MAP_TYPE; `key` and `value` are sizes in bytes."""
-    options = _Options(sz=ctypes.sizeof(_Options), map_flags=flags)
+    options = MapCreateOpts(sz=ctypes.sizeof(MapCreateOpts), map_flags=flags)
     found = libbpf().bpf_map_create(kind, name.encode(), key, value, room, ctypes.byref(options))
     assert found >= 0, f"{name}: {os.strerror(-found)}"
     return int(found)
