@@ -147,7 +147,7 @@ def test_a_trace_ends_when_its_probes_do_not_run(mode: str) -> None:
             assert running.process.wait(SOON_S) == 3
         seen = running.stop()
     assert "do not run: kernel.ftrace_enabled is 0" in seen.stderr
-    assert seen.lines[-1]["kind"] == "summary"
+    assert seen.lines == []  # there was no VM
 
 
 def test_a_trace_ends_when_kvm_is_reloaded() -> None:
@@ -163,7 +163,3 @@ def test_doctor_sees_probes_that_do_not_run() -> None:
         blind = subprocess.run(command, capture_output=True, text=True, check=False)
     assert blind.returncode != 0
     assert "kernel.ftrace_enabled is 0" in blind.stdout
-    with off(KPROBES):
-        kprobes = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "kprobes are switched off" in " ".join(kprobes.stdout.split())
-    assert subprocess.run(command, capture_output=True, text=True, check=False).returncode == 0
