@@ -25,7 +25,7 @@ from vpmu_agent.kernel.facts import cpu_vendor
 from vpmu_agent.model.call import Call
 from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.system.journal import LOG, Level, tell
-from vpmu_agent.system.memory import keep_small
+from vpmu_agent.system.memory import give_back, keep_small
 from vpmu_agent.system.notify import notify
 from vpmu_agent.system.signals import reload_requests, stop_requests
 from vpmu_agent.trace.live import POLL_S, LiveProbes
@@ -102,6 +102,7 @@ def run(read_settings: Callable[[], Settings], *, duration_s: float | None, sour
                 if attachment.is_attached:
                     attachment.tell_attached()
                 test_probes(attachment, watch)
+                give_back()
                 notify("READY=1")
                 try:
                     watch_over(

@@ -13,12 +13,13 @@ the loader's command without its last argument)
 
 import errno
 import os
-import runpy
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
+from types import ModuleType
 
 LOAD = b"L"
 """A request: start a loader."""
@@ -121,10 +122,13 @@ class Supervisor:
 def main(arguments: list[str]) -> None:
     """Run until the daemon ends, and end as it did."""
     own_event, perf_event_open, number, daemon, loader, *command = arguments
-    open_and_close = runpy.run_path(own_event)["open_and_close"]
+    tester = ModuleType("own_event")
+    SourceFileLoader("own_event", own_event).exec_module(tester)
     control = socket.socket(fileno=int(number))
     control.set_inheritable(False)
-    supervisor = Supervisor(int(daemon), int(loader), command, lambda: open_and_close(int(perf_event_open)))
+    supervisor = Supervisor(
+        int(daemon), int(loader), command, lambda: tester.open_and_close(int(perf_event_open))
+    )
     supervisor.serve(control)
     status = supervisor.end()
     if status < 0:

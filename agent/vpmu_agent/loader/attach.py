@@ -11,8 +11,9 @@ import errno
 import fcntl
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+from types import MappingProxyType
 
 from vpmu_agent.kernel.errors import ProbeError
 from vpmu_agent.kernel.libbpf import MapCreateOpts, ProgLoadOpts, libbpf, quiet, strerror
@@ -73,9 +74,12 @@ class Loading:
         raise kernel_refused(name, code_of_error, text, instructions=len(code) // _INSN_SIZE)
 
 
-def make_maps(image: Image, addresses: Mapping[str, int]) -> Loading:
-    """Make the maps of an image."""
-    return Loading(image, {spec.name: _make_map(spec) for spec in image.maps}, addresses)
+def make_maps(
+    image: Image, addresses: Mapping[str, int], rooms: Mapping[str, int] = MappingProxyType({})
+) -> Loading:
+    """Make the maps of an image; `rooms` are sizes (`max_entries`) that replace those of the image."""
+    specs = [replace(spec, max_entries=rooms.get(spec.name, spec.max_entries)) for spec in image.maps]
+    return Loading(image, {spec.name: _make_map(spec) for spec in specs}, addresses)
 
 
 def _make_map(spec: MapSpec) -> int:

@@ -1,6 +1,6 @@
 """Attaches the probes, compiled now or earlier, and hands them over.
 
-usage: python -m vpmu_agent.loader.main MODE [--no-durations] [--no-reads] DESCRIPTOR
+usage: python -m vpmu_agent.loader.main MODE [--no-durations] [--no-reads] [--stream] DESCRIPTOR
 
 A process of its own because bcc keeps LLVM and its own data in memory, 75 to 150 MB, for as long as the
 process lives (iovisor/bcc issue 1181). The probes stay attached as long as anyone holds their descriptors.
@@ -8,6 +8,7 @@ process lives (iovisor/bcc issue 1181). The probes stay attached as long as anyo
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import socket
@@ -31,6 +32,7 @@ from vpmu_agent.loader.attach import Kind, Loading, attach_iterator, attach_prob
 from vpmu_agent.loader.cache import FOLDER, Cache
 from vpmu_agent.loader.image import Image, read_image, with_placeholders
 from vpmu_agent.loader.program import (
+    FEW_RING_PAGES,
     Source,
     census_source,
     compile_source,
@@ -40,7 +42,7 @@ from vpmu_agent.loader.program import (
     toolchain,
     toolchain_files,
 )
-from vpmu_agent.probes import FUNCTIONS, NO_DURATIONS, NO_READS, Mode, Way, functions, handover
+from vpmu_agent.probes import FUNCTIONS, NO_DURATIONS, NO_READS, STREAM, Mode, Way, functions, handover
 from vpmu_agent.probes.handover import Handover
 from vpmu_agent.system.privileges import end_with
 from vpmu_agent.system.ready import is_readable
@@ -64,6 +66,9 @@ MAPS = (
 )
 """The maps of bpf/vpmu.bpf.c that are handed over."""
 
+FEW_CALLS = {"calls": FEW_RING_PAGES * mmap.PAGESIZE}
+"""The room of the ring where not every call is sent."""
+
 CENSUS = "bpf_iter__task_file"
 """The program in bpf/census.bpf.c."""
 
@@ -85,18 +90,21 @@ def main(arguments: Sequence[str]) -> None:
                 handed = load_census()
             else:
                 handed = load(
-                    cast(Mode, mode), durations=NO_DURATIONS not in options, reads=NO_READS not in options
+                    cast(Mode, mode),
+                    durations=NO_DURATIONS not in options,
+                    reads=NO_READS not in options,
+                    stream=STREAM in options,
                 )
             handover.send(channel, handed)
         except KernelError as error:
             handover.send_error(channel, error)
 
 
-def load(mode: Mode, *, durations: bool = True, reads: bool = True) -> Handover:
+def load(mode: Mode, *, durations: bool = True, reads: bool = True, stream: bool = False) -> Handover:
     """Attach probes for the running kernel, compiled if need be; they ignore calls until they go live.
 
     Without `durations` they do not measure how long calls take; without `reads` there are none for the calls
-    that are only counted.
+    that are only counted. With `stream` they have room to send every call.
 
     Raise KernelError if the kernel lacks something that the probes need, and ProbeError if it refuses them.
     """
@@ -104,7 +112,7 @@ def load(mode: Mode, *, durations: bool = True, reads: bool = True) -> Handover:
     require_bpf()
 
     def attach(way: Way) -> Handover:
-        return attached(way, known, durations=durations, reads=reads, cache=Cache())
+        return attached(way, known, durations=durations, reads=reads, stream=stream, cache=Cache())
 
     handed = first_attached(in_order(mode), attach, toolchain)
     return replace(handed, no_census=no_census) if no_census else handed
@@ -212,6 +220,7 @@ def attached(
     *,
     durations: bool = True,
     reads: bool = True,
+    stream: bool = False,
     cache: Cache | None = None,
 ) -> Handover:
     """Attach the probes for the kernel that `known` describes in one way; without a `cache`, compile them.
@@ -231,7 +240,7 @@ def attached(
     attach_one = by_fexit() if way == "fexit" else by_kprobe
 
     def attach(image: Image) -> Handover:
-        loading = make_maps(image, addresses)
+        loading = make_maps(image, addresses, {} if stream else FEW_CALLS)
         handed = attach_all(loading, way, attach_one, durations=durations, reads=reads)
         return with_census(handed, loading)
 

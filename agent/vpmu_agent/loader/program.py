@@ -43,6 +43,9 @@ MAX_ENTRIES = {
 RING_PAGES = 1024
 """Pages of the ring buffer, a power of two: 4 MiB hold about 30,000 calls that user space has yet to read."""
 
+FEW_RING_PAGES = 512
+"""The same in the daemon, whose memory it counts as: only those calls are sent that user space must see."""
+
 BCC_TODO = (
     "install it, but not from PyPI (Debian, Ubuntu: apt install python3-bpfcc; Fedora, RHEL: dnf install "
     "python3-bcc; Arch: pacman -S python-bcc), and run vpmu-agent with /usr/bin/python3 or a virtual "

@@ -343,21 +343,27 @@ class Unattached:
         """Do nothing: nothing is attached."""
 
 
-NO_DURATIONS, NO_READS = "--no-durations", "--no-reads"
+NO_DURATIONS, NO_READS, STREAM = "--no-durations", "--no-reads", "--stream"
 """The loader's options."""
 
 
 def loader_command(
-    mode: Mode | Literal["census"], *, durations: bool = True, reads: bool = True
+    mode: Mode | Literal["census"],
+    *,
+    durations: bool = True,
+    reads: bool = True,
+    stream: bool = False,
 ) -> list[str]:
     """Return the command of a loader without its last argument, the descriptor to hand over on.
 
     Without `durations` its probes do not measure how long calls take; without `reads` there are none for the
-    calls that are only counted.
+    calls that are only counted. With `stream` they have room to send every call.
     """
     options = [] if durations else [NO_DURATIONS]
     if not reads:
         options.append(NO_READS)
+    if stream:
+        options.append(STREAM)
     # -P: a module of the same name in the current directory is not ours.
     return [sys.executable, "-P", "-m", "vpmu_agent.loader.main", mode, *options]
 
@@ -367,7 +373,7 @@ def attach(*, mode: Mode = "auto", vms: VmNames, stream: bool = True) -> Probes:
 
     Raise KernelError if the kernel lacks something that the probes need, and ProbeError if it refuses them.
     """
-    with _loader(mode) as channel:
+    with _loader(mode, stream=stream) as channel:
         return adopt(channel, vms=vms, stream=stream)
 
 
@@ -379,7 +385,7 @@ def attach_census() -> Census:
 
 
 @contextmanager
-def _loader(mode: Mode | Literal["census"]) -> Iterator[socket.socket]:
+def _loader(mode: Mode | Literal["census"], *, stream: bool = False) -> Iterator[socket.socket]:
     """Run a loader; give the socket on which it hands over."""
     ours, theirs = handover.channel()
     with ours:
@@ -387,7 +393,7 @@ def _loader(mode: Mode | Literal["census"]) -> Iterator[socket.socket]:
             number = theirs.fileno()
             # In a group of its own: Ctrl-C is for this process, and a loader ends with its parent.
             loader = subprocess.Popen(
-                [*loader_command(mode), str(number)], pass_fds=[number], process_group=0
+                [*loader_command(mode, stream=stream), str(number)], pass_fds=[number], process_group=0
             )
         try:
             handover.wait(ours, _tell_slow)
