@@ -9,6 +9,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 
 import pytest
@@ -156,3 +157,20 @@ def test_a_daemon_that_comes_late_knows_them_at_its_first_scrape() -> None:
             assert "four01: 2 of 4 counters starved" in daemon.stderr()
             assert "two01: " not in daemon.stderr()
             assert daemon.stop().status == 0
+
+
+def test_a_counter_is_told_of_soon_after_it_starves() -> None:
+    """Two seconds on a host; some more are allowed here, where a pull is emulated."""
+    pmu.set_room(2)
+    with agent.run(LISTEN) as daemon, guest_a("soon01", stepwise=True) as guest:
+        guest.wait_for("stage")
+        assert total(parse(read(LISTEN)), "vpmu_starved_pmcs") == 0
+        guest.go_on()
+        guest.wait_for("stage")
+        began = time.monotonic()
+        told = scrape_until(LISTEN, lambda now: total(now, "vpmu_starved_pmcs", vm="soon01") == 2)
+        took = time.monotonic() - began
+        print(f"\nstarved counters are in the metrics after {took:.1f} s")
+        assert total(told, "vpmu_starved_pmcs", vm="soon01") == 2
+        assert took < 10
+        assert daemon.stop().status == 0
