@@ -125,7 +125,7 @@ class Guests:
             new = self._take(look, errnos(), census.missing)
         now, cpu_s = time.monotonic(), time.thread_time() - before
         self.found = replace(self.found, cpu_s=self.found.cpu_s + cpu_s, no_holders=census.no_host_events)
-        self._walk_at = now + PULL_S
+        self._walk_at = max(self._walk_at, now + PULL_S)
         # What the pulls so far may not have taken is owed; a pull ahead of its time may owe that of one more.
         pace_s = max(PULL_S, cpu_s / CPU_SHARE)
         self._next_at = max(self._next_at, now) + pace_s

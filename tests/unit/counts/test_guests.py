@@ -252,6 +252,17 @@ def test_known_vms_are_walked_where_pulls_are_far_between(now: list[float]) -> N
     assert (census.pulled, len(census.walked)) == (1, 2)
 
 
+def test_walks_that_cost_as_much_as_pulls_keep_within_their_share(now: list[float]) -> None:
+    guests, census = Guests(Names(), lambda: EMULATING), Walking(vcpu())
+    now[1] = 0.062
+    seconds = 2000
+    for _ in range(seconds):
+        guests.sweep(census)
+        now[0] += 1
+    assert len(census.walked) <= seconds * WALK_SHARE / 0.062 + 1
+    assert census.pulled <= seconds * CPU_SHARE / 0.062 + 1
+
+
 def test_where_pulls_are_cheap_nothing_is_walked(now: list[float]) -> None:
     guests, census = Guests(Names(), lambda: EMULATING), Walking(vcpu())
     for _ in range(100):
