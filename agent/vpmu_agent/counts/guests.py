@@ -123,8 +123,7 @@ class Guests:
             look = census.pull()
             self._host_events = look.host_events
             new = self._take(look, errnos(), census.missing)
-        now, cpu_s = time.monotonic(), time.thread_time() - before
-        self.found = replace(self.found, cpu_s=self.found.cpu_s + cpu_s, no_holders=census.no_host_events)
+        now, cpu_s = self._spent(census, before)
         self._walk_at = max(self._walk_at, now + PULL_S)
         # What the pulls so far may not have taken is owed; a pull ahead of its time may owe that of one more.
         pace_s = max(PULL_S, cpu_s / CPU_SHARE)
@@ -146,10 +145,15 @@ class Guests:
             if look is None:
                 return []
             new = self._take(replace(look, host_events=self._host_events), errnos(), census.missing)
-        now, cpu_s = time.monotonic(), time.thread_time() - before
-        self.found = replace(self.found, cpu_s=self.found.cpu_s + cpu_s, no_holders=census.no_host_events)
+        now, cpu_s = self._spent(census, before)
         self._walk_at = now + max(PULL_S, cpu_s / WALK_SHARE)
         return new
+
+    def _spent(self, census: Census, before: float) -> tuple[float, float]:
+        """Keep what a look cost since `before` (time.thread_time()); return the time, and the CPU seconds."""
+        cpu_s = time.thread_time() - before
+        self.found = replace(self.found, cpu_s=self.found.cpu_s + cpu_s, no_holders=census.no_host_events)
+        return time.monotonic(), cpu_s
 
     def newly_missing(self, census: Census) -> str:
         """Return why there is no census; "" if there is one, or if this was returned before."""
