@@ -44,7 +44,9 @@ demo: .venv/ready
 demo-grouped: .venv/ready lab-kernel
 	$(PYTHON) -m tests.lab.demo --kernel grouped
 
-test: check bpf faults-slim dashboards-check page deb-test lab
+# The checks first, then all else two at a time, the longest first: a VM of the lab takes one processor.
+test: check .venv/deb .venv/page
+	$(MAKE) --no-print-directory -j 2 lab-grouped lab-stock lab-service bpf lab-debian13 deb-test page faults-slim dashboards-check
 
 check: lint unit
 
@@ -64,11 +66,10 @@ format: .venv/ready
 	.venv/bin/clang-format -i $(C_SOURCES)
 
 unit: .venv/ready
-	.venv/bin/pytest -q tests/unit
+	.venv/bin/pytest -q -n 2 tests/unit
 
 bpf: .venv/ready
-	.venv/bin/pytest -q tests/bpf
-	$(PYTHON) -m tests.bpf.verifier
+	$(call labelled,bpf,.venv/bin/pytest -q tests/bpf && $(PYTHON) -m tests.bpf.verifier)
 
 # Every form of the BPF program, as the bcc of each host in the lab compiles it, by this machine's verifier and by
 # that of each host's newest kernel, in a VM. Some five minutes.
@@ -121,7 +122,7 @@ faults: .venv/ready
 
 # The part of it that takes seconds.
 faults-slim: .venv/ready
-	.venv/bin/pytest -q tests/faults
+	$(call labelled,faults,.venv/bin/pytest -q tests/faults)
 
 # Writes dashboards/*.json from tools/dashboards/.
 dashboards: .venv/ready
@@ -138,11 +139,11 @@ docs: .venv/ready
 
 # The rules' tests, and every query and rule against a real Prometheus that scrapes the real exporter; half a minute.
 dashboards-check: .venv/ready
-	.venv/bin/pytest -q tests/dashboards
+	$(call labelled,dashboards,.venv/bin/pytest -q tests/dashboards)
 
 # The page at / in headless Chromium; leaves screenshots in build/page/ to look at. A minute.
 page: .venv/page
-	.venv/bin/pytest -q tests/page
+	$(call labelled,page,.venv/bin/pytest -q tests/page)
 
 # Records tests/data/ again from the lab's guests.
 recordings: .venv/ready lab-kernel
@@ -156,7 +157,7 @@ deb: .venv/deb
 
 # Installs it, and the wheel, in a minimal Debian 12 and 13, made once (a minute each) and kept outside of the tree.
 deb-test: .venv/deb
-	.venv/bin/pytest -v --timeout 600 tests/package
+	$(call labelled,deb-test,.venv/bin/pytest -v --timeout 600 tests/package)
 
 # The container image, in dist/: of Debian 13's packages and our own; a minute, then seconds (packaging/README.md).
 image: .venv/image deb
@@ -183,7 +184,12 @@ bench: .venv/bench
 
 # Runs the lab's tests with the options $(2), and writes $(1) before each line of theirs.
 define lab
-@set -o pipefail; $(PYTHON) -m tests.lab.run -v $(2) 2>&1 | sed -u 's/^/$(1): /'
+$(call labelled,$(1),$(PYTHON) -m tests.lab.run -v $(2))
+endef
+
+# Runs $(2), and writes $(1) before each of its lines: others may run beside it.
+define labelled
+@set -o pipefail; { $(2); } 2>&1 | sed -u 's/^/$(1): /'
 endef
 
 # Installs the Debian packages in $(1) that are not there yet.

@@ -26,8 +26,10 @@ from vpmu_agent.web.web_file import WebFile
 
 LOOPBACK = Address("127.0.0.1", 0)
 
-ALICE = bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()
-BOB = bcrypt.hashpw(b"other", bcrypt.gensalt(4)).decode()
+# Always the same: they are part of some tests' names.
+_SALT = b"$2b$04$" + b"a" * 22
+ALICE = bcrypt.hashpw(b"secret", _SALT).decode()
+BOB = bcrypt.hashpw(b"other", _SALT).decode()
 TLS = "tls_server_config: {cert_file: server.crt, key_file: server.key"
 """What a file that wants TLS begins with; the caller closes the brace."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import invoke
+from tests.support.growth import assert_linear
 from tests.support.web import ALICE, TLS, documented, written
 from vpmu_agent.web import config
 from vpmu_agent.web.config import MAX_PEM_SIZE, check, read
@@ -113,19 +112,18 @@ GROWING: dict[str, Callable[[int], str]] = {
 
 @pytest.mark.parametrize("growing", GROWING)
 def test_the_time_grows_as_the_length_does(folder: Path, growing: str) -> None:
-    def seconds(size: int) -> float:
-        path = written(folder, GROWING[growing](size))
-        best = math.inf
-        for _ in range(3):
-            start = time.process_time()
+    def prepare(size: int) -> Callable[[], None]:
+        made = folder / str(size)
+        made.mkdir()
+        path = written(made, GROWING[growing](size))
+
+        def read_it() -> None:
             with suppress(WebConfigError):
                 read(path, {})
-            best = min(best, time.process_time() - start)
-        return best
 
-    half, whole = seconds(5_000), seconds(10_000)
-    assert whole < 0.5
-    assert whole < 3 * half + 0.01
+        return read_it
+
+    assert_linear(prepare, 10_000, limit_s=0.5)
 
 
 def test_certificates_and_keys_have_a_size(folder: Path) -> None:
