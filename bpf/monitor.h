@@ -651,7 +651,7 @@ static __always_inline bool vpmu_is_usual_enable(struct vpmu_pmc *pmc, u64 index
 {
 	u32 from = BIT(pmc->state);
 
-	if (n > VPMU_SLOTS)
+	if (unlikely(n > VPMU_SLOTS))
 		return 0;
 	if ((from & (BIT(VPMU_STATE_PAUSED) | BIT(VPMU_STATE_PARTIAL))) && index == 0 && pmc->paused &&
 	    n == 1) {
@@ -665,7 +665,7 @@ static __always_inline bool vpmu_is_usual_enable(struct vpmu_pmc *pmc, u64 index
 #if VPMU_SLOTS > 1
 	if ((from & BIT(VPMU_STATE_ENABLING)) && !(pmc->enabled & BIT_ULL(index))) {
 		/* The members of a group are enabled in order, once the last one was created. */
-		if (pmc->members & ~pmc->enabled & BELOW(index))
+		if (unlikely(pmc->members & ~pmc->enabled & BELOW(index)))
 			return 0;
 		pmc->due[VPMU_ENABLE]--;
 		pmc->enabled |= BIT_ULL(index);
@@ -685,7 +685,7 @@ static __always_inline bool vpmu_is_usual_pause(struct vpmu_pmc *pmc, u64 index,
 {
 	u32 from = BIT(pmc->state);
 
-	if (n > VPMU_SLOTS)
+	if (unlikely(n > VPMU_SLOTS))
 		return 0;
 	if ((from & (BIT(VPMU_STATE_RUNNING) | BIT(VPMU_STATE_PARTIAL))) && index == 0 && !pmc->paused &&
 	    n == 1) {
@@ -709,17 +709,17 @@ static __always_inline bool vpmu_is_usual_release(struct vpmu_pmc *pmc, u64 inde
 {
 	u32 from = BIT(pmc->state);
 
-	if (n > VPMU_SLOTS)
+	if (unlikely(n > VPMU_SLOTS))
 		return 0;
 	if (from & BIT(VPMU_STATE_RELEASING)) {
 		/* The next release of pmc_release_perf_event(). */
 		u64 ahead = pmc->walk;
 
-		if (ahead && LOWEST(ahead) != BIT_ULL(index))
+		if (unlikely(ahead && LOWEST(ahead) != BIT_ULL(index)))
 			return 0;
-		if (!ahead)
+		if (unlikely(!ahead))
 			return 0;
-		if (ahead == BIT_ULL(index) && (pmc->members & ~BIT_ULL(index)))
+		if (unlikely(ahead == BIT_ULL(index) && (pmc->members & ~BIT_ULL(index))))
 			return 0;
 		pmc->due[VPMU_RELEASE]--;
 		pmc->members &= ~BIT_ULL(index);
@@ -742,15 +742,15 @@ static __always_inline bool vpmu_is_usual_release(struct vpmu_pmc *pmc, u64 inde
 		 */
 		u64 ahead = (pmc->members | pmc->orphans) & BELOW(n);
 
-		if (pmc->state == VPMU_STATE_CREATING)
+		if (unlikely(pmc->state == VPMU_STATE_CREATING))
 			return 0;
-		if (pmc->state == VPMU_STATE_ENABLING)
+		if (unlikely(pmc->state == VPMU_STATE_ENABLING))
 			return 0;
-		if (ahead && LOWEST(ahead) != BIT_ULL(index))
+		if (unlikely(ahead && LOWEST(ahead) != BIT_ULL(index)))
 			return 0;
-		if (!ahead)
+		if (unlikely(!ahead))
 			return 0;
-		if (ahead == BIT_ULL(index) && (pmc->members & ~BIT_ULL(index)))
+		if (unlikely(ahead == BIT_ULL(index) && (pmc->members & ~BIT_ULL(index))))
 			return 0;
 		add_due(pmc, VPMU_RELEASE, (s64)(mask_count(ahead)) - 1);
 		pmc->members &= ~BIT_ULL(index);
@@ -776,7 +776,7 @@ static __always_inline bool vpmu_is_usual_release(struct vpmu_pmc *pmc, u64 inde
 static __always_inline bool vpmu_is_usual_create(struct vpmu_pmc *pmc, u64 event, u64 leader, u32 disabled,
 						 u64 n, u64 *index_of_event)
 {
-	if (n > VPMU_SLOTS)
+	if (unlikely(n > VPMU_SLOTS))
 		return 0;
 	if (pmc->state == VPMU_STATE_EMPTY) {
 		/*
@@ -786,13 +786,13 @@ static __always_inline bool vpmu_is_usual_create(struct vpmu_pmc *pmc, u64 event
 		 */
 		u64 at = 0;
 
-		if (leader)
+		if (unlikely(leader))
 			return 0;
-		if (pmc->size > 1 && n == 1)
+		if (unlikely(pmc->size > 1 && n == 1))
 			return 0;
-		if (!disabled && n > 1)
+		if (unlikely(!disabled && n > 1))
 			return 0;
-		if (disabled && n == 1)
+		if (unlikely(disabled && n == 1))
 			return 0;
 		*index_of_event = 0;
 		add_due(pmc, VPMU_CREATE, (s64)(n == 1 ? 1 : 2) - 1);
@@ -818,14 +818,14 @@ static __always_inline bool vpmu_is_usual_create(struct vpmu_pmc *pmc, u64 event
 	if (pmc->state == VPMU_STATE_CREATING) {
 		s32 index = index_of(pmc, event), leader_index = index_of(pmc, leader);
 
-		if (index >= 0)
+		if (unlikely(index >= 0))
 			return 0;
 		/* The next member of the group. */
 		u64 at = mask_count(pmc->members);
 
-		if (leader_index != 0)
+		if (unlikely(leader_index != 0))
 			return 0;
-		if (!disabled)
+		if (unlikely(!disabled))
 			return 0;
 		*index_of_event = at;
 		add_due(pmc, VPMU_CREATE, (s64)(at + 1 < pmc->size ? 1 : 0) - 1);

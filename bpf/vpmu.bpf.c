@@ -361,7 +361,7 @@ static __always_inline struct vpmu_thread *this_thread(void)
 		u32 at = (first + i) & (VPMU_MAX_THREADS - 1);
 
 		thread = threads.lookup(&at);
-		if (!thread)
+		if (unlikely(!thread))
 			return 0;
 		if (likely(thread->task == task))
 			return thread;
@@ -651,9 +651,9 @@ static __always_inline struct vpmu_thread *thread_for(struct vpmu_thread *thread
 {
 	u32 tgid = bpf_get_current_pid_tgid() >> 32;
 
-	if (!thread)
+	if (unlikely(!thread))
 		thread = take_entry();
-	if (!thread) {
+	if (unlikely(!thread)) {
 		count_lost(VPMU_LOST_MISSED_RETURN);
 		forget_pmc(kvm_pmc, tgid);
 		return 0;
@@ -667,6 +667,14 @@ static __always_inline void begin_call(u32 name, struct vpmu_thread *thread)
 {
 	thread->name = name;
 	thread->time_ns = bpf_ktime_get_ns();
+}
+
+/* The same of a call that has a program at its return only to be timed. */
+static __always_inline void begin_timed(u32 name, struct vpmu_thread *thread)
+{
+#ifndef VPMU_NO_DURATIONS
+	begin_call(name, thread);
+#endif
 }
 
 /* What KVM holds now: read rarely, for each read costs as much as the rest of a usual call's check. */
@@ -824,7 +832,7 @@ static __always_inline bool find_entries(struct vpmu_thread *call, u64 address, 
 	u32 slot = 0;
 
 	*pmc = is_create ? find_pmc_again(call, address, &slot) : 0;
-	if (!*pmc) {
+	if (unlikely(!*pmc)) {
 		*pmc = find_pmc(address, call->tgid, &slot);
 		if (!*pmc) {
 			*pmc = add_pmc(address, call->tgid, &slot);
@@ -839,7 +847,7 @@ static __always_inline bool find_entries(struct vpmu_thread *call, u64 address, 
 		*vcpu = identify(*pmc, call->pmc);
 	else
 		*vcpu = vcpus.lookup(&(*pmc)->vcpu_slot);
-	if (!*vcpu && (is_new || !call->pmc))
+	if (unlikely(!*vcpu && (is_new || !call->pmc)))
 		free_pmc(*pmc, slot);
 	call->pmc_slot = slot;
 	call->vcpu_slot = (*pmc)->vcpu_slot;
@@ -1031,24 +1039,24 @@ static __always_inline bool is_usual(u32 name, u64 event, const struct vpmu_cont
 	struct vpmu_vcpu *vcpu;
 	struct vpmu_pmc *pmc;
 
-	if (!find_hint(thread, event, &slot, &index))
+	if (unlikely(!find_hint(thread, event, &slot, &index)))
 		return 0;
 	pmc = pmcs.lookup(&slot);
-	if (!pmc || pmc->epoch != now->epoch || now->stream)
+	if (unlikely(!pmc || pmc->epoch != now->epoch || now->stream))
 		return 0;
 #if VPMU_SLOTS > 1
 	n = vpmu_n_is_read(name, pmc) ? max_nr_events_of(pmc->pmc) : pmc->size;
 	index &= VPMU_SLOTS - 1;
-	if ((index ? EVENT_AT(pmc, index) : pmc->event) != event)
+	if (unlikely((index ? EVENT_AT(pmc, index) : pmc->event) != event))
 		return 0;
 #else
 	index = 0;
-	if (pmc->event != event)
+	if (unlikely(pmc->event != event))
 		return 0;
 #endif
-	if (!(((pmc->members | pmc->orphans) >> index) & 1))
+	if (unlikely(!(((pmc->members | pmc->orphans) >> index) & 1)))
 		return 0;
-	if (!VPMU_IS_USUAL(name, pmc, index, n))
+	if (unlikely(!VPMU_IS_USUAL(name, pmc, index, n)))
 		return 0;
 	count_call(pmc, name);
 #ifdef VPMU_VCPU_EVENT_COUNT
@@ -1122,37 +1130,29 @@ static __always_inline int event_entry(u32 name, u64 event)
 	struct vpmu_thread *thread = this_thread();
 	struct vpmu_control *now = control_now();
 
-	if (!now || !now->epoch)
+	if (unlikely(!now || !now->epoch))
 		return 0;
-	if (thread && unlikely(thread->name != VPMU_CALLS))
-		miss_return(thread);
-	if (unlikely(!thread || !is_usual(name, event, now, thread))) {
-		thread = follow(name, event, thread, now->epoch, now->stream);
-		if (!thread)
-			return 0;
+	if (likely(thread && thread->name == VPMU_CALLS && is_usual(name, event, now, thread))) {
+		begin_timed(name, thread);
+		return 0;
 	}
-#ifndef VPMU_NO_DURATIONS
-	begin_call(name, thread);
-#endif
+	if (thread && thread->name != VPMU_CALLS)
+		miss_return(thread);
+	thread = follow(name, event, thread, now->epoch, now->stream);
+	if (thread)
+		begin_timed(name, thread);
 	return 0;
 }
 
-static __always_inline int event_return(u32 name)
+static __always_inline void end_event_call(u32 name, struct vpmu_thread *call, u64 duration)
 {
-	u64 now_ns = bpf_ktime_get_ns(), duration;
-	struct vpmu_thread *call = this_thread();
 	struct vpmu_pmc *pmc;
 	bool starved = 0;
 
-	if (!call || call->name != name) {
-		count_test(name, VPMU_TEST_RETURN);
-		return 0;
-	}
 	call->name = VPMU_CALLS;
-	duration = now_ns - call->time_ns;
 	pmc = pmcs.lookup(&call->pmc_slot);
-	if (!pmc)
-		return 0;
+	if (unlikely(!pmc))
+		return;
 	count_duration(pmc, name, duration);
 	if (name == VPMU_ENABLE && call->placed) {
 		starved = is_starved(call->placed);
@@ -1161,6 +1161,17 @@ static __always_inline int event_return(u32 name)
 	}
 	if (unlikely(call->todo))
 		finish(name, call, pmc, duration, 0, starved);
+}
+
+static __always_inline int event_return(u32 name)
+{
+	u64 now_ns = bpf_ktime_get_ns();
+	struct vpmu_thread *call = this_thread();
+
+	if (likely(call && call->name == name))
+		end_event_call(name, call, now_ns - call->time_ns);
+	else
+		count_test(name, VPMU_TEST_RETURN);
 	return 0;
 }
 
@@ -1168,48 +1179,45 @@ static __always_inline int event_return(u32 name)
 
 #ifndef VPMU_NO_READS
 
-/* The pmc that holds the event, if this thread has seen it before: as in is_usual(). */
-static __always_inline struct vpmu_pmc *known_holder(u64 event, struct vpmu_thread *thread)
+/* The vCPU of the pmc that holds the event, if this thread has seen it before: as in is_usual(). */
+static __always_inline struct vpmu_vcpu *known_vcpu(u64 event, struct vpmu_thread *thread)
 {
 	u32 slot = 0, index = 0;
 	struct vpmu_pmc *pmc;
 
-	if (!find_hint(thread, event, &slot, &index))
+	if (unlikely(!find_hint(thread, event, &slot, &index)))
 		return 0;
 	pmc = pmcs.lookup(&slot);
-	if (!pmc)
+	if (unlikely(!pmc))
 		return 0;
 #if VPMU_SLOTS > 1
 	index &= VPMU_SLOTS - 1;
 #else
 	index = 0;
 #endif
-	if (EVENT_AT(pmc, index) != event || !(((pmc->members | pmc->orphans) >> index) & 1))
+	if (unlikely(EVENT_AT(pmc, index) != event || !(((pmc->members | pmc->orphans) >> index) & 1)))
 		return 0;
-	return pmc;
+	thread->vcpu_slot = pmc->vcpu_slot;
+	return vcpus.lookup(&pmc->vcpu_slot);
 }
 
-/* The entry of the thread, with that of the vCPU whose event this is; NULL if it is not KVM's. */
-static __always_inline struct vpmu_thread *find_vcpu_of(u64 event, struct vpmu_thread *thread)
+/* The same of any other event that is KVM's, and the entry of the thread. */
+static __always_inline struct vpmu_vcpu *find_vcpu(u64 event, struct vpmu_thread **thread)
 {
-	struct vpmu_pmc *pmc = thread ? known_holder(event, thread) : 0;
 	struct vpmu_vcpu *vcpu;
+	struct vpmu_pmc *pmc;
 	u64 handler[2] = {};
 
-	if (likely(pmc)) {
-		thread->vcpu_slot = pmc->vcpu_slot;
-		return thread;
-	}
 	if (!event)
 		return 0;
 	read_handler(handler, event);
 	if (!is_kvm_handler(handler[0]))
 		return 0;
-	thread = thread_for(thread, handler[1]);
-	if (!thread)
+	*thread = thread_for(*thread, handler[1]);
+	if (!*thread)
 		return 0;
-	thread->pmc = handler[1];
-	return find_entries(thread, handler[1], 0, &pmc, &vcpu) ? thread : 0;
+	(*thread)->pmc = handler[1];
+	return find_entries(*thread, handler[1], 0, &pmc, &vcpu) ? vcpu : 0;
 }
 
 static __always_inline u64 *unchecked_counts(struct vpmu_vcpu *vcpu, u32 name)
@@ -1223,20 +1231,20 @@ static __always_inline int unchecked_entry(u32 name, u64 event)
 	struct vpmu_control *now = control_now();
 	struct vpmu_vcpu *vcpu;
 
-	if (!now || !now->epoch)
+	if (unlikely(!now || !now->epoch))
 		return 0;
-	if (thread && unlikely(thread->name != VPMU_CALLS))
+	if (likely(thread && thread->name == VPMU_CALLS && (vcpu = known_vcpu(event, thread)))) {
+		++*unchecked_counts(vcpu, name);
+		begin_timed(name, thread);
+		return 0;
+	}
+	if (thread && thread->name != VPMU_CALLS)
 		miss_return(thread);
-	thread = find_vcpu_of(event, thread);
-	if (!thread)
-		return 0;
-	vcpu = vcpus.lookup(&thread->vcpu_slot);
-	if (!vcpu)
-		return 0;
-	++*unchecked_counts(vcpu, name);
-#ifndef VPMU_NO_DURATIONS
-	begin_call(name, thread);
-#endif
+	vcpu = find_vcpu(event, &thread);
+	if (vcpu) {
+		++*unchecked_counts(vcpu, name);
+		begin_timed(name, thread);
+	}
 	return 0;
 }
 
@@ -1246,12 +1254,12 @@ static __always_inline int unchecked_return(u32 name)
 	struct vpmu_thread *call = this_thread();
 	struct vpmu_vcpu *vcpu;
 
-	if (!call || call->name != name)
+	if (unlikely(!call || call->name != name))
 		return 0;
 	call->name = VPMU_CALLS;
 	duration = now_ns - call->time_ns;
 	vcpu = vcpus.lookup(&call->vcpu_slot);
-	if (!vcpu)
+	if (unlikely(!vcpu))
 		return 0;
 	counts = unchecked_counts(vcpu, name);
 	counts[1] += duration;
@@ -1270,15 +1278,15 @@ static __always_inline bool is_usual_create(struct vpmu_thread *call, struct vpm
 	s32 event_count;
 	u64 index = 0;
 
-	if (now->stream || !now->epoch || pmc->epoch != now->epoch || vcpu->epoch != now->epoch)
+	if (unlikely(now->stream || !now->epoch || pmc->epoch != now->epoch || vcpu->epoch != now->epoch))
 		return 0;
-	if (call->failed || !call->pmc || pmc->orphans || pmc->left)
+	if (unlikely(call->failed || !call->pmc || pmc->orphans || pmc->left))
 		return 0;
 	event_count = event_count_of(pmc->kvm_vcpu);
-	if (event_count != vcpu->event_count)
+	if (unlikely(event_count != vcpu->event_count))
 		return 0;
 	call->n = max_nr_events_of(call->pmc);
-	if (!vpmu_is_usual_create(pmc, call->event, call->leader, call->disabled, call->n, &index))
+	if (unlikely(!vpmu_is_usual_create(pmc, call->event, call->leader, call->disabled, call->n, &index)))
 		return 0;
 	if (event_count >= 0)
 		vcpu->event_count = (event_count + 1) & 0xff;
@@ -1294,15 +1302,15 @@ static __always_inline int create_entry(u64 attr_addr, u64 leader, u64 handler, 
 	struct vpmu_attr attr = {};
 	struct vpmu_thread *call;
 
-	if (!now || !now->epoch)
+	if (unlikely(!now || !now->epoch))
 		return 0;
-	if (!is_kvms && (handler || context))
+	if (unlikely(!is_kvms && (handler || context)))
 		return 0;
 	vpmu_read(&attr, sizeof(attr), attr_addr);
-	if (!is_kvms && !is_guest_lbr(&attr))
+	if (unlikely(!is_kvms && !is_guest_lbr(&attr)))
 		return 0;
 	call = thread_for(this_thread(), context);
-	if (!call)
+	if (unlikely(!call))
 		return 0;
 	if (unlikely(call->name != VPMU_CALLS))
 		miss_return(call);
@@ -1326,7 +1334,7 @@ static __always_inline int create_return(u64 returned)
 	bool starved = 0;
 	s64 result = 0;
 
-	if (!now || !call || call->name != VPMU_CREATE)
+	if (unlikely(!now || !call || call->name != VPMU_CREATE))
 		return 0;
 	call->name = VPMU_CALLS;
 	duration = now_ns - call->time_ns;
@@ -1337,7 +1345,7 @@ static __always_inline int create_return(u64 returned)
 		result = (s64)returned;
 	/* An event of guest LBR that could not be created has no address; its thread stands for it. */
 	address = call->pmc ? call->pmc : call->failed ? (u32)bpf_get_current_pid_tgid() : returned;
-	if (!find_entries(call, address, 1, &pmc, &vcpu))
+	if (unlikely(!find_entries(call, address, 1, &pmc, &vcpu)))
 		return 0;
 	pmc->attr_type = call->attr_type;
 	pmc->attr_config = call->attr_config;

@@ -314,8 +314,7 @@ def _usual_create() -> Iterator[str]:
     yield "static __always_inline bool vpmu_is_usual_create("
     yield "struct vpmu_pmc *pmc, u64 event, u64 leader, u32 disabled, u64 n, u64 *index_of_event)"
     yield "{"
-    yield "if (n > VPMU_SLOTS)"
-    yield "return 0;"
+    yield from _unusual("n > VPMU_SLOTS")
     for state in (State.EMPTY, State.CREATING):
         known = in_states([state]).assuming(parse_value("n > SLOTS"), False)
         for text, truth in (INVARIANTS[state] | _PLAIN_CREATE).items():
@@ -336,12 +335,10 @@ def _in_one_state(state: State, known: Known) -> Iterator[str]:
         yield ""
     for when, rule, there in possible_rules(CallName.CREATE, [state], known):
         if not _can_be_predicted(rule):
-            yield f"if ({value(when)})"
-            yield "return 0;"
+            yield from _unusual(value(when))
             continue
         if not is_true(when):
-            yield f"if (!({value(when)}))"
-            yield "return 0;"
+            yield from _unusual(f"!({value(when)})")
         yield from _opened(rule)
         yield from _unless_predicted(rule, there)
         yield f"*index_of_event = {value(parse_value(rule.event))};"
@@ -372,8 +369,7 @@ def _usual(name: CallName) -> Iterator[str]:
         if _can_be_predicted(rule):
             yield from _usual_rule(rule, when)
         elif any(_can_be_predicted(later) and set(rule.states) & set(later.states) for later in rules[i:]):
-            yield f"if ({_guard(rule, when)})"
-            yield "return 0;"
+            yield from _unusual(_guard(rule, when))
     yield "return 0;"
     yield "}"
     yield ""
@@ -407,8 +403,12 @@ def _unless_predicted(rule: Rule, known: Known) -> Iterator[str]:
     for when, say, _ in simplified_says(rule.says, known):
         if say.kind is Kind.PREDICTED:
             return
-        yield f"if ({value(when)})"
-        yield "return 0;"
+        yield from _unusual(value(when))
+
+
+def _unusual(when: str) -> list[str]:
+    """Away from the straight line that the compiler makes of a usual call (unlikely() in vpmu.bpf.c)."""
+    return [f"if (unlikely({when}))", "return 0;"]
 
 
 _ARTICLES = {CallName.ENABLE: "an", CallName.PAUSE: "a", CallName.RELEASE: "a"}
