@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from vpmu_agent.cli.main import StandIns, main
-from vpmu_agent.daemon.attachment import ProbeSource
+from vpmu_agent.daemon.source import ProbeSource
 from vpmu_agent.probes import Mode
 
 

@@ -15,7 +15,7 @@ from typing import Self
 from tests.support.counted import Maps
 from tests.support.scenes import Guest
 from vpmu_agent.cli.main import StandIns, main
-from vpmu_agent.daemon.attachment import ProbeSource
+from vpmu_agent.daemon.source import ProbeSource
 from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError
 from vpmu_agent.model.call import Call
 from vpmu_agent.model.check import Checker

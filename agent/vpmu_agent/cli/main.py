@@ -31,8 +31,8 @@ from vpmu_agent.system.user import DAEMON_USER
 
 if TYPE_CHECKING:
     from vpmu_agent.counts.guests import Found, Names
-    from vpmu_agent.daemon.attachment import ProbeSource
     from vpmu_agent.daemon.settings import Settings
+    from vpmu_agent.daemon.source import ProbeSource
     from vpmu_agent.probes import Mode
     from vpmu_agent.system.user import User
     from vpmu_agent.trace.live import Attach
@@ -378,11 +378,11 @@ def run(ctx: click.Context, /, *, duration: float | None, compile_only: bool, **
         settings = settings_now(ctx)
         keep_compiled(settings.attach, durations=settings.durations, reads=settings.reads)
         return
-    from vpmu_agent.daemon.attachment import ProbeSource
-    from vpmu_agent.daemon.run import run as run_daemon
+    from vpmu_agent.daemon.source import ProbeSource
+    from vpmu_agent.daemon.start import start
 
     source = ctx.ensure_object(StandIns).source or ProbeSource()
-    run_daemon(lambda: settings_now(ctx), duration_s=duration, source=source)
+    start(lambda: settings_now(ctx), duration_s=duration, source=source)
 
 
 def settings_now(ctx: click.Context) -> Settings:

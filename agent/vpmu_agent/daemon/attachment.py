@@ -5,19 +5,16 @@ from __future__ import annotations
 import math
 import socket
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable
 
-from vpmu_agent import probes
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.daemon.report import tell_state
 from vpmu_agent.daemon.separation import Link
+from vpmu_agent.daemon.source import ProbeSource
 from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError
-from vpmu_agent.kernel.kvm import kvm_instance, why_no_vpmu
 from vpmu_agent.model.call import Call
 from vpmu_agent.model.verdict import Verdict
-from vpmu_agent.probes import Mode, Unattached
+from vpmu_agent.probes import Unattached
 from vpmu_agent.probes.handover import PATIENCE_S, SLOW_S
 from vpmu_agent.probes.self_test import SelfTest
 from vpmu_agent.system.journal import Level, tell
@@ -35,30 +32,6 @@ _RETRY_S = 30.0
 
 _EXTENSION_S = 60
 """How long a service manager shall wait from now on for the first probes, again and again, in seconds."""
-
-
-class Adopt(Protocol):
-    """`probes.adopt()`, as far as the daemon needs it."""
-
-    def __call__(self, channel: socket.socket, /, *, vms: Vms) -> LiveProbes:
-        """Wait for what a loader hands over. Raise KernelError where it failed."""
-
-
-class LoaderCommand(Protocol):
-    """`probes.loader_command()`, as far as the daemon needs it."""
-
-    def __call__(self, mode: Mode, /, *, durations: bool, reads: bool) -> Sequence[str]:
-        """Return the command of a loader without its last argument."""
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeSource:
-    """Where the daemon's probes come from: the KVM that is loaded, a loader, and what takes over from it."""
-
-    kvm_instance: Callable[[], int | None] = kvm_instance
-    why_no_vpmu: Callable[[], tuple[str, str] | None] = why_no_vpmu
-    loader_command: LoaderCommand = probes.loader_command
-    adopt: Adopt = probes.adopt
 
 
 class Attachment:

@@ -1,4 +1,4 @@
-"""`vpmu-agent run`: watch all VMs and serve what is counted, without privileges once the probes are there."""
+"""The daemon: watch all VMs and serve what is counted, without privileges."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 from vpmu_agent.counts.guests import Guests
 from vpmu_agent.counts.recent import Recent
 from vpmu_agent.counts.watch import Watch
-from vpmu_agent.daemon.attachment import Attachment, ProbeSource
+from vpmu_agent.daemon.attachment import Attachment
 from vpmu_agent.daemon.failing import FailingCounters
 from vpmu_agent.daemon.leaks import LeakReport
 from vpmu_agent.daemon.pulse import Pulse
 from vpmu_agent.daemon.report import Report, tell_refused, tell_untraced
-from vpmu_agent.daemon.separation import give_up_privileges, require_switch, separate
-from vpmu_agent.daemon.settings import Configuration, Settings
+from vpmu_agent.daemon.separation import Link, give_up_privileges
+from vpmu_agent.daemon.settings import Configuration
+from vpmu_agent.daemon.source import ProbeSource
 from vpmu_agent.kernel.container import hidden_processes
 from vpmu_agent.kernel.facts import cpu_vendor
 from vpmu_agent.model.call import Call
@@ -27,7 +28,7 @@ from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.system.journal import LOG, Level, tell
 from vpmu_agent.system.memory import give_back, keep_small
 from vpmu_agent.system.notify import notify
-from vpmu_agent.system.signals import reload_requests, stop_requests
+from vpmu_agent.system.signals import stop_requests
 from vpmu_agent.trace.live import POLL_S, LiveProbes
 from vpmu_agent.vms.names import Vms
 from vpmu_agent.web.app import application
@@ -45,81 +46,81 @@ _END_S = 10
 """How long the daemon may take to end after it was told to, or its parent has gone, even where it hangs."""
 
 
-def run(read_settings: Callable[[], Settings], *, duration_s: float | None, source: ProbeSource) -> None:
-    """Watch all VMs and serve metrics, until the time is over or a signal comes.
+def run(
+    link: Link,
+    instance: int | None,
+    configuration: Configuration,
+    reload_requested: Callable[[], bool],
+    *,
+    duration_s: float | None,
+    source: ProbeSource,
+) -> None:
+    """Be the daemon, until the time is over or a signal comes; see start().
 
-    SIGHUP has the settings read again. Raise ConfigError, WebConfigError, KernelError and ListenError.
+    `instance` is what `source.kvm_instance()` returned before the first loader was started.
     """
-    notify("STATUS=loading the probes")
-    with reload_requests() as reload_requested:
-        configuration = Configuration(read_settings)
-        settings = configuration.settings
-        require_switch()
-        instance = source.kvm_instance()
-        link = separate(
-            source.loader_command(settings.attach, durations=settings.durations, reads=settings.reads)
+    settings = configuration.settings
+    keep_small()
+    faulthandler.enable()  # a service manager's watchdog sends SIGABRT: the log shall say where it hung
+    give_up_privileges(link, settings.user)
+    if option := hidden_processes():
+        tell(
+            f"/proc hides the processes of other users (hidepid={option}): VMs have no names before "
+            "their first call, and then by the first 511 bytes of their command line; mount /proc "
+            "without hidepid, or with gid= and this user in that group",
+            Level.WARNING,
         )
-        keep_small()
-        faulthandler.enable()  # a service manager's watchdog sends SIGABRT: the log shall say where it hung
-        give_up_privileges(link, settings.user)
-        if option := hidden_processes():
-            tell(
-                f"/proc hides the processes of other users (hidepid={option}): VMs have no names before "
-                "their first call, and then by the first 511 bytes of their command line; mount /proc "
-                "without hidepid, or with gid= and this user in that group",
-                Level.WARNING,
-            )
-        # Not before: this user must be able to read it, now and when it changes.
-        web = open_web_config(settings.web_config_file) if settings.web_config_file else None
-        vms, vendor = Vms(), cpu_vendor()
-        recent, report = Recent(), Report(vendor=vendor)
+    # Not before: this user must be able to read it, now and when it changes.
+    web = open_web_config(settings.web_config_file) if settings.web_config_file else None
+    vms, vendor = Vms(), cpu_vendor()
+    recent, report = Recent(), Report(vendor=vendor)
 
-        def take(call: Call, verdict: Verdict) -> None:
-            recent.add(call, verdict)
-            report.add(call, verdict)
+    def take(call: Call, verdict: Verdict) -> None:
+        recent.add(call, verdict)
+        report.add(call, verdict)
 
-        attachment = Attachment(link, vms, instance, take, source)
-        # Before waiting for the probes: what is wrong with the address shows at once.
-        with closing(report), closing(Server(settings.listen, web)) as server, closing(attachment):
-            attachment.wait(even_without_kvm=settings.wait)
-            watch = Watch(
-                attachment.probes,
-                vms,
-                per_counter=settings.per_counter,
-                durations=settings.durations,
-                reads=settings.reads,
-            )
-            guests, failing, leaks = Guests(vms), FailingCounters(), LeakReport()
-            with stop_requests(within_s=_END_S) as stopped:
-                # Before the first scrape, which shows what VMs held before the agent came.
-                look_at_guests(attachment.probes, guests, watch, failing, leaks)
-                overview = Overview(watch, recent, lambda: attachment.missing, vendor)
-                hosts = Hosts(settings.listen, server.address, settings.allow_hosts)
-                hosts.learn_own_name()
-                answers = application(Exporter(watch), overview, lambda: server.trouble)
-                server.start(hosts.guarded(answers))
-                tell(f"serving {server.url}/metrics")
-                if attachment.is_attached:
-                    attachment.tell_attached()
-                test_probes(attachment, watch)
-                give_back()
-                notify("READY=1")
-                try:
-                    watch_over(
-                        attachment,
-                        watch,
-                        guests,
-                        report,
-                        failing,
-                        leaks,
-                        Pulse(lambda: server.trouble),
-                        reload=lambda: configuration.reload_if(reload_requested(), watch, web),
-                        duration_s=duration_s,
-                        stopped=stopped,
-                    )
-                finally:
-                    notify("STOPPING=1")
-                    server.close()  # a scrape reads the probes' maps
+    attachment = Attachment(link, vms, instance, take, source)
+    # Before waiting for the probes: what is wrong with the address shows at once.
+    with closing(report), closing(Server(settings.listen, web)) as server, closing(attachment):
+        attachment.wait(even_without_kvm=settings.wait)
+        watch = Watch(
+            attachment.probes,
+            vms,
+            per_counter=settings.per_counter,
+            durations=settings.durations,
+            reads=settings.reads,
+        )
+        guests, failing, leaks = Guests(vms), FailingCounters(), LeakReport()
+        with stop_requests(within_s=_END_S) as stopped:
+            # Before the first scrape, which shows what VMs held before the agent came.
+            look_at_guests(attachment.probes, guests, watch, failing, leaks)
+            overview = Overview(watch, recent, lambda: attachment.missing, vendor)
+            hosts = Hosts(settings.listen, server.address, settings.allow_hosts)
+            hosts.learn_own_name()
+            answers = application(Exporter(watch), overview, lambda: server.trouble)
+            server.start(hosts.guarded(answers))
+            tell(f"serving {server.url}/metrics")
+            if attachment.is_attached:
+                attachment.tell_attached()
+            test_probes(attachment, watch)
+            give_back()
+            notify("READY=1")
+            try:
+                watch_over(
+                    attachment,
+                    watch,
+                    guests,
+                    report,
+                    failing,
+                    leaks,
+                    Pulse(lambda: server.trouble),
+                    reload=lambda: configuration.reload_if(reload_requested(), watch, web),
+                    duration_s=duration_s,
+                    stopped=stopped,
+                )
+            finally:
+                notify("STOPPING=1")
+                server.close()  # a scrape reads the probes' maps
 
 
 def watch_over(

@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpmu_agent.counts.watch import Watch
 from vpmu_agent.daemon.config_file import ConfigError
 from vpmu_agent.probes import Mode
 from vpmu_agent.system.journal import Level, tell
@@ -18,6 +17,7 @@ from vpmu_agent.web.address import Address
 from vpmu_agent.web.errors import WebConfigError
 
 if TYPE_CHECKING:
+    from vpmu_agent.counts.watch import Watch
     from vpmu_agent.web.web_file import WebFile
 
 

@@ -11,8 +11,9 @@ from tests.support.counted import Maps
 from tests.support.scenes import Guest, checked
 from vpmu_agent.counts.recent import KEPT, Recent
 from vpmu_agent.counts.watch import Watch
-from vpmu_agent.daemon.attachment import Attachment, ProbeSource
+from vpmu_agent.daemon.attachment import Attachment
 from vpmu_agent.daemon.separation import Link
+from vpmu_agent.daemon.source import ProbeSource
 from vpmu_agent.kernel.errors import KernelError, KvmNotLoadedError, ProbeError
 from vpmu_agent.model.rules import Kind
 from vpmu_agent.model.verdict import Observation
