@@ -79,7 +79,8 @@ _Static_assert(__builtin_offsetof(struct vpmu_thread, hints) % CACHE_LINE == 0, 
 ARRAY(struct vpmu_pmc, pmcs, VPMU_MAX_PMCS);
 ARRAY(struct vpmu_vcpu, vcpus, VPMU_MAX_VCPUS);
 ARRAY(struct vpmu_thread, threads, VPMU_MAX_THREADS);
-ARRAY(struct vpmu_control, control, 1);
+/* A small one that cannot be mapped is kmalloc()ed: in memory that the kernel has mapped by big pages. */
+BPF_ARRAY(control, struct vpmu_control, 1);
 BPF_HASH(slots, struct vpmu_slot_key, u32, VPMU_MAX_SLOTS);
 BPF_STACK(free_pmcs, u32, VPMU_MAX_PMCS);
 BPF_STACK(free_vcpus, u32, VPMU_MAX_VCPUS);
@@ -1031,6 +1032,9 @@ static __always_inline void finish(u32 name, struct vpmu_thread *call, struct vp
  * A call as predicted of an event that the thread has seen before. That a pmc holds the event shows that it
  * is KVM's, without a look at the event: nobody else can have it before its release was seen here. All that
  * the model says is in vpmu_is_usual_*(), which is generated from its rules.
+ *
+ * A release also counts for its vCPU, which is the one that the thread worked on before: so the CPU can fetch
+ * that entry without waiting for the pmc's.
  */
 static __always_inline bool is_usual(u32 name, u64 event, const struct vpmu_control *now,
 				     struct vpmu_thread *thread)
@@ -1056,12 +1060,16 @@ static __always_inline bool is_usual(u32 name, u64 event, const struct vpmu_cont
 #endif
 	if (unlikely(!(((pmc->members | pmc->orphans) >> index) & 1)))
 		return 0;
+#ifdef VPMU_VCPU_EVENT_COUNT
+	if (name == VPMU_RELEASE && unlikely(thread->vcpu_slot != pmc->vcpu_slot))
+		return 0;
+#endif
 	if (unlikely(!VPMU_IS_USUAL(name, pmc, index, n)))
 		return 0;
 	count_call(pmc, name);
 #ifdef VPMU_VCPU_EVENT_COUNT
 	if (name == VPMU_RELEASE) {
-		vcpu = vcpus.lookup(&pmc->vcpu_slot);
+		vcpu = vcpus.lookup(&thread->vcpu_slot);
 		if (vcpu)
 			count_release(vcpu);
 	}
@@ -1197,8 +1205,9 @@ static __always_inline struct vpmu_vcpu *known_vcpu(u64 event, struct vpmu_threa
 #endif
 	if (unlikely(EVENT_AT(pmc, index) != event || !(((pmc->members | pmc->orphans) >> index) & 1)))
 		return 0;
-	thread->vcpu_slot = pmc->vcpu_slot;
-	return vcpus.lookup(&pmc->vcpu_slot);
+	if (unlikely(thread->vcpu_slot != pmc->vcpu_slot))
+		return 0;
+	return vcpus.lookup(&thread->vcpu_slot);
 }
 
 /* The same of any other event that is KVM's, and the entry of the thread. */
