@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,14 +28,24 @@ def script(name: str, lookalike: Path) -> str:
     return "\n".join(SCRIPTS[name].format(place=f"{lookalike}:{function}") for function in CALLS.values())
 
 
+def bpftrace(name: str, lookalike: Path) -> list[str]:
+    """The command that watches a look-alike by one of these programs."""
+    return ["bpftrace", "-e", script(name, lookalike)]
+
+
+def floor(lookalike: Path) -> list[str]:
+    """The command that watches it by floor.py."""
+    return [sys.executable, "-m", "tests.bench.floor", str(lookalike)]
+
+
 @contextmanager
-def bpftrace(text: str) -> Iterator[int]:
-    """bpftrace with this program; yields its pid. When its probes are live it does not say."""
+def watching(command: Sequence[str]) -> Iterator[int]:
+    """A process that watches a look-alike; yields its pid. When its probes are live it does not say."""
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(["bpftrace", "-e", text], stdout=said, stderr=said)
+        process = subprocess.Popen(command, stdout=said, stderr=said)
         try:
             yield process.pid
         finally:
-            # It would only print its maps, and complain where tracefs is not mounted.
+            # bpftrace would only print its maps, and complain where tracefs is not mounted.
             process.kill()
             process.wait()

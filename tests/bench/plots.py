@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Picture
 from tests.bench import daemon_cpu, run_time, scrape_growth
 from tests.bench.lookalike import CALLS, Kernel
 
-_COLOURS = "#d1495b", "#edae49", "#bbbbbb", "#66a182", "#2e4057"
+_COLOURS = "#d1495b", "#edae49", "#bbbbbb", "#66a182", "#2e4057", "#8d6a9f"
 
 
 def draw(values: Mapping[str, float], folder: Path) -> Iterator[Path]:

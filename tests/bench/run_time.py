@@ -68,6 +68,7 @@ NAMES = {
     "empty": "(a) an empty program",
     "count": "(b) bpftrace @[pid] = count()",
     "histogram": "(c) bpftrace's latency histogram",
+    "floor": "(d) the least that counts and times a call",
 }
 _OPTIONS: Mapping[str, tuple[str, ...]] = {"monitor": (), "counts_only": ("--no-durations",)}
 
@@ -164,8 +165,9 @@ def _run(paths: Mapping[str, Path], kernel: Kernel, number: int) -> _Run:
         for name, options in _OPTIONS.items():
             daemon = stack.enter_context(monitor.daemon(paths[name], *options))
             subjects.append(_Subject(name, paths[name], daemon.pids))
-        for name in baselines.SCRIPTS:
-            pid = stack.enter_context(baselines.bpftrace(baselines.script(name, paths[name])))
+        others = {name: baselines.bpftrace(name, paths[name]) for name in baselines.SCRIPTS}
+        for name, command in (others | {"floor": baselines.floor(paths["floor"])}).items():
+            pid = stack.enter_context(baselines.watching(command))
             subjects.append(_Subject(name, paths[name], partial(list, [pid])))
         for subject in subjects:
             subject.wait(counter)
@@ -179,6 +181,9 @@ def _run(paths: Mapping[str, Path], kernel: Kernel, number: int) -> _Run:
     return run
 
 
+_SUFFIXES = {"counts_only": ", counts only", "floor": ", at least (d)"}
+
+
 def figures(kernel: Kernel, pace: str, call: str, runs: Sequence[Times]) -> Iterator[Figure]:
     """The medians of several runs: times, and the ratios that the goals are for."""
     key = f"run_time.{kernel}.{pace}.{call}"
@@ -190,10 +195,10 @@ def figures(kernel: Kernel, pace: str, call: str, runs: Sequence[Times]) -> Iter
         yield Figure(f"{key}.{name}.net", f"{what}: {who}, less empty programs", net, "ns", row=False)
     shown = [("monitor", "count"), ("monitor", "histogram")]
     if call != "create":  # of which nothing can be left out
-        shown.append(("counts_only", "count"))
+        shown += [("counts_only", "count"), ("floor", "count")]
     for name, baseline in shown:
         ratio = median(times.ratio(name, baseline) for times in runs)
-        subject = f"{what}, counts only" if name == "counts_only" else what
+        subject = f"{what}{_SUFFIXES.get(name, '')}"
         letter = NAMES[baseline].partition(" ")[0]
         goal = _goal(kernel, pace, call, name, baseline)
         yield Figure(f"{key}.{name}.by_{baseline}", f"{subject}, by {letter}", ratio, goal=goal)
@@ -211,7 +216,7 @@ def table(measured: Iterable[Figure]) -> Iterator[str]:
     times = {figure.key: figure.value for figure in measured if figure.key.startswith("run_time.")}
     if not times:
         return
-    heads = "MONITOR", "COUNTS ONLY", "(a) EMPTY", "(b) COUNT", "(c) HIST"
+    heads = "MONITOR", "COUNTS ONLY", "(a) EMPTY", "(b) COUNT", "(c) HIST", "(d) LEAST"
     yield f"{'RUN TIME PER CALL, ns (NET)':<33}" + "".join(f"{head:>13}" for head in heads)
     for kernel, counter in COUNTERS.items():
         for pace_name, pace in PACES.items():

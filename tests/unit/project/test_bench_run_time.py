@@ -7,11 +7,12 @@ import pytest
 from tests.bench.report import Figure
 from tests.bench.run_time import NAMES, Times, figures
 
-PROGRAMS = {"monitor": 2, "counts_only": 1, "empty": 2, "count": 1, "histogram": 2}
+PROGRAMS = {"monitor": 2, "counts_only": 1, "empty": 2, "count": 1, "histogram": 2, "floor": 2}
 
 
 def run(**whole: float) -> Times:
-    return Times({"empty": 100, "counts_only": 60, "count": 100, "histogram": 400} | whole, PROGRAMS)
+    others = {"empty": 100, "counts_only": 60, "count": 100, "histogram": 400, "floor": 140}
+    return Times(others | whole, PROGRAMS)
 
 
 def measured(kernel: str, pace: str, call: str, *runs: Times) -> dict[str, Figure]:
@@ -42,7 +43,14 @@ def test_times_are_also_told_without_empty_programs() -> None:
         "empty": 0,
         "count": 50,
         "histogram": 300,
+        "floor": 40,
     }
+
+
+def test_the_least_that_a_call_takes_stands_beside_the_goals_and_has_none() -> None:
+    runs = [run(monitor=250, floor=floor) for floor in (140, 150, 190)]
+    least = measured("stock", "hot", "pause", *runs)["floor.by_count"]
+    assert (least.value, least.goal, least.row) == (1.5, None, True)
 
 
 @pytest.mark.parametrize(
