@@ -7,6 +7,7 @@ import os
 import weakref
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from pathlib import Path
 
 from vpmu_agent.kernel.config import kernel_config
@@ -294,10 +295,16 @@ UNMASK_TODO = (
 
 
 def vmlinux(*, root: Path = Path("/")) -> Btf:
-    """Return the running kernel's BTF; raise BtfError if it has none."""
+    """Return the running kernel's BTF, which is kept: it stays the same. Raise BtfError if there is none."""
     path = root / VMLINUX
     if not path.is_file():
         raise _no_btf(path, root)
+    return _kept(path)
+
+
+@lru_cache(maxsize=1)
+def _kept(path: Path) -> Btf:
+    """Return what is there, parsed once: that takes 10 ms, and a start asks for it five times."""
     return parse(path)
 
 
