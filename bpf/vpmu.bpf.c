@@ -500,10 +500,12 @@ static __always_inline struct vpmu_pmc *find_pmc_again(struct vpmu_thread *threa
 	struct vpmu_pmc *pmc;
 	u32 index;
 
-	if (!find_hint(thread, address, slot, &index))
+	if (unlikely(!find_hint(thread, address, slot, &index)))
 		return 0;
 	pmc = pmcs.lookup(slot);
-	return pmc && pmc->pmc == address && pmc->tgid == thread->tgid ? pmc : 0;
+	if (unlikely(!pmc || pmc->pmc != address || pmc->tgid != thread->tgid))
+		return 0;
+	return pmc;
 }
 
 static __always_inline struct vpmu_pmc *add_pmc(u64 address, u32 tgid, u32 *slot)
@@ -789,7 +791,7 @@ static __always_inline struct vpmu_vcpu *identify(struct vpmu_pmc *pmc, u64 kvm_
 	u64 type = 0; /* and the field after it; little-endian */
 	u32 slot = 0;
 
-	if (pmc->kvm_vcpu) {
+	if (likely(pmc->kvm_vcpu)) {
 		vpmu_read(&vcpu_id, sizeof(vcpu_id), pmc->kvm_vcpu + VPMU_VCPU_ID);
 		vcpu = vcpus.lookup(&pmc->vcpu_slot);
 		/* User space may have freed the vCPU's entry, as one that nobody named. */
@@ -844,7 +846,7 @@ static __always_inline bool find_entries(struct vpmu_thread *call, u64 address, 
 		if (is_create && call->pmc)
 			put_hint(call, address, slot, 0);
 	}
-	if ((is_create && !call->leader) || !(*pmc)->kvm_vcpu)
+	if ((is_create && !call->leader) || unlikely(!(*pmc)->kvm_vcpu))
 		*vcpu = identify(*pmc, call->pmc);
 	else
 		*vcpu = vcpus.lookup(&(*pmc)->vcpu_slot);
