@@ -149,10 +149,13 @@ static __always_inline u64 opaque(u64 value)
 /* A call for an event that is not KVM's: the tester's releases show that the programs run. */
 static __always_inline void count_test(u32 name, int end)
 {
-	struct vpmu_control *now = control_now();
+	struct vpmu_control *now;
 	u64 *count;
 
-	if (name != VPMU_RELEASE || !now || now->tester != bpf_get_current_pid_tgid() >> 32)
+	if (name != VPMU_RELEASE)
+		return;
+	now = control_now();
+	if (!now || now->tester != bpf_get_current_pid_tgid() >> 32)
 		return;
 	count = self_tests.lookup(&end);
 	if (count)

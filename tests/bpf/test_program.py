@@ -23,6 +23,8 @@ from vpmu_agent.loader.program import program_source
 from vpmu_agent.probes import handover, loader_command
 from vpmu_agent.probes.layout import SIZES, Layout
 
+# Calls of bpf_ktime_get_ns() and bpf_probe_read_kernel(), as struct bpf_insn has them.
+LOOK_AT_CLOCK, READ_KERNEL = (struct.pack("=BBhi", 0x85, 0, 0, number) for number in (5, 113))
 HEADER = Path(__file__).parents[2] / "bpf" / "vpmu.h"
 
 
@@ -39,6 +41,15 @@ def test_every_program_passes_the_verifier(
     assert set(loading.image.programs) == set(verifier.programs(durations=durations))
     loaded = [loading.load(name, Kind.PROBE) for name in loading.image.programs]
     handover.close([*loaded, *loading.maps.values()])
+
+
+def test_a_usual_call_ends_before_what_is_seldom_needed_begins(stock: Lookalike) -> None:
+    """It ends with a look at the clock; all other calls begin with a read of their event."""
+    known, _ = with_placeholders(stock.constants)
+    programs = compiled(program_source(known)).programs
+    for call in ("enable", "pause", "release", "read", "period"):
+        code = programs[f"vpmu_{call}_entry"]
+        assert code.index(LOOK_AT_CLOCK) < code.index(READ_KERNEL)
 
 
 @pytest.mark.parametrize("durations", [True, False])
