@@ -69,6 +69,7 @@ static __always_inline long census_event(struct vpmu_census_pmc *found, u64 pmc,
 			      event + VPMU_EVENT_TOTAL_TIME_RUNNING);
 	failed |= census_read(&found->count, sizeof(found->count), event + VPMU_EVENT_COUNT);
 	failed |= census_read(&found->oncpu, sizeof(found->oncpu), event + VPMU_EVENT_ONCPU);
+	failed |= census_read(&found->event_id, sizeof(found->event_id), event + VPMU_EVENT_ID);
 	failed |= census_read(&found->config, sizeof(found->config),
 			      event + VPMU_EVENT_ATTR + CENSUS_ATTR_CONFIG);
 	failed |= census_read(&found->attr_flags, sizeof(found->attr_flags),
@@ -105,7 +106,7 @@ static __always_inline void census_pmc(void *seq, struct vpmu_census_pmc *found,
 	if (has_events || !enabled)
 		return;
 	found->event = found->enabled_ns = found->running_ns = found->count = found->config = 0;
-	found->attr_flags = found->state = found->on_cpu = 0;
+	found->attr_flags = found->state = found->on_cpu = found->event_id = 0;
 	found->oncpu = -1;
 	found->event_index = 0;
 	bpf_seq_write(seq, found, sizeof(*found));
@@ -229,7 +230,9 @@ static __always_inline void census_thread(void *seq, u64 vcpu, const struct vpmu
 
 static __always_inline void census_vcpu(void *seq, u64 task, u64 vcpu)
 {
-	struct vpmu_census_vcpu found = { .kind = VPMU_CENSUS_VCPU, .kvm_vcpu = vcpu };
+	struct vpmu_census_vcpu found = {
+		.kind = VPMU_CENSUS_VCPU, .kvm_vcpu = vcpu, .tsc_zeroed_ns = ~0ULL, .mp_state = ~0U
+	};
 	u64 mm;
 	long failed;
 
@@ -252,6 +255,18 @@ static __always_inline void census_vcpu(void *seq, u64 task, u64 vcpu)
 	failed |= census_read(&found.event_filter, sizeof(found.event_filter),
 			      found.kvm + VPMU_KVM_PMU_EVENT_FILTER);
 	found.event_filter = !!found.event_filter;
+#if defined(VPMU_KVM_LAST_TSC_NSEC) && defined(VPMU_KVM_LAST_TSC_WRITE)
+	u64 tsc = 0;
+
+	failed |= census_read(&tsc, sizeof(tsc), found.kvm + VPMU_KVM_LAST_TSC_WRITE);
+	failed |= census_read(&found.tsc_zeroed_ns, sizeof(found.tsc_zeroed_ns),
+			      found.kvm + VPMU_KVM_LAST_TSC_NSEC);
+	if (tsc)
+		found.tsc_zeroed_ns = 0;
+#endif
+#ifdef VPMU_VCPU_MP_STATE
+	failed |= census_read(&found.mp_state, sizeof(found.mp_state), vcpu + VPMU_VCPU_MP_STATE);
+#endif
 	failed |= census_read(&found.cpuid_nent, sizeof(found.cpuid_nent), vcpu + VPMU_VCPU_CPUID_NENT);
 	failed |= census_read(&found.pmu_version, sizeof(found.pmu_version), vcpu + VPMU_VCPU_PMU_VERSION);
 	failed |= census_read(&found.global_ctrl, sizeof(found.global_ctrl), vcpu + VPMU_VCPU_GLOBAL_CTRL);

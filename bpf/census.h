@@ -22,9 +22,11 @@ struct vpmu_census_vcpu {
 	__u64 kvm; /* its VM's struct kvm, to tell two VMs of a process apart */
 	__u64 global_ctrl;
 	__u64 event_filter; /* of the VM: 0 if it has none */
-	__u64 unused_a[3];
-	__s32 cpu; /* the CPU that it ran on last, or -1 */
-	__u32 unused_b;
+	/* When the VM's TSC was last set to 0, in ns of KVM's clock; 0: to something else; all ones: not known. */
+	__u64 tsc_zeroed_ns;
+	__u64 unused_a[2];
+	__s32 cpu;          /* the CPU that it ran on last, or -1 */
+	__u32 mp_state;     /* KVM_MP_STATE_*; all ones: not known */
 	__u32 irqchip_mode; /* 0, KVM_IRQCHIP_NONE: the interrupt controller is not in the kernel */
 	__u32 cpuid_nent;   /* 0: the vCPU has not been given its CPUID yet, and so no PMU either */
 	__s32 vcpu_id;
@@ -33,7 +35,7 @@ struct vpmu_census_vcpu {
 	__u8 enable_pmu;           /* of the VM */
 	__u8 created_mediated_pmu; /* of the VM */
 	__u8 pmu_version;          /* of the vCPU's PMU; 0 if its CPUID describes none */
-	__u8 unused_c;
+	__u8 unused_b;
 };
 
 /* One counter of a vCPU that the guest has enabled or KVM has events for; a record for each of its events. */
@@ -56,7 +58,7 @@ struct vpmu_census_pmc {
 	__u8 pmc_idx;
 	__u8 event_index;
 	__u8 max_nr_events;
-	__u32 unused;
+	__u32 event_id; /* the lowest bits of perf_event.id, which no other event has */
 };
 
 /*

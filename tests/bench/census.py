@@ -170,6 +170,7 @@ def made_up(seconds: int) -> bytes:
                     "kvm_vcpu": address,
                     "control": ENABLED | 0x76,
                     "event": address + 1 + index,
+                    "event_id": (address + 1 + index) & 0xFFFFFFFF,
                     "enabled_ns": seconds * 10**9,
                     "running_ns": seconds * 10**9,
                     "count": seconds * 10**9,

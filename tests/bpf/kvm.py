@@ -1,5 +1,7 @@
 """`python -m tests.bpf.kvm VM…`: VMs by ioctl, until standard input ends; says "made" once they are there.
 
+A line "reset" on standard input has it reset the last VM, and say so.
+
 A VM is how many vCPUs it has, and letters, as in `2ic`:
     i   its interrupt controller is in the kernel
     o   its PMU is turned off
@@ -27,10 +29,12 @@ KVM_CREATE_IRQCHIP = 0xAE60
 KVM_RUN = 0xAE80
 KVM_SET_REGS = 0x4090AE82
 KVM_GET_SREGS, KVM_SET_SREGS = 0x8138AE83, 0x4138AE84
+KVM_SET_MSRS = 0x4008AE89
 KVM_SET_CPUID2 = 0x4008AE90
 KVM_ENABLE_CAP = 0x4068AEA3
 KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE = 212, 1
 KVM_EXIT_IO = 2
+IA32_TSC = 0x10
 
 _PAGE = 4096
 # mov ecx, 0xC0010000 (PERF_CTL0); mov eax, enabled | usr | os | 0x76 (cycles); xor edx, edx; wrmsr; out 0, al
@@ -54,6 +58,11 @@ def make_vm(kvm: int, letters: str, vcpus: int) -> list[int]:
     if "r" in letters:
         run(kvm, vm, made[0])
     return [vm, *made]
+
+
+def reset(vcpu: int) -> None:
+    """Sets the TSC to 0, as VMMs do at a reset."""
+    fcntl.ioctl(vcpu, KVM_SET_MSRS, struct.pack("=IIIIQ", 1, 0, IA32_TSC, 0, 0))
 
 
 def run(kvm: int, vm: int, vcpu: int) -> None:
@@ -82,14 +91,19 @@ def main(*vms: str) -> None:
         found = re.fullmatch(r"(\d+)([iocr]*)", vm)
         if found is None:
             sys.exit(__doc__)
-        made = make_vm(kvm, found[2], int(found[1]))
-        os.dup(made[-1])  # as a VMM may: it is the same vCPU
+        _, *vcpus = make_vm(kvm, found[2], int(found[1]))
+        os.dup(vcpus[-1])  # as a VMM may: it is the same vCPU
     # A child that inherits a VM has none of its own.
+    ours, theirs = os.pipe()
     if not (child := os.fork()):
-        sys.stdin.read()
+        os.close(theirs)
+        os.read(ours, 1)
         os._exit(0)
     print("made", child, flush=True)
-    sys.stdin.read()
+    for line in sys.stdin:  # "reset"
+        for vcpu in vcpus:
+            reset(vcpu)
+        print(line, end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,6 +53,26 @@ def running(*vms: str, name: str = "") -> Iterator[int]:
         yield process.pid
 
 
+@contextmanager
+def reset_on_demand(*vms: str) -> Iterator[tuple[int, Callable[[], None]]]:
+    """The process that has these VMs, and what resets the last of them."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.bpf.kvm", *vms],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    ) as process:
+        read_until(process.stdout, b"made")
+
+        def reset() -> None:
+            assert process.stdin
+            process.stdin.write(b"reset\n")
+            process.stdin.flush()
+            read_until(process.stdout, b"reset")
+
+        yield process.pid, reset
+
+
 NOBODY = 65534
 PRELUDE = "import sys; sys.path.insert(0, '.'); from tests.bpf.kvm import main; "
 
@@ -81,6 +101,26 @@ def test_a_process_that_only_holds_the_file_has_no_vm(probes: Probes) -> None:
         found = probes.census.pull()
         assert of(tgid, found)
         assert not of(child, found)
+
+
+def test_a_vm_that_is_reset_can_be_told(probes: Probes) -> None:
+    with running("2i") as vm, reset_on_demand("2i", "2i") as (other, reset):
+        before = probes.census.pull()
+        reset()
+        after = probes.census.pull()
+    assert of(vm, before) == of(vm, after)
+    first, last = (by_vm(of(other, look)) for look in (before, after))
+    assert all(first.values())  # KVM sets it for a vCPU that it makes
+    kept, again = first
+    assert last[kept] == first[kept]
+    assert last[again] > first[again]
+    # As KVM makes all vCPUs but the first.
+    assert [vcpu.awaits_init for vcpu in of(other, after)] == [False, True, False, True]
+
+
+def by_vm(vcpus: list[Vcpu]) -> dict[int, int]:
+    """When the TSC of each VM was last set to 0."""
+    return {vcpu.vm: vcpu.tsc_zeroed_ns or 0 for vcpu in vcpus}
 
 
 def test_many_vcpus_come_whole(probes: Probes) -> None:

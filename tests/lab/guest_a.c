@@ -27,6 +27,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#define TSC       0x10u
 #define PERF_CTL0 0xC0010000u
 #define PERF_CTR0 0xC0010004u
 #define CTL_USR   (1u << 16)
@@ -66,6 +67,7 @@ static int linger_ms;
 static bool stepwise;
 static bool filtered;
 static bool busy_reader;
+static bool resets;
 static struct vcpu vcpus[MAX_VCPUS];
 static pthread_barrier_t stage_reached, stage_left;
 
@@ -120,6 +122,18 @@ static void read_and_write_back(struct vcpu *vcpu)
 		guest_wrmsr(vcpu, PERF_CTR0 + i, guest_rdmsr(vcpu, PERF_CTR0 + i));
 }
 
+/* With --reset: as a VMM that resets all but the counters. */
+static void reset_all_else(struct vcpu *vcpu)
+{
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry tsc;
+	} msrs = { { .nmsrs = 1 }, { .index = TSC } };
+
+	if (ioctl(vcpu->fd, KVM_SET_MSRS, &msrs) != 1)
+		err(1, "KVM_SET_MSRS of the TSC");
+}
+
 /* With --wait: all vCPUs stand still between two stages until a line comes in. */
 static void stage(struct vcpu *vcpu, const char *name)
 {
@@ -147,6 +161,10 @@ static void *run_vcpu(void *arg)
 		guest_spin(vcpu);
 		if (round == 0)
 			stage(vcpu, "programmed");
+		if (round == 0 && resets) {
+			reset_all_else(vcpu);
+			stage(vcpu, "reset");
+		}
 		select_events(vcpu, round, 0);
 		select_events(vcpu, round, CTL_EN);
 		guest_spin(vcpu);
@@ -255,6 +273,10 @@ static void parse(char **argv)
 			busy_reader = true;
 			continue;
 		}
+		if (!strcmp(*arg, "--reset")) {
+			resets = true;
+			continue;
+		}
 		if (!strcmp(*arg, "--filter")) {
 			filtered = true;
 			continue;
@@ -273,7 +295,7 @@ static void parse(char **argv)
 		else
 			errx(2,
 			     "usage: %s [-name guest=NAME] [--counters N] [--rounds N] [--vcpus N] "
-			     "[--linger-ms N] [--wait] [--filter] [--read]",
+			     "[--linger-ms N] [--wait] [--filter] [--read] [--reset]",
 			     *argv);
 	}
 }

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -129,6 +131,7 @@ def guest_a(
     realtime: bool = False,
     filtered: bool = False,
     reading: bool = False,
+    resetting: bool = False,
 ) -> Guest:
     """The tiny VMM.
 
@@ -138,6 +141,8 @@ def guest_a(
     `realtime`: it loses its CPU to nothing else in the VM.
 
     `reading`: in each round it reads every counter while that counts, and writes it.
+
+    `resetting`: its VMM resets it after "programmed", but not its counters, and then says {"stage": "reset"}.
 
     `filtered`: its VMM allows it no event (KVM_SET_PMU_EVENT_FILTER).
 
@@ -155,11 +160,24 @@ def guest_a(
         command.append("--filter")
     if reading:
         command.append("--read")
+    if resetting:
+        command.append("--reset")
     return Guest(command)
 
 
-def guest_b(name: str = "web01", *, rounds: int = 1, work_ms: int = 100, hold: bool = False) -> Guest:
-    """Linux under QEMU. `hold`: in its last round it keeps its events open until go_on()."""
+def guest_b(
+    name: str = "web01",
+    *,
+    rounds: int = 1,
+    work_ms: int = 100,
+    hold: bool = False,
+    monitor: Path | None = None,
+) -> Guest:
+    """Linux under QEMU. `hold`: in its last round it keeps its events open until go_on().
+
+    `monitor`: QEMU's monitor is a socket there, for reset(); without, the guest ends where it would reboot.
+    """
+    reboots = ["-monitor", f"unix:{monitor},server=on,wait=off"] if monitor else ["-no-reboot"]
     options = f"vpmu.rounds={rounds} vpmu.ms={work_ms} vpmu.hold={int(hold)}"
     return Guest(
         [
@@ -177,7 +195,7 @@ def guest_b(name: str = "web01", *, rounds: int = 1, work_ms: int = 100, hold: b
             "none",
             "-serial",
             "stdio",
-            "-no-reboot",
+            *reboots,
             "-kernel",
             os.environ[GUEST_B_KERNEL],
             "-initrd",
@@ -186,6 +204,16 @@ def guest_b(name: str = "web01", *, rounds: int = 1, work_ms: int = 100, hold: b
             f"{GUEST_B_KERNEL_ARGS} {options}",
         ]
     )
+
+
+def reset(monitor: Path) -> None:
+    """Has QEMU reset its guest."""
+    with socket.socket(socket.AF_UNIX) as qemu:
+        qemu.connect(str(monitor))
+        qemu.sendall(b"system_reset\n")
+        said = b""
+        while said.count(b"(qemu)") < 2:  # before the command, and once it was carried out
+            said += qemu.recv(4096)
 
 
 def environment(guest_a: str, release: str, initramfs: str) -> dict[str, str]:

@@ -33,7 +33,9 @@ def vcpu(**other: Any) -> Vcpu:
         "vm": 1,
         "global_ctrl": 0,
         "has_filter": False,
+        "tsc_zeroed_ns": 10**9,
         "cpu": 3,
+        "awaits_init": False,
         "has_irqchip": True,
         "has_cpuid": True,
         "vcpu_id": 0,
@@ -66,6 +68,7 @@ def pmc(index: int = 0, **other: Any) -> Pmc:
         "pmc_idx": index,
         "event_index": 0,
         "size": 1,
+        "event_id": 0x100 + index,
     }
     return Pmc(**(usual | other))
 
@@ -77,7 +80,8 @@ def starved(index: int = 0, **other: Any) -> Pmc:
 
 def without_event(index: int = 0, **other: Any) -> Pmc:
     """A counter that its guest enabled and that has no event."""
-    return starved(index, **({"event": 0, "state": 0, "config": 0, "thread_runs": False} | other))
+    usual = {"event": 0, "event_id": 0, "state": 0, "config": 0, "thread_runs": False}
+    return starved(index, **(usual | other))
 
 
 def host_event(event: int = 0x900, **other: Any) -> HostEvent:

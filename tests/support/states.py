@@ -36,6 +36,7 @@ def vm(name: str, **other: Any) -> dict[str, Any]:
         "counters": {"counting": 4, "idle": 2},
         "running": 1.0,
         "starved": "",
+        "reset": "",
         "failing": [],
     }
     return usual | other
@@ -52,7 +53,7 @@ def starved_vm(name: str, **other: Any) -> dict[str, Any]:
 def counter(**other: Any) -> dict[str, Any]:
     """A counter that counts."""
     usual = {"vcpu": 0, "pmc": "gp0", "status": "counting", "event": "r0c0", "cpu": 3, "running": 1.0}
-    return usual | {"events": 1, "size": 1, "errno": 0} | other
+    return usual | {"events": 1, "size": 1, "errno": 0, "outlived_reset": None} | other
 
 
 def holder(comm: str, **other: Any) -> dict[str, Any]:

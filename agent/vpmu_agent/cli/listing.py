@@ -192,6 +192,7 @@ def _counter_json(listing: Listing, vm: str, vcpu: int, pmc: str, counter: Count
             "running": counter.running if counter else None,
             "cpu": counter.cpu if counter else None,
             "errno": errno_name(counter.errno) if counter and counter.errno else None,
+            "outlived_reset": (counter.outlived_reset or None) if counter else None,
         }
     )
 
@@ -231,6 +232,8 @@ def _note(counter: Counter) -> str:
         notes.append(f"{len(counter.events)} of {counter.size} events")
     if any(event.state == EventState.ERROR for event in counter.events):
         notes.append("in error")
+    if counter.outlived_reset:
+        notes.append("outlived a reset")
     return ", ".join(notes)
 
 

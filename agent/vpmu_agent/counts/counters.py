@@ -17,6 +17,7 @@ from vpmu_agent.model.counter_status import (
     Held,
     counter_status,
     is_wanted,
+    outlived_reset,
     running_ratio,
     times,
 )
@@ -50,6 +51,8 @@ class Counter(NamedTuple):
     """What its first event has counted, less what KVM has folded into the counter already."""
     errno: int
     """What its last creation failed with; 0 if it did not, or if that is not known."""
+    outlived_reset: bool
+    """Whether it is known that its VM was reset and it went on."""
 
 
 class VcpuPmu(NamedTuple):
@@ -76,6 +79,8 @@ class VmCounters:
     has_filter: bool = False
     running: float | None = None
     """As Counter.running, of all counters that are wanted."""
+    outlived_reset: int = 0
+    """How many counters are known to have gone on after a reset of their VM."""
     by_vcpu: Sequence[VcpuPmu] = ()
     """In order of the vCPUs' numbers. A process with several VMs has some numbers more than once."""
 
@@ -101,11 +106,20 @@ class Holder:
         return self.events > self.failed
 
 
+@dataclass(slots=True)
+class _Vm:
+    """What tells of a VM, at one look, whether it was reset."""
+
+    tsc_zeroed_ns: int | None
+    vcpus: int = 0
+
+
 class Counters:
     """Keeps the last look, which tells what stays from what is changing."""
 
     def __init__(self) -> None:
         self._before: dict[int, dict[int, Held]] = {}  # by vCPU's address, and by pmc_idx
+        self._vms: dict[int, _Vm] = {}
 
     def take(self, look: Look, errnos: Mapping[tuple[int, Key], int] | None = None) -> dict[int, VmCounters]:
         """Return the counters of each process that has VMs, by tgid.
@@ -120,9 +134,25 @@ class Counters:
             by_tgid[vcpu.tgid].append(vcpu)
         before, self._before = self._before, {}
         known = errnos or {}
+        reset = self._reset_vms(look.vcpus)
         return {
-            tgid: self._vm(sorted(vcpus, key=_vcpu_id), by_vcpu, before, known)
+            tgid: self._vm(sorted(vcpus, key=_vcpu_id), by_vcpu, before, known, reset)
             for tgid, vcpus in by_tgid.items()
+        }
+
+    def _reset_vms(self, vcpus: Iterable[Vcpu]) -> set[int]:
+        """Return the addresses of the VMs that were reset since the last look."""
+        before, self._vms = self._vms, {}
+        for vcpu in vcpus:
+            vm = self._vms.setdefault(vcpu.vm, _Vm(vcpu.tsc_zeroed_ns))
+            vm.vcpus += 1
+        return {
+            address
+            for address, vm in self._vms.items()
+            if vm.tsc_zeroed_ns
+            and (then := before.get(address))
+            and then.tsc_zeroed_ns != vm.tsc_zeroed_ns
+            and then.vcpus == vm.vcpus  # KVM sets the TSC of a vCPU that is new, too
         }
 
     def _vm(
@@ -131,6 +161,7 @@ class Counters:
         by_vcpu: Mapping[int, Sequence[Pmc]],
         before: Mapping[int, Mapping[int, Held]],
         errnos: Mapping[tuple[int, Key], int],
+        reset: set[int],
     ) -> VmCounters:
         found: list[Counter] = []
         enabled_ns = running_ns = 0
@@ -140,8 +171,8 @@ class Counters:
             cpu = vcpu.cpu if vcpu.cpu >= 0 else None
             for pmcs in _by_counter(by_vcpu.get(vcpu.address, ())):
                 first = pmcs[0]
-                held = now[first.pmc_idx] = _held(vcpu, pmcs)
                 past = then.get(first.pmc_idx)
+                held = now[first.pmc_idx] = _held(vcpu, pmcs, past, was_reset=vcpu.vm in reset)
                 enabled, running = times(held.events, past.events if past else ())
                 if held.wanted:
                     enabled_ns += enabled
@@ -161,6 +192,7 @@ class Counters:
                     running_ratio(enabled, running),
                     first.counted,
                     errno,
+                    held.outlived_reset,
                 )
                 found.append(counter)
         counters = sum(vcpu.gp + vcpu.fixed for vcpu in vcpus)
@@ -175,6 +207,7 @@ class Counters:
             max(vcpu.fixed for vcpu in vcpus),
             any(vcpu.has_filter for vcpu in vcpus),
             running_ratio(enabled_ns, running_ns),
+            sum(counter.outlived_reset for counter in found),
             [VcpuPmu(vcpu.vcpu_id, vcpu.gp, vcpu.fixed) for vcpu in vcpus],
         )
 
@@ -201,7 +234,7 @@ def holders(events: Iterable[HostEvent]) -> list[Holder]:
 
 
 _vcpu_id = attrgetter("vcpu_id")
-_event = attrgetter("event", "state", "enabled_ns", "running_ns", "thread_runs")  # the fields of Event
+_event = attrgetter("event_id", "state", "enabled_ns", "running_ns", "thread_runs")  # the fields of Event
 _place = attrgetter("pmc_idx", "event_index")  # fixed counters have higher indexes than all others
 
 
@@ -218,7 +251,7 @@ def _by_counter(pmcs: Iterable[Pmc]) -> list[list[Pmc]]:
     return found
 
 
-def _held(vcpu: Vcpu, pmcs: Sequence[Pmc]) -> Held:
+def _held(vcpu: Vcpu, pmcs: Sequence[Pmc], past: Held | None, *, was_reset: bool) -> Held:
     first = pmcs[0]
     is_fixed = first.pmc_type == _FIXED
     wanted = is_wanted(
@@ -229,4 +262,8 @@ def _held(vcpu: Vcpu, pmcs: Sequence[Pmc]) -> Held:
         pmu_version=vcpu.pmu_version,
     )
     events = [Event(*_event(pmc)) for pmc in pmcs] if first.event else []
-    return Held(first.control, wanted, first.size, events)
+    held = Held(first.control, wanted, first.size, events)
+    if not (was_reset or vcpu.awaits_init or (past and past.outlived_reset)):
+        return held
+    outlived = outlived_reset(held, past, was_reset=was_reset, awaits_init=vcpu.awaits_init)
+    return held._replace(outlived_reset=outlived)

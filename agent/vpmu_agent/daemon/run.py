@@ -5,12 +5,12 @@ from __future__ import annotations
 import faulthandler
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpmu_agent.counts.guests import Guests
+from vpmu_agent.counts.guests import Found, Guests
 from vpmu_agent.counts.recent import Recent
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.daemon.attachment import Attachment
@@ -18,6 +18,7 @@ from vpmu_agent.daemon.failing import FailingCounters
 from vpmu_agent.daemon.leaks import LeakReport
 from vpmu_agent.daemon.pulse import Pulse
 from vpmu_agent.daemon.report import Report, tell_refused, tell_untraced
+from vpmu_agent.daemon.resets import ResetReport
 from vpmu_agent.daemon.separation import Link, give_up_privileges
 from vpmu_agent.daemon.settings import Configuration
 from vpmu_agent.daemon.source import ProbeSource
@@ -90,10 +91,11 @@ def run(
             durations=settings.durations,
             reads=settings.reads,
         )
-        guests, failing, leaks = Guests(vms), FailingCounters(), LeakReport()
+        guests = Guests(vms)
+        tellers = FailingCounters().tell_of, LeakReport().tell_of, ResetReport().tell_of
         with stop_requests(within_s=_END_S) as stopped:
             # Before the first scrape, which shows what VMs held before the agent came.
-            look_at_guests(attachment.probes, guests, watch, failing, leaks)
+            look_at_guests(attachment.probes, guests, watch, tellers)
             overview = Overview(watch, recent, lambda: attachment.missing, vendor)
             hosts = Hosts(settings.listen, server.address, settings.allow_hosts)
             hosts.learn_own_name()
@@ -111,8 +113,7 @@ def run(
                     watch,
                     guests,
                     report,
-                    failing,
-                    leaks,
+                    tellers,
                     Pulse(lambda: server.trouble),
                     reload=lambda: configuration.reload_if(reload_requested(), watch, web),
                     duration_s=duration_s,
@@ -128,8 +129,7 @@ def watch_over(
     watch: Watch,
     guests: Guests,
     report: Report,
-    failing: FailingCounters,
-    leaks: LeakReport,
+    tellers: Sequence[Callable[[Found], None]],
     pulse: Pulse,
     *,
     reload: Callable[[], None],
@@ -151,7 +151,7 @@ def watch_over(
             watch.sweep(processes)
             watch.give_back()
             tell_refused(watch.newly_refused())
-            look_at_guests(attachment.probes, guests, watch, failing, leaks)
+            look_at_guests(attachment.probes, guests, watch, tellers)
             report.sweep()
             LOG.retry()
             pulse.sweep()
@@ -165,13 +165,13 @@ def test_probes(attachment: Attachment, watch: Watch) -> None:
 
 
 def look_at_guests(
-    probes: LiveProbes, guests: Guests, watch: Watch, failing: FailingCounters, leaks: LeakReport
+    probes: LiveProbes, guests: Guests, watch: Watch, tellers: Sequence[Callable[[Found], None]]
 ) -> None:
-    """Show what the census finds, and tell of VMs without a vPMU to trace, failing counters and leaks."""
+    """Show what the census finds, and tell of VMs without a vPMU to trace, and what `tellers` tell of it."""
     tell_untraced(guests.sweep(probes.census, probes.errnos, probes.starvations()))
     watch.show_guests(guests.found)
-    failing.tell_of(guests.found)
-    leaks.tell_of(guests.found)
+    for tell_of in tellers:
+        tell_of(guests.found)
     if missing := guests.newly_missing(probes.census):
         tell(f"there is no census, all else works: {missing}", Level.WARNING)
 

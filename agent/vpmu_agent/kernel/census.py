@@ -67,6 +67,14 @@ _FIELDS = {
     "VPMU_PMU_TASK_CTX_NR": ("pmu", "task_ctx_nr", 4),
 }
 
+# As _FIELDS, of those that some kernels lack: what they say is unknown there.
+_OPTIONAL_FIELDS = {
+    "VPMU_KVM_CREATED_MEDIATED_PMU": ("kvm", CREATED_MEDIATED, 1),  # since Linux 7.0
+    "VPMU_KVM_LAST_TSC_NSEC": ("kvm", "arch.last_tsc_nsec", 8),
+    "VPMU_KVM_LAST_TSC_WRITE": ("kvm", "arch.last_tsc_write", 8),
+    "VPMU_VCPU_MP_STATE": ("kvm_vcpu", "arch.mp_state", 4),
+}
+
 # Enumerators that the census and its reader take for these numbers.
 _ENUMERATORS = (
     ("kvm_irqchip_mode", "KVM_IRQCHIP_NONE", 0),
@@ -131,8 +139,9 @@ def census_constants_of(types: Btf, *, vcpu_ioctl: int, perf_read: int | None) -
     else:
         constants["VPMU_PMC_PERF_EVENT"] = _offset(types, "kvm_pmc", "perf_event", 8)
         constants["VPMU_PMC_EVENTS"] = 1
-    if types.has_member("kvm", CREATED_MEDIATED):
-        constants["VPMU_KVM_CREATED_MEDIATED_PMU"] = _offset(types, "kvm", CREATED_MEDIATED, 1)
+    for name, (struct, path, width) in _OPTIONAL_FIELDS.items():
+        if types.has_member(struct, path):
+            constants[name] = _offset(types, struct, path, width)
     if perf_read is not None:
         constants["VPMU_PERF_READ"] = perf_read
     return constants | {"VPMU_VCPU_IOCTL": vcpu_ioctl}

@@ -67,10 +67,10 @@ class EventState(IntEnum):
 class Event(NamedTuple):
     """One event of a counter. The times are perf's, in nanoseconds, and never go down.
 
-    `address` is the kernel's, to know it again; it must not be shown to users.
+    `id` is the same as long as it is the same event.
     """
 
-    address: int
+    id: int
     state: int
     enabled_ns: int
     running_ns: int
@@ -87,6 +87,8 @@ class Held(NamedTuple):
     size: int = 1
     """How many events there should be: `max_nr_events`."""
     events: Sequence[Event] = ()
+    outlived_reset: bool = False
+    """As outlived_reset() says."""
 
 
 def is_wanted(*, fixed: bool, index: int, control: int, global_ctrl: int, pmu_version: int) -> bool:
@@ -109,19 +111,19 @@ def times(events: Sequence[Event], before: Sequence[Event] = ()) -> tuple[int, i
 
     That is since `before` for those that are in it.
     """
-    if len(events) == len(before) == 1 and events[0].address == before[0].address:  # the usual counter
+    if len(events) == len(before) == 1 and events[0].id == before[0].id:  # the usual counter
         (event,), (then,) = events, before
         return event.enabled_ns - then.enabled_ns, event.running_ns - then.running_ns
-    past = {event.address: event for event in before}
+    past = {event.id: event for event in before}
     enabled = running = 0
     for event in events:
-        then = past.get(event.address, _NEVER)
+        then = past.get(event.id, _NEVER)
         enabled += event.enabled_ns - then.enabled_ns
         running += event.running_ns - then.running_ns
     return enabled, running
 
 
-_NEVER = Event(address=0, state=EventState.OFF, enabled_ns=0, running_ns=0)
+_NEVER = Event(id=0, state=EventState.OFF, enabled_ns=0, running_ns=0)
 
 
 def running_ratio(enabled_ns: int, running_ns: int) -> float | None:
@@ -186,7 +188,21 @@ def _same(held: Held, before: Held | None) -> bool:
     """Return whether nothing but times and states differs from the look before."""
     if before is None or held[:3] != before[:3]:
         return False
-    return [event.address for event in held.events] == [event.address for event in before.events]
+    return [event.id for event in held.events] == [event.id for event in before.events]
+
+
+def outlived_reset(held: Held, before: Held | None, *, was_reset: bool, awaits_init: bool) -> bool:
+    """Return whether the guest was reset and its counter has gone on as if it was not.
+
+    It has the events that it had `before`, in the look before this one, and they are still wanted.
+    `was_reset`: whether the VM was, between the two; `awaits_init`: whether the vCPU still is in the state
+    after a reset.
+    """
+    if not held.wanted or not held.events:
+        return False
+    if awaits_init:
+        return True
+    return before is not None and (was_reset or before.outlived_reset) and _same(held, before)
 
 
 def _lacks(event: Event, before: Held | None) -> bool:

@@ -34,7 +34,7 @@ _HOST_EVENT = Layout("vpmu_census_host_event", text=_TEXT)
 _STRAY = Layout("vpmu_census_stray", text=_TEXT)
 _SIZE = _VCPU.size
 _vcpus = _VCPU.reader(*(name for name in _VCPU.fields if name != "kind" and not name.startswith("unused")))
-_pmcs = _PMC.reader(*(name for name in _PMC.fields if name != "kind" and name != "unused"))
+_pmcs = _PMC.reader(*(name for name in _PMC.fields if name != "kind"))
 _host_events = _HOST_EVENT.reader(
     *(name for name in _HOST_EVENT.fields if name not in ("kind", "unused", "comm")), raw=("comm",)
 )
@@ -60,8 +60,13 @@ class Vcpu(NamedTuple):
     global_ctrl: int
     has_filter: bool
     """Whether the VMM has set an event filter (KVM_SET_PMU_EVENT_FILTER)."""
+    tsc_zeroed_ns: int | None
+    """When its VM's TSC was last set to 0, as VMMs do at a reset, on a clock of KVM's; 0 if it was last set
+    to something else, None if that is not known."""
     cpu: int
     """The CPU that it ran on last; -1 if it never ran."""
+    awaits_init: bool
+    """Whether the VMM has put it into the state after a reset, in which it waits for an INIT."""
     has_irqchip: bool
     """Whether its VM's interrupt controller is in the kernel, or at least the local APICs ("split")."""
     has_cpuid: bool
@@ -107,6 +112,8 @@ class Pmc(NamedTuple):
     event_index: int
     size: int
     """`max_nr_events`; 1 if the kernel has no such field."""
+    event_id: int
+    """The lowest 32 bits of `perf_event.id`, which tell events apart; 0 if it has none."""
 
 
 class HostEvent(NamedTuple):
@@ -210,6 +217,8 @@ _VCPU_KIND, _PMC_KIND, _STRAY_KIND = (
     _KINDS.index(f"VPMU_CENSUS_{name}") for name in ("VCPU", "PMC", "STRAY")
 )
 _new_pmc = Pmc._make
+_UNKNOWN_NS = 2**64 - 1
+_UNINITIALIZED = 1  # KVM_MP_STATE_UNINITIALIZED (include/uapi/linux/kvm.h)
 
 
 def _vcpu(
@@ -218,7 +227,9 @@ def _vcpu(
     vm: int,
     global_ctrl: int,
     event_filter: int,
+    tsc_zeroed_ns: int,
     cpu: int,
+    mp_state: int,
     irqchip_mode: int,
     cpuid_nent: int,
     vcpu_id: int,
@@ -234,7 +245,9 @@ def _vcpu(
         vm=vm,
         global_ctrl=global_ctrl,
         has_filter=event_filter != 0,
+        tsc_zeroed_ns=None if tsc_zeroed_ns == _UNKNOWN_NS else tsc_zeroed_ns,
         cpu=cpu,
+        awaits_init=mp_state == _UNINITIALIZED,
         has_irqchip=irqchip_mode != 0,
         has_cpuid=cpuid_nent > 0,
         vcpu_id=vcpu_id,

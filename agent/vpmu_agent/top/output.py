@@ -97,10 +97,10 @@ def text(reading: Reading, source: str) -> Iterator[str]:
             yield styled(line)
     else:
         yield "No VM is known yet."
-    starved = [vm.starved for vm in vms if vm.starved]
-    if starved:
+    sentences = [said for vm in vms for said in (vm.starved, vm.reset) if said]
+    if sentences:
         yield ""
-        for sentence in starved:
+        for sentence in sentences:
             yield from textwrap.wrap(sentence, width or 100, subsequent_indent="  ", break_on_hyphens=False)
     yield ""
     heading, holders = table.holder_table(reading)

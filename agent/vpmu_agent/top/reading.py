@@ -39,6 +39,8 @@ class CounterLine:
     running: float | None
     """Which part of the time that its events were enabled they ran."""
     errno: int
+    outlived_reset: bool = False
+    """Whether it is known to have gone on after a reset of its VM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,8 @@ class VmLine:
     running: float | None = None
     starved: str = ""
     """A sentence about its starved counters."""
+    reset: str = ""
+    """A sentence about its counters that went on after a reset."""
     diverging: Sequence[DivergingLine] = ()
     failures: Sequence[FailureLine] = ()
 
@@ -270,6 +274,7 @@ def _vm(vm: Mapping[str, Any], diverging: Sequence[DivergingLine], failures: Seq
         counters=None if counters is None else {str(key): int(count) for key, count in counters.items()},
         running=_maybe(float, vm.get("running")),
         starved=str(vm.get("starved") or ""),
+        reset=str(vm.get("reset") or ""),
         diverging=diverging,
         failures=failures,
     )
@@ -323,6 +328,7 @@ def _counter(counter: Mapping[str, Any]) -> CounterLine:
         cpu=_maybe(int, counter.get("cpu")),
         running=_maybe(float, counter.get("running")),
         errno=int(counter.get("errno") or 0),
+        outlived_reset=bool(counter.get("outlived_reset")),
     )
 
 

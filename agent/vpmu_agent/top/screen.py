@@ -322,13 +322,14 @@ class _Screen:
         return urwid.Pile(lines)
 
     def _sentence(self, width: int, rows: int) -> list[str]:
-        """Return who has what the chosen VM's counters lack."""
+        """Return who has what the chosen VM's counters lack, and which went on after a reset."""
         assert self._update.reading
         room = 3 if rows >= MIN_ROWS else 1
         name = self._choice.opened or self._choice.vm
         for vm in self._update.reading.vms:
-            if vm.vm == name and vm.starved:
-                return textwrap.wrap(vm.starved, width, break_on_hyphens=False)[:room]
+            if vm.vm == name:
+                said = ". ".join(filter(None, (vm.starved, vm.reset)))
+                return textwrap.wrap(said, width, break_on_hyphens=False)[:room]
         return []
 
     def _holders(self, rows: int) -> list[Any]:

@@ -222,7 +222,7 @@ def _counter_line(counter: CounterLine) -> Line:
         counter.event or _NONE,
         events,
         running_text(counter.running),
-        errno_name(counter.errno) if counter.errno else "",
+        errno_name(counter.errno) if counter.errno else "outlived a reset" if counter.outlived_reset else "",
     )
     return [("bad" if is_failing(counter.status) else "", text.rstrip())]
 

@@ -28,6 +28,8 @@ class CounterState:
     cpu: int | None
     running: float | None
     errno: int
+    outlived_reset: bool | None
+    """True if it is known to have gone on after a reset of its VM; None if that is not known."""
 
 
 def counter_state(counter: Counter, vendor: str) -> CounterState:
@@ -43,6 +45,7 @@ def counter_state(counter: Counter, vendor: str) -> CounterState:
         cpu=counter.cpu,
         running=counter.running,
         errno=counter.errno,
+        outlived_reset=counter.outlived_reset or None,
     )
 
 

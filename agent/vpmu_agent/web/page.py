@@ -195,11 +195,13 @@ def _status(status: str, count: int) -> str:
 def _starving(state: HostState) -> str:
     if state.no_census:
         return f'<p class="warn">Not known: {escape(state.no_census)}.</p>'
+    resets = "".join(f'<p class="warn">{escape(said)}.</p>' for said in state.resets)
     if not state.starving:
-        return "<p>None: the host's PMU has room for every counter that a guest has enabled.</p>"
+        return f"<p>None: the host's PMU has room for every counter that a guest has enabled.</p>{resets}"
     left_out = state.all_starving - len(state.starving)
     more = f'<p class="quiet">{_number(left_out)} more VMs with fewer.</p>' if left_out else ""
-    return _table({"VM": "", "What its counters lack": ""}, rows=map(_starving_row, state.starving)) + more
+    table = _table({"VM": "", "What its counters lack": ""}, rows=map(_starving_row, state.starving))
+    return table + more + resets
 
 
 def _starving_row(each: Starving) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from heapq import nlargest
 from importlib.metadata import version
-from itertools import islice
+from itertools import islice, starmap
 
 from vpmu_agent.counts.counters import Counter, Holder, VmCounters
 from vpmu_agent.counts.counts import ALL_CALLS, ALL_DURATIONS, FIELDS, Counts, Snapshot
@@ -18,6 +18,7 @@ from vpmu_agent.counts.guests import Found
 from vpmu_agent.counts.leaks import Leak
 from vpmu_agent.counts.leaks import sentence as leak_sentence
 from vpmu_agent.counts.recent import Recent
+from vpmu_agent.counts.resets import reset_sentence
 from vpmu_agent.counts.starvation import failing_sentence, sentence
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.kernel import facts
@@ -75,6 +76,8 @@ class VmState:
     """Which part of the time that its events were enabled they ran; None if that is not known."""
     starved: str
     """A sentence about its starved counters, and who has what they lack; empty if none is."""
+    reset: str
+    """A sentence about its counters that went on after a reset; empty if none is known to."""
     failing: Sequence[CounterState]
     """The first of its counters that fail."""
 
@@ -190,6 +193,8 @@ class HostState:
     """How many counters of all VMs are starved."""
     all_starving: int
     starving: Sequence[Starving]
+    resets: Sequence[str]
+    """Sentences about VMs whose counters went on after a reset, not of all VMs if there are many."""
     all_leaked: int | None
     """How many events KVM has leaked; None if that is not known."""
     leaked: Sequence[Leaked]
@@ -320,6 +325,7 @@ class Overview:
                     share.get(vm),
                     guests.counters.get(vm),
                     sentence(vm, guests, nmi_watchdog=nmi_watchdog) if vm in guests.counters else "",
+                    reset_sentence(vm, guests.counters[vm]) if vm in guests.counters else "",
                     self._vendor,
                 )
                 for vm in first
@@ -337,6 +343,7 @@ class Overview:
                 Starving(vm, starving[vm], failing_sentence(vm, guests, nmi_watchdog=nmi_watchdog))
                 for vm in nlargest(SENTENCES, starving, key=lambda vm: sum(starving[vm].values()))
             ],
+            resets=list(islice(filter(None, starmap(reset_sentence, guests.counters.items())), SENTENCES)),
             all_leaked=len(leaks) if guests.is_known else None,
             leaked=[_leaked(leak) for leak in nlargest(ROWS, leaks, key=lambda leak: leak.age_s)],
             all_holders=None if no_holders else len(guests.holders),
@@ -363,6 +370,7 @@ def _vm(
     share: float | None,
     counters: VmCounters | None,
     starved: str,
+    reset: str,
     vendor: str,
 ) -> VmState:
     numbers = counts.numbers
@@ -383,6 +391,7 @@ def _vm(
         counters=_present(counters, CounterStatus) if counters else None,
         running=counters.running if counters else None,
         starved=starved,
+        reset=reset,
         failing=_failing_counters(counters.counters, vendor) if counters else (),
     )
 

@@ -138,6 +138,20 @@ def test_a_vm_without_one_has_a_line_with_its_mode() -> None:
     assert "3 VMs; counters: 1 counting, 14 idle, 2 starved, 1 denied." in said
 
 
+def test_a_counter_that_outlives_a_reset_is_marked() -> None:
+    """As `list` can tell by the vCPU, which waits for its INIT; of others it does not know."""
+    waiting = vcpu(address=0x11, vcpu_id=1, awaits_init=True)
+    host = found(vcpu(), waiting, pmc(0), pmc(1, vcpu=0x11, vcpu_id=1))
+    notes = {row[2]: row[7:] for row in rows(run(host=host)) if row[:1] == ["web01"]}
+    assert notes == {"gp0": ["3"], "gp1": ["3", "outlived", "a", "reset"]}
+    said = {
+        line["pmc"]: line["outlived_reset"]
+        for line in lines(run("--output", "json", host=host))
+        if "pmc" in line
+    }
+    assert said == {"gp0": None, "gp1": True}
+
+
 def test_who_else_uses_the_pmu_and_who_starves_by_whom() -> None:
     said = run(host=BUSY).stdout
     assert ["99", "otel-profiler", "3", "3", "1", "3-4"] in rows(run(host=BUSY))
@@ -198,7 +212,7 @@ def test_json() -> None:
         **{"status": "starved", "failing": True, "control": ENABLED | 3 << 16 | 0x1FF, "config": 0x76},
         **{"event": "r1ff", "event_name": None},
         **{"group_size": 1, "events": [{"state": -2, "enabled_ns": 0, "running_ns": 0}]},
-        **{"running": None, "cpu": 3, "errno": None},
+        **{"running": None, "cpu": 3, "errno": None, "outlived_reset": None},
     }
     assert found[-2] == {
         **{"schema": 1, "kind": "holder", "pid": 99, "comm": "otel-profiler", "events": 3, "pinned": 3},
@@ -258,7 +272,7 @@ def test_holders_that_cannot_be_known_are_not_none() -> None:
 
 
 def test_a_group_says_how_many_of_its_events_it_has() -> None:
-    host = found(vcpu(), pmc(0, size=4), pmc(0, size=4, event=0x200, event_index=1))
+    host = found(vcpu(), pmc(0, size=4), pmc(0, size=4, event=0x200, event_id=0x200, event_index=1))
     (row,) = (row for row in rows(run(host=host)) if row[:1] == ["web01"])
     assert row[3:] == ["partial", CYCLES, "100", "%", "3", "2", "of", "4", "events"]
 

@@ -51,10 +51,11 @@ def test_a_counter_is_told_with_all_that_the_kernel_has() -> None:
             running=0.5,
             counted=7,
             errno=0,
+            outlived_reset=False,
         )
     ]
     (event,) = found.counters[0].events
-    assert (event.address, event.state, event.enabled_ns, event.running_ns) == (
+    assert (event.id, event.state, event.enabled_ns, event.running_ns) == (
         0x101,
         1,
         SECOND,
@@ -196,16 +197,15 @@ def test_what_a_creation_failed_with_is_told_of_that_counter_only() -> None:
 
 def group(*present: int, size: int = 3, **other: object) -> list[Pmc]:
     """These events of gp0's group."""
-    return [
-        pmc(0, **({"event_index": index, "event": 0x100 + index, "size": size} | other)) for index in present
-    ]
+    usual = [{"event_index": index, "event": 0x100 + index, "event_id": 0x100 + index} for index in present]
+    return [pmc(0, **(each | {"size": size} | other)) for each in usual]
 
 
 def test_a_group_is_one_counter() -> None:
     whole = look(amd(), *reversed(group(0, 1, 2)))
     (counter,) = web(whole).counters
     assert (counter.status, counter.size) == ("counting", 3)
-    assert [event.address for event in counter.events] == [0x100, 0x101, 0x102]
+    assert [event.id for event in counter.events] == [0x100, 0x101, 0x102]
     assert web(whole).statuses == {"counting": 1, "idle": 5}
 
 

@@ -15,7 +15,6 @@ from tests.support.scenes import Guest
 from vpmu_agent.counts.guests import Guests
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.daemon.failing import FailingCounters
-from vpmu_agent.daemon.leaks import LeakReport
 from vpmu_agent.daemon.pulse import Pulse
 from vpmu_agent.daemon.run import look_at_guests
 from vpmu_agent.model.counter_status import CounterStatus
@@ -43,7 +42,7 @@ def test_a_counter_that_was_denied_is_shown_and_told_with_its_errno(
     probes = Attached([Guest("web01", WEB).failed_create()])
     names = Processes(web01=WEB)
     watch = Watch(probes, names)
-    look_at_guests(probes, Guests(names, emulating), watch, FailingCounters(), LeakReport())
+    look_at_guests(probes, Guests(names, emulating), watch, [FailingCounters().tell_of])
     (counter,) = watch.snapshot().guests.counters["web01"].counters
     assert (counter.status, counter.errno) == (CounterStatus.DENIED, errno.ENOSPC)
     assert capsys.readouterr().err == "web01: of 1 counters 1 denied (ENOSPC)\n"

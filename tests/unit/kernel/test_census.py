@@ -31,7 +31,7 @@ struct task_struct {{
 enum kvm_irqchip_mode {{ KVM_IRQCHIP_NONE = {none}, KVM_IRQCHIP_KERNEL, KVM_IRQCHIP_SPLIT }};
 struct kvm_arch {{
 	enum kvm_irqchip_mode irqchip_mode; u8 nr; _Bool x2apic; {enable} {mediated}
-	void *pmu_event_filter;
+	void *pmu_event_filter; {tsc}
 }};
 struct kvm {{ long lock; void *mm; struct kvm_arch arch; }} the_kvm;
 enum perf_event_state {{
@@ -56,7 +56,7 @@ struct kvm_pmu {{
 struct kvm_vcpu {{
 	struct kvm *kvm;
 	int cpu, vcpu_id; struct pid *pid;
-	struct {{ long regs[4]; int cpuid_nent; struct kvm_pmu pmu; }} arch;
+	struct {{ long regs[4]; int cpuid_nent; {state} struct kvm_pmu pmu; }} arch;
 }} the_vcpu;
 """
 
@@ -66,6 +66,8 @@ def layout(folder: Path, *, perf_read: int | None = None, **other: str | int) ->
         "none": 0,
         "enable": "_Bool enable_pmu;",
         "mediated": "",
+        "tsc": "",
+        "state": "",
         "on_cpu": "int on_cpu;",
         "context": 0,
         "pid": 0,
@@ -137,6 +139,13 @@ def test_a_kernel_before_the_mediated_vpmu(tmp_path: Path) -> None:
 def test_a_kernel_with_it(tmp_path: Path) -> None:
     found = layout(tmp_path, mediated="_Bool created_mediated_pmu;")
     assert found == EXPECTED | {"VPMU_KVM_CREATED_MEDIATED_PMU": 23}
+
+
+def test_a_kernel_that_says_when_a_vm_was_reset(tmp_path: Path) -> None:
+    """As they all do at the time of writing."""
+    found = layout(tmp_path, tsc="u64 last_tsc_nsec, last_tsc_write;", state="int mp_state;")
+    moved = {"VPMU_KVM_LAST_TSC_NSEC": 32, "VPMU_KVM_LAST_TSC_WRITE": 40, "VPMU_VCPU_MP_STATE": 60}
+    assert found == EXPECTED | moved
 
 
 def test_a_kernel_where_on_cpu_is_a_byte(tmp_path: Path) -> None:

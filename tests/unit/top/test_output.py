@@ -21,7 +21,13 @@ LONG = "instance-00000a3f-production-database-of-the-other-department"
 
 @pytest.fixture
 def daemon() -> Daemon:
-    return Daemon(state(vm(LONG, host_ns=900_000_000), starved_vm("web01"), holders=[holder("perf")]))
+    return Daemon(
+        state(
+            vm(LONG, host_ns=900_000_000),
+            starved_vm("web01", reset="web01 was reset, but"),
+            holders=[holder("perf")],
+        )
+    )
 
 
 @pytest.fixture
@@ -46,6 +52,7 @@ def test_once(url: str) -> None:
     assert first.split()[:3] == [LONG, "1.0", "100"]
     assert "2 starved, 2 counting" in second
     assert rest[1] == "web01: 2 of 4 counters starved; on CPU 3 otel-profiler (pid 99) has 4 events, pinned"
+    assert rest[2] == "web01 was reset, but"
     assert rest[-1].split()[0] == "perf"
     assert "\x1b" not in output
 

@@ -197,6 +197,7 @@ def test_the_counters_of_a_vm(running: Server, watch: Watch) -> None:
         "cpu": 3,
         "running": None,
         "errno": 0,
+        "outlived_reset": None,
     }
     assert "0x" not in answer.text  # no address of the kernel's
     assert json.loads(get(running, "/api/v1/counters?vm=web02").text)["counters"] == []

@@ -14,6 +14,7 @@ from vpmu_agent.counts.recent import Recent
 from vpmu_agent.counts.watch import Watch
 from vpmu_agent.model.call import Call, CallName
 from vpmu_agent.vms.modes import Mode, Pmu, Why
+from vpmu_agent.web.page import html
 from vpmu_agent.web.state import (
     COUNTERS,
     NOW_S,
@@ -103,6 +104,7 @@ def test_what_the_census_says(watch: Watch) -> None:
         "cpu": 3,
         "running": None,
         "errno": 0,
+        "outlived_reset": None,
     }
     assert (web01["failing"][0]["event"], web01["failing"][0]["events"]) == ("r076:h", 0)
     assert (state["all_starved"], state["all_starving"]) == (2, 1)
@@ -113,6 +115,18 @@ def test_what_the_census_says(watch: Watch) -> None:
         {"pid": 99, "comm": "otel-profiler", "events": 2, "pinned": 2, "cpus": [3], "failed": 0}
     ]
     assert (state["no_census"], state["nmi_watchdog"], state["all_holders"]) == ("", None, 1)
+
+
+def test_counters_that_outlive_a_reset(watch: Watch) -> None:
+    reset = amd(tsc_zeroed_ns=2 * 10**9)
+    watch.show_guests(seen({WEB: "web01"}, look(amd(), pmc(0)), look(reset, pmc(0), starved(1))))
+    overview = Overview(watch, Recent(), str)
+    state = json.loads(state_json(overview.state()))
+    said = "web01 was reset, but its VMM has not reset a counter that goes on as before (gp0 of vCPU 0)"
+    assert (state["resets"], state["vms"][0]["reset"]) == ([said], said)
+    counters = json.loads(overview.counters_json("web01"))["counters"]
+    assert [counter["outlived_reset"] for counter in counters] == [True, None]
+    assert f"{said}." in html(overview.state())
 
 
 def test_where_there_is_no_census_what_it_would_find_is_unknown(shown: Overview, watch: Watch) -> None:
