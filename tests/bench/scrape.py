@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,12 @@ class _Names:
 
     def is_alive(self, _tgid: int) -> bool:
         return True
+
+    def alive(self, tgids: Iterable[int]) -> set[int]:
+        return {*tgids}
+
+    def settled(self, known: Mapping[int, VmInfo]) -> set[int]:
+        return {*known}
 
     def forget(self, tgid: int) -> None:
         raise AssertionError(f"{tgid} is not gone")

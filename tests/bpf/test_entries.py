@@ -288,7 +288,7 @@ def test_the_kept_counts_of_a_living_process_end_with_it(arrays: Arrays, probes:
     vm(arrays, WEB, pmcs=16)
     settle(watch)
     vm(arrays, WEB, pmcs=2)
-    processes.alive = set()
+    processes.living = set()
     watch.sweep()
     last = watch.scrape().vms["web01"]
     assert number(last, "calls") == 180
@@ -318,7 +318,7 @@ def test_refused_calls_are_told_once(arrays: Arrays, probes: Probes) -> None:
     arrays.refuse(WEB, 6)
     assert watch.newly_refused() == []
     assert number(watch.snapshot().vms["web01"], "refused") == 11
-    processes.alive = set()
+    processes.living = set()
     watch.sweep()
     assert number(watch.snapshot().vms["web01"], "refused") == 11
 

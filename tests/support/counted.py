@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from itertools import chain
 
 from vpmu_agent.counts.counts import Counts, Pmc
@@ -170,7 +170,7 @@ class Processes:
 
     def __init__(self, **tgids: int) -> None:
         self.names = {tgid: name for name, tgid in tgids.items()}
-        self.alive = set(self.names)
+        self.living = set(self.names)
         self.forgotten: list[int] = []
         self.uuid = ""
 
@@ -181,7 +181,13 @@ class Processes:
         return self.names[tgid]
 
     def is_alive(self, tgid: int) -> bool:
-        return tgid in self.alive
+        return tgid in self.living
+
+    def alive(self, tgids: Iterable[int]) -> set[int]:
+        return self.living & {*tgids}
+
+    def settled(self, known: Mapping[int, VmInfo]) -> set[int]:
+        return set(known) & set[int]()  # so that each is asked about
 
     def forget(self, tgid: int) -> None:
         self.forgotten.append(tgid)

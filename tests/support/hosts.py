@@ -105,7 +105,7 @@ class Host:
             first_ns = time_ns - 100_000 * len(made)
             made = [replace(call, time_ns=first_ns + 100_000 * i) for i, call in enumerate(made)]
         self._vms.names |= {call.tgid: self._vm or call.vm for call in made}
-        self._vms.alive = set(self._vms.names)
+        self._vms.living = set(self._vms.names)
         for call, verdict in self.maps.feed(made):
             self.recent.add(call, verdict)
         if self._steps % _LOOK_EVERY == 0:

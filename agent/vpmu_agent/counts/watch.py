@@ -80,6 +80,12 @@ class Processes(Protocol):
     def is_alive(self, tgid: int) -> bool:
         """Return False once the process that `about()` found is gone, or if it found none."""
 
+    def alive(self, tgids: Iterable[int]) -> Set[int]:
+        """Return those of which is_alive() is true."""
+
+    def settled(self, known: Mapping[int, VmInfo]) -> Set[int]:
+        """Return those that are alive and of which about() would return this very object."""
+
     def forget(self, tgid: int) -> None:
         """Forget a process."""
 
@@ -221,16 +227,18 @@ class Watch:
         if among is None:
             among = self.processes()
         with self._lock:
-            processes = [(tgid, known) for tgid, known in self._known.items() if tgid in among]
+            known = {tgid: about for tgid, about in self._known.items() if tgid in among}
+        settled = self._vms.settled(known)
+        processes = [(tgid, about) for tgid, about in known.items() if tgid not in settled]
         gone = {}
         # Outside the lock: a scrape need not wait for this.
-        for tgid, known in processes:
-            if (about := self._about_if_gone(tgid, known)) is not None:
+        for tgid, before in processes:
+            if (about := self._about_if_gone(tgid, before)) is not None:
                 gone[tgid] = about
         names = {
             tgid: self._vms.about(tgid)
-            for tgid, known in processes
-            if tgid not in gone and (known.uuid or known.is_nameless)
+            for tgid, before in processes
+            if tgid not in gone and (before.uuid or before.is_nameless)
         }
         with self._lock:
             if gone:
@@ -267,10 +275,11 @@ class Watch:
         """
         with self._lock:
             self._guests = found
+            alive = self._vms.alive(found.tgids.values())
             self._found = {
                 tgid: found.counters[vm]
                 for vm, tgid in found.tgids.items()
-                if any(pmu.mode is Mode.EMULATED for pmu in found.pmus[vm]) and self._vms.is_alive(tgid)
+                if tgid in alive and any(pmu.mode is Mode.EMULATED for pmu in found.pmus[vm])
             }
 
     def show_sight(self, sees: bool | None) -> None:

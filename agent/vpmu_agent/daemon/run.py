@@ -115,6 +115,7 @@ def run(
                     report,
                     tellers,
                     Pulse(lambda: server.trouble),
+                    have_ended=vms.have_ended,
                     reload=lambda: configuration.reload_if(reload_requested(), watch, web),
                     duration_s=duration_s,
                     stopped=stopped,
@@ -132,19 +133,29 @@ def watch_over(
     tellers: Sequence[Callable[[Found], None]],
     pulse: Pulse,
     *,
+    have_ended: Callable[[], bool],
     reload: Callable[[], None],
     duration_s: float | None,
     stopped: Callable[[], bool],
 ) -> None:
-    """Keep up with the probes' ring, with VMs that end, with KVM itself and with the settings."""
+    """Keep up with the probes' ring, with VMs that end, with KVM itself and with the settings.
+
+    A VM's end is looked for as often as the ring: another process can have its tgid at once. But not so often
+    that it takes more than a tenth of the time.
+    """
     end = time.monotonic() + (math.inf if duration_s is None else duration_s)
-    swept = time.monotonic()
+    swept = look_from = time.monotonic()
     while not stopped() and (left := end - time.monotonic()) > 0:
         is_due = time.monotonic() - swept >= _SWEEP_S
-        processes = watch.processes() if is_due else frozenset[int]()
+        has_ended = time.monotonic() >= look_from and have_ended()
+        processes = watch.processes() if is_due or has_ended else frozenset[int]()
         # What is to be counted stands in the maps. The ring has the VMs' names, and must not stay full.
         attachment.poll(min(POLL_S, left))
         reload()
+        if has_ended and not is_due:
+            began = time.monotonic()
+            watch.sweep(processes)
+            look_from = max(began + POLL_S, time.monotonic() + 9 * (time.monotonic() - began))
         if is_due:
             attachment.renew(watch)
             test_probes(attachment, watch)

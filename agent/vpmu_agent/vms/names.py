@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vpmu_agent.vms.clean import MAX_NAME, clean_name
 from vpmu_agent.vms.command_line import Identity, Vmm, identify
 from vpmu_agent.vms.libvirt import domain, domain_uuid
-from vpmu_agent.vms.process import Process, read_text
+from vpmu_agent.vms.process import Ends, Process, read_text
 
 _COMMAND_SIZE = 511
 """Bytes of a command line that the probes send at most (VPMU_COMMAND_SIZE less its final 0)."""
@@ -42,9 +42,15 @@ class _Vm:
     process: Process | None  # None if it was gone before the first look
     wanted: str = ""  # the VM's name, if another process of the VM has it
     is_source: bool = False  # another process of the VM took the name over from this one, which is paused
+    is_watched: bool = False  # its end is told by Ends
+    has_ended: bool = False  # as Ends has told
 
     def is_alive(self) -> bool:
-        return self.process is not None and self.process.is_alive()
+        return not self.has_ended and self.process is not None and self.process.is_alive()
+
+    def was_alive(self) -> bool:
+        """Return is_alive() at the time that the ends were told, if its is."""
+        return not self.has_ended if self.is_watched else self.is_alive()
 
     def is_surely_known(self) -> bool:
         """Return whether its process gave its name and is certainly still the same process."""
@@ -76,6 +82,7 @@ class Vms:
         self._vms: dict[int, _Vm] = {}
         self._names: dict[str, int] = {}  # the last tgid given this name; no other with it is alive
         self._commands: dict[int, Sequence[str]] = {}
+        self._ends = Ends()
 
     def met(self, tgid: int, command: Sequence[str]) -> None:
         """Note a process that made its first call: it may be gone before anyone looks at it.
@@ -108,6 +115,33 @@ class Vms:
             vm = self._vms.get(tgid)
             return vm is not None and vm.is_alive()
 
+    def alive(self, tgids: Iterable[int]) -> set[int]:
+        """Return those of which is_alive() is true; one system call for all where there are pidfds."""
+        with self._lock:
+            self._note_ends()
+            return {tgid for tgid in tgids if (vm := self._vms.get(tgid)) and vm.was_alive()}
+
+    def settled(self, known: Mapping[int, VmInfo]) -> set[int]:
+        """Return those that are alive and of which about() would return this very object, as alive() does."""
+        with self._lock:
+            self._note_ends()
+            return {
+                tgid
+                for tgid, info in known.items()
+                if (vm := self._vms.get(tgid)) and vm.info is info and not vm.wanted and vm.was_alive()
+            }
+
+    def have_ended(self) -> bool:
+        """Return whether processes have ended since the last look; one system call for all of them."""
+        with self._lock:
+            return self._note_ends()
+
+    def _note_ends(self) -> bool:
+        ended = self._ends.take()
+        for tgid in ended & self._vms.keys():
+            self._vms[tgid].has_ended = True
+        return bool(ended)
+
     def forget(self, tgid: int) -> None:
         """Forget a process that is gone."""
         with self._lock:
@@ -130,6 +164,7 @@ class Vms:
         info = VmInfo(name, identity.uuid, identity.vmm, tgid, identity.pod_uid)
         self._drop(tgid)
         vm = self._vms[tgid] = _Vm(info, process, self._wanted(info, identity))
+        vm.is_watched = process is not None and self._ends.watch(process)
         self._names[name] = tgid
         self._take_over(vm, has_called=has_called)
         return vm.info

@@ -29,7 +29,7 @@ class Process:
     start time, or if /proc hides that, by its PID alone.
     """
 
-    __slots__ = ("_fd", "_poll", "_start", "_tgid")
+    __slots__ = ("_poll", "_start", "pidfd", "tgid")
 
     @classmethod
     def find(cls, tgid: int) -> Process | None:
@@ -43,8 +43,8 @@ class Process:
         return cls(tgid, fd)
 
     def __init__(self, tgid: int, fd: int) -> None:
-        self._tgid = tgid
-        self._fd = fd
+        self.tgid = tgid
+        self.pidfd = fd
         if fd >= 0:
             self._poll = select.poll()
             self._poll.register(fd, select.POLLIN)
@@ -52,21 +52,47 @@ class Process:
             self._start = _state_and_start(tgid)[1]  # "" if /proc hides it
 
     def __del__(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
 
     def is_surely_alive(self) -> bool:
         """Return whether it is known to be alive and to be the same process."""
-        return self._fd >= 0 and self.is_alive()
+        return self.pidfd >= 0 and self.is_alive()
 
     def is_alive(self) -> bool:
         """Return whether it runs; a zombie, of which only the exit status is left, does not."""
-        if self._fd >= 0:
+        if self.pidfd >= 0:
             return not self._poll.poll(0)  # readable once all its threads have ended
         if not self._start:
-            return _exists(self._tgid)
-        state, start = _state_and_start(self._tgid)
+            return _exists(self.tgid)
+        state, start = _state_and_start(self.tgid)
         return start == self._start and state not in _ENDED
+
+
+class Ends:
+    """Says which of many processes have ended, by one system call for all: an epoll of their pidfds."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._tgids: dict[int, int] = {}  # by pidfd; the kernel forgets those that were closed
+
+    def watch(self, process: Process) -> bool:
+        """Tell of the end of this process too, until it is deleted; return False if that cannot be."""
+        if process.pidfd < 0:
+            return False
+        try:
+            self._epoll.register(process.pidfd, select.EPOLLIN)
+        except OSError:  # fs.epoll.max_user_watches
+            return False
+        self._tgids[process.pidfd] = process.tgid
+        return True
+
+    def take(self) -> set[int]:
+        """Return the tgids of processes that have ended; each once."""
+        ended = [fd for fd, _ in self._epoll.poll(0, max(1, len(self._tgids)))]
+        for fd in ended:
+            self._epoll.unregister(fd)
+        return {self._tgids.pop(fd) for fd in ended}
 
 
 def _pidfd(tgid: int) -> int:

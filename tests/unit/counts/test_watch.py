@@ -60,7 +60,7 @@ def test_a_vm_that_is_gone_is_shown_once_more_and_then_not(vms: Processes) -> No
     watch = Watch(maps, vms)
     before = watch.scrape().vms["db01"]
     assert (number(before, "events"), number(before, "groups")) == (2, 1)
-    vms.alive = {WEB}
+    vms.living = {WEB}
     watch.sweep()
     watch.sweep()  # nobody has seen yet how it ended
     last = watch.scrape().vms["db01"]
@@ -81,7 +81,7 @@ def test_a_migrated_vm_goes_on_counting_under_its_name(vms: Processes) -> None:
     vms.uuid = "8e5e3e56-d4ec-44f5-9363-e3699359ca9b"
     vms.names[DB] = f"web01-{DB}"
     assert created(watch) == {"web01": 1, f"web01-{DB}": 2}
-    vms.alive = {DB}
+    vms.living = {DB}
     vms.names[DB] = "web01"
     watch.sweep()
     for _ in range(3):
@@ -112,7 +112,7 @@ def test_the_paused_source_of_a_migration_is_shown_apart(vms: Processes) -> None
     vms.names = {WEB: f"web01-{WEB}", DB: "web01"}
     watch.sweep()
     assert created(watch) == {"web01": 2, f"web01-{WEB}": 1}
-    vms.alive = {DB}
+    vms.living = {DB}
     watch.sweep()
     assert created(watch) == {"web01": 2, f"web01-{WEB}": 1}
     watch.sweep()
@@ -125,7 +125,7 @@ def test_orphans_of_a_vm_that_is_gone_are_shown(vms: Processes) -> None:
     maps = Maps([first, second])
     watch = Watch(maps, vms)
     assert number(watch.scrape().vms["web01"], "orphans") == 1
-    vms.alive = {DB}
+    vms.living = {DB}
     watch.sweep()
     assert number(watch.scrape().vms["web01"], "orphans") == 1
 
@@ -134,7 +134,7 @@ def test_starvations_of_a_vm_that_is_gone_still_count(vms: Processes) -> None:
     maps = Maps(replace(call, starved=True) for call in Guest("web01", WEB).life())
     watch = Watch(maps, vms)
     assert number(watch.scrape().vms["web01"], "starvations") == 4
-    vms.alive = {DB}
+    vms.living = {DB}
     watch.sweep()
     assert number(watch.scrape().vms["web01"], "starvations") == 4
 
@@ -144,12 +144,12 @@ def test_the_kernel_forgets_a_process_at_once(vms: Processes) -> None:
     maps = Maps(Guest("db01", DB).life())
     watch = Watch(maps, vms)
     watch.scrape()
-    vms.alive = {WEB}
+    vms.living = {WEB}
     watch.sweep()
     assert maps.shares() == {}
     assert [*maps.errors()] == []
     vms.names[DB] = "web02"
-    vms.alive.add(DB)
+    vms.living.add(DB)
     maps.feed(islice(Guest("web02", DB).life(size=2), 2))
     assert created(watch) == {"db01": 1, "web02": 2}
     watch.sweep()
@@ -163,7 +163,7 @@ def test_calls_between_the_last_scrape_and_the_end_count(vms: Processes) -> None
     watch = Watch(maps, vms)
     watch.scrape()
     maps.feed(db.life())
-    vms.alive = {WEB}
+    vms.living = {WEB}
     watch.sweep()
     assert created(watch) == {"db01": 2}
 
@@ -175,7 +175,7 @@ def test_a_call_that_comes_after_the_end_is_still_the_vms(vms: Processes) -> Non
     maps = Maps(life[:-1])
     watch = Watch(maps, vms)
     watch.scrape()
-    vms.alive = {WEB}
+    vms.living = {WEB}
     watch.sweep()
     maps.feed(life[-1:])
     for _ in range(2):
@@ -190,7 +190,7 @@ def test_a_vm_that_was_restarted_goes_on_counting(vms: Processes) -> None:
     maps = Maps(islice(Guest("web01", WEB).life(size=2), 4))
     watch = Watch(maps, vms)
     assert created(watch) == {"web01": 2}
-    vms.names[9999], vms.alive = "web01", {9999}
+    vms.names[9999], vms.living = "web01", {9999}
     watch.sweep()
     maps.feed(Guest("web01", 9999).life())
     for _ in range(3):
@@ -199,7 +199,7 @@ def test_a_vm_that_was_restarted_goes_on_counting(vms: Processes) -> None:
         assert by_pmc(web01) == {(0, *GP0): (3, 3, 1, 1)}
         watch.sweep()
     assert vms.forgotten == [WEB]
-    vms.alive = set()
+    vms.living = set()
     watch.sweep()
     assert created(watch) == {"web01": 3}
     watch.sweep()
@@ -213,7 +213,7 @@ def test_without_a_scrape_a_vm_that_is_gone_is_dropped_in_the_end(
     monkeypatch.setattr(module, "LOOK_EVERY_S", 0.0)  # nobody scrapes, but it looks for itself
     maps = Maps(Guest("web01", WEB).life())
     watch = Watch(maps, vms)
-    vms.alive = set()
+    vms.living = set()
     watch.sweep()
     assert maps.shares() == {}
     assert vms.forgotten == []
@@ -230,10 +230,10 @@ def test_vms_that_are_gone_and_not_scraped_are_kept_up_to_a_number(monkeypatch: 
     watch = Watch(maps, vms)
     for number in range(15):
         vms.names[1000 + number] = f"vm{number:02}"
-        vms.alive.add(1000 + number)
+        vms.living.add(1000 + number)
         maps.feed(Guest(f"vm{number:02}", 1000 + number).life())
         watch.snapshot()
-        vms.alive.discard(1000 + number)
+        vms.living.discard(1000 + number)
         watch.sweep()
         watch.sweep()
     snapshot = watch.scrape()
@@ -258,7 +258,7 @@ def test_one_sweep_finds_all_that_are_gone() -> None:
     maps = Maps(*(Guest(vms.names[tgid], tgid).life() for tgid in tgids))
     watch = Watch(maps, vms)
     watch.scrape()
-    vms.alive = {17}
+    vms.living = {17}
     watch.sweep()
     assert list(maps.shares()) == [17]
 
@@ -266,7 +266,7 @@ def test_one_sweep_finds_all_that_are_gone() -> None:
 def test_it_is_known_who_a_vm_is_until_it_was_shown_for_the_last_time(vms: Processes) -> None:
     watch = Watch(Maps(Guest("web01", WEB).life(), Guest("db01", DB).life()), vms)
     assert {name: about.tgid for name, about in watch.scrape().about.items()} == {"db01": DB, "web01": WEB}
-    vms.alive = {WEB}
+    vms.living = {WEB}
     watch.sweep()
     assert watch.scrape().about["db01"].tgid == DB
     watch.sweep()
@@ -277,7 +277,7 @@ def test_a_vm_that_was_restarted_is_who_it_is_now(vms: Processes) -> None:
     maps = Maps(Guest("web01", WEB).life())
     watch = Watch(maps, vms)
     watch.scrape()
-    vms.names[9999], vms.alive = "web01", {9999}
+    vms.names[9999], vms.living = "web01", {9999}
     watch.sweep()
     maps.feed(Guest("web01", 9999).life())
     assert watch.scrape().about["web01"].tgid == 9999
@@ -288,11 +288,11 @@ def test_a_vm_that_ended_twice_is_who_it_was_last(vms: Processes, monkeypatch: p
     watch = Watch(maps, vms)
     monkeypatch.setattr(module, "LOOK_EVERY_S", 0.0)  # nobody scrapes
     watch.sweep()
-    vms.names[9999], vms.alive = "web01", {9999}
+    vms.names[9999], vms.living = "web01", {9999}
     watch.sweep()
     maps.feed(Guest("web01", 9999).life())
     watch.sweep()
-    vms.alive = set()
+    vms.living = set()
     watch.sweep()
     assert watch.scrape().about["web01"].tgid == 9999
 
@@ -333,7 +333,7 @@ def test_a_tgid_that_is_in_use_again_was_the_former_vms() -> None:
 def test_a_name_that_was_told_after_the_scrape_is_the_one_that_stays() -> None:
     vms = Processes(**{"pid-4242": WEB})
     watch = Watch(Maps(Guest("web01", WEB).life()), vms)
-    vms.alive = set()
+    vms.living = set()
     assert created(watch) == {"pid-4242": 1}  # gone before anyone looked, and the ring is not read yet
     vms.names[WEB] = "web01"
     watch.sweep()
@@ -347,7 +347,7 @@ def test_who_came_and_went_since_the_probes_were_polled_is_for_the_next_sweep() 
     watch = Watch(maps, vms)
     among = watch.processes()
     maps.feed(Guest("web01", WEB).life())
-    vms.alive = set()
+    vms.living = set()
     assert created(watch) == {"pid-4242": 1}
     watch.sweep(among)
     vms.names[WEB] = "web01"  # the ring is read
@@ -360,7 +360,7 @@ def test_other_probes_take_over_with_nothing_lost(vms: Processes) -> None:
     former = Maps(islice(web.life(size=2), 2), db.life(), [web.failed_create(pmc=1)])
     former.losses = {"ring_full": 2, "pmcs_full": 1}
     watch = Watch(former, vms)
-    vms.alive = {WEB}
+    vms.living = {WEB}
     latter = Maps()
     watch.replace(latter)
     former.is_closed = True
@@ -416,7 +416,7 @@ def test_no_count_goes_backwards_while_vms_come_and_go() -> None:
 
 
 def restart(vms: Processes, tgid: int) -> None:
-    vms.names[tgid], vms.alive = "web01", {tgid}
+    vms.names[tgid], vms.living = "web01", {tgid}
 
 
 def test_a_scrape_does_not_wait_for_a_look_into_proc(vms: Processes) -> None:
@@ -520,7 +520,7 @@ def test_a_vm_without_calls_ends_too(vms: Processes) -> None:
     watch = Watch(Maps(), vms)
     watch.show_guests(found(pmc(0)))
     assert number(watch.scrape().vms["web01"], "events") == 1
-    vms.alive = {DB}
+    vms.living = {DB}
     watch.sweep()
     watch.show_guests(found(pmc(0)))  # the census was pulled before
     assert number(watch.scrape().vms["web01"], "events") == 0

@@ -20,7 +20,7 @@ from vpmu_agent.probes.layout import SIZES
 from vpmu_agent.vms.clean import MAX_NAME, clean_name
 from vpmu_agent.vms.command_line import Identity, Vmm
 from vpmu_agent.vms.names import VmInfo, Vms
-from vpmu_agent.vms.process import running
+from vpmu_agent.vms.process import Ends, running
 
 SLEEP = "import time; print(flush=True); time.sleep(60)"
 
@@ -127,6 +127,66 @@ def test_a_pid_that_is_used_again_at_once_is_another_vm_although_nobody_asked_in
     for number in range(4):
         with reused_pid(("-name", "web01"), ("-name", f"db{number}"), vms) as tgid:
             assert vms.name(tgid) == f"db{number}"
+
+
+@pytest.mark.usefixtures("told_apart")
+def test_of_many_those_that_have_ended_are_told_and_those_that_are_another_by_now() -> None:
+    vms = Vms()
+    with process("-name", "web01") as web, process("-name", "old") as old:
+        known = {tgid: vms.about(tgid) for tgid in (web, old)}
+        assert vms.alive(known) == vms.settled(known) == {web, old}
+        assert vms.alive([web, 1 << 30]) == {web}
+    with process("-name", "web01") as web, reused_pid(("-name", "old"), ("-name", "new"), vms) as tgid:
+        known = {tgid: vms.about(tgid) for tgid in (web, tgid)}
+        assert vms.settled(known) == {web, tgid}
+    deadline = time.monotonic() + 10
+    while vms.alive(known) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert vms.alive(known) == vms.settled(known) == set()
+
+
+def test_an_end_is_told_once_and_not_of_whoever_has_the_descriptor_by_now() -> None:
+    vms = Vms()
+    with process("-name", "web01") as web:
+        vms.name(web)
+        assert not vms.have_ended()
+    deadline = time.monotonic() + 10
+    while not vms.have_ended() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert vms.name(web) == "web01"  # for calls that are still in the ring
+    assert not vms.is_alive(web)
+    assert not vms.have_ended()
+    vms.forget(web)
+    with process("-name", "db01") as db:  # whose pidfd has the number of the other's
+        known = {db: vms.about(db)}
+        assert not vms.have_ended()
+        assert vms.settled(known) == {db}
+
+
+def test_a_vm_that_was_given_another_name_is_not_settled() -> None:
+    vms = Vms()
+    arguments = ("-name", "web01", "-uuid", UUID)
+    with process(*arguments) as second:
+        with process(*arguments) as first:
+            known = {tgid: vms.about(tgid) for tgid in (first, second)}
+            assert vms.settled(known) == {first}  # the other is to take the name over
+        assert vms.settled(known) == set()
+        known = {second: vms.about(second)}
+        assert known[second].name == "web01"
+        assert vms.settled(known) == {second}
+
+
+def test_without_room_in_an_epoll_each_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ends, "watch", lambda _ends, _process: False)
+    vms = Vms()
+    with process("-name", "web01") as web:
+        known = {web: vms.about(web)}
+        assert vms.alive(known) == vms.settled(known) == {web}
+    deadline = time.monotonic() + 10
+    while vms.alive(known) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert vms.alive(known) == vms.settled(known) == set()
+    assert not vms.have_ended()
 
 
 def test_what_is_met_is_not_taken_for_who_has_its_pid_now() -> None:

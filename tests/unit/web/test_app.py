@@ -111,7 +111,7 @@ def test_a_large_answer_comes_in_chunks_and_whole(running: Server, maps: Maps, v
 
 def test_a_head_is_no_scrape(running: Server, watch: Watch, vms: Processes) -> None:
     assert get(running, "/metrics").status == 200
-    vms.alive = set()
+    vms.living = set()
     watch.sweep()
     head = get(running, "/metrics", method="HEAD")
     assert (head.status, head.text) == (200, "")

@@ -249,7 +249,7 @@ def test_each_vm_says_once_who_it_is() -> None:
     assert Scraped(exported)("vpmu_vm_info", **web01) == 1
     watch = Watch(maps, vms)
     Scraped(Exporter(watch))
-    vms.names[9999], vms.alive = "web01", {9999}
+    vms.names[9999], vms.living = "web01", {9999}
     watch.sweep()
     maps.feed(Guest("web01", 9999).life())
     found = Scraped(Exporter(watch))

@@ -252,7 +252,7 @@ def test_who_looks_at_the_page_takes_nothing_from_a_scrape(
     shown: Overview, watch: Watch, vms: Processes, clock: Clock
 ) -> None:
     shown.state()
-    vms.alive = set()
+    vms.living = set()
     watch.sweep()
     for _ in range(3):
         clock.now += 2
