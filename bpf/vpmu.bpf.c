@@ -471,11 +471,22 @@ static __always_inline struct vpmu_vcpu *take_vcpu(u32 *slot)
 	return 0;
 }
 
-static __always_inline struct vpmu_share *share_of(u32 tgid)
+static __always_inline struct vpmu_share *share_of(u32 tgid, u32 born)
 {
-	struct vpmu_share none = {};
+	struct vpmu_share none = { .born = born };
 
 	return processes.lookup_or_try_init(&tgid, &none);
+}
+
+/* When this process was born, of its thread group the first: with its tgid it tells it from all others. */
+static __always_inline u32 born_now(void)
+{
+	u64 task = bpf_get_current_task(), leader = 0;
+	u32 born = 0;
+
+	bpf_probe_read_kernel(&leader, sizeof(leader), (void *)(task + VPMU_TASK_GROUP_LEADER));
+	bpf_probe_read_kernel(&born, sizeof(born), (void *)(leader + VPMU_TASK_START_BOOTTIME));
+	return born;
 }
 
 /* A call that cannot be followed, because of this. */
@@ -511,13 +522,17 @@ static __always_inline struct vpmu_pmc *find_pmc_again(struct vpmu_thread *threa
 	return pmc;
 }
 
-static __always_inline struct vpmu_pmc *add_pmc(u64 address, u32 tgid, u32 *slot)
+static __always_inline struct vpmu_pmc *add_pmc(u64 address, u32 tgid, u32 born, u32 *slot)
 {
 	struct vpmu_slot_key key = { .address = address, .tgid = tgid };
 	struct vpmu_given_back *given = given_back.lookup(&tgid);
-	struct vpmu_share *share = share_of(tgid);
+	struct vpmu_share *share = share_of(tgid, born);
 	struct vpmu_pmc *pmc;
 
+	if (share && share->born != born) {
+		count_lost(VPMU_LOST_TGID_REUSED);
+		return 0;
+	}
 	if (!share || share->pmcs - (given ? given->pmcs : 0) >= VPMU_MAX_PMCS / VPMU_SHARES) {
 		refuse(share, share ? VPMU_LOST_OVER_SHARE : VPMU_LOST_PMCS_FULL);
 		return 0;
@@ -537,6 +552,7 @@ static __always_inline struct vpmu_pmc *add_pmc(u64 address, u32 tgid, u32 *slot
 	pmc->members = pmc->enabled = pmc->orphans = pmc->walk = pmc->gone = 0;
 	pmc->left = pmc->faults = pmc->error = 0;
 	pmc->attr_type = pmc->attr_config = pmc->attr_sample_period = pmc->attr_flags = 0;
+	pmc->born = born;
 	pmc->tgid = tgid;
 	if (slots.insert(&key, slot)) {
 		pmc->tgid = 0;
@@ -548,7 +564,7 @@ static __always_inline struct vpmu_pmc *add_pmc(u64 address, u32 tgid, u32 *slot
 	return pmc;
 }
 
-static __always_inline struct vpmu_vcpu *vcpu_of(u64 kvm_vcpu, u32 tgid, s32 vcpu_id, u32 *slot)
+static __always_inline struct vpmu_vcpu *vcpu_of(u64 kvm_vcpu, u32 tgid, u32 born, s32 vcpu_id, u32 *slot)
 {
 	struct vpmu_slot_key key = { .address = kvm_vcpu, .tgid = tgid, .vcpu_id = vcpu_id };
 	struct vpmu_given_back *given;
@@ -562,7 +578,7 @@ static __always_inline struct vpmu_vcpu *vcpu_of(u64 kvm_vcpu, u32 tgid, s32 vcp
 		return vcpus.lookup(slot);
 	}
 	given = given_back.lookup(&tgid);
-	share = share_of(tgid);
+	share = share_of(tgid, born);
 	if (!share || share->vcpus - (given ? given->vcpus : 0) >= VPMU_MAX_VCPUS / VPMU_SHARES) {
 		refuse(share, share ? VPMU_LOST_OVER_SHARE : VPMU_LOST_VCPUS_FULL);
 		return 0;
@@ -655,7 +671,7 @@ static __always_inline struct vpmu_thread *take_entry(void)
  */
 static __always_inline struct vpmu_thread *thread_for(struct vpmu_thread *thread, u64 kvm_pmc)
 {
-	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	u32 tgid = bpf_get_current_pid_tgid() >> 32, born;
 
 	if (unlikely(!thread))
 		thread = take_entry();
@@ -663,6 +679,14 @@ static __always_inline struct vpmu_thread *thread_for(struct vpmu_thread *thread
 		count_lost(VPMU_LOST_MISSED_RETURN);
 		forget_pmc(kvm_pmc, tgid);
 		return 0;
+	}
+	born = born_now();
+	if (unlikely(thread->born != born)) {
+		/* The entry was that of a thread at the same place in memory, of a process that has ended. */
+		thread->born = born;
+#pragma clang loop unroll(disable)
+		for (int i = 0; i < VPMU_ALL_HINTS; i++)
+			thread->hints[i] = 0;
 	}
 	thread->tgid = tgid;
 	return thread;
@@ -817,7 +841,7 @@ static __always_inline struct vpmu_vcpu *identify(struct vpmu_pmc *pmc, u64 kvm_
 		pmc->pmc_type = VPMU_LBR;
 		pmc->vcpu_id = -1;
 	}
-	vcpu = vcpu_of(pmc->kvm_vcpu, pmc->tgid, vcpu_id, &slot);
+	vcpu = vcpu_of(pmc->kvm_vcpu, pmc->tgid, pmc->born, vcpu_id, &slot);
 	if (vcpu) {
 		pmc->vcpu_slot = slot;
 	} else {
@@ -828,7 +852,8 @@ static __always_inline struct vpmu_vcpu *identify(struct vpmu_pmc *pmc, u64 kvm_
 }
 
 /*
- * The entries of the pmc and the vCPU that a call is about; false if there is no room for them. An event of
+ * The entries of the pmc and the vCPU that a call is about; false if there is no room for them, or if they would
+ * be counted for an earlier process with this tgid, which user space has not found to be gone yet. An event of
  * guest LBR, which has no pmc, has an entry of its own: `address` is that of the pmc, or of such an event.
  */
 static __always_inline bool find_entries(struct vpmu_thread *call, u64 address, bool is_create,
@@ -841,8 +866,11 @@ static __always_inline bool find_entries(struct vpmu_thread *call, u64 address, 
 	if (unlikely(!*pmc)) {
 		*pmc = find_pmc(address, call->tgid, &slot);
 		if (!*pmc) {
-			*pmc = add_pmc(address, call->tgid, &slot);
+			*pmc = add_pmc(address, call->tgid, call->born, &slot);
 			is_new = 1;
+		} else if (unlikely((*pmc)->born != call->born)) {
+			count_lost(VPMU_LOST_TGID_REUSED);
+			return 0;
 		}
 		if (!*pmc)
 			return 0;

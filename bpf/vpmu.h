@@ -38,6 +38,7 @@ enum vpmu_lost {
 	VPMU_LOST_VCPUS_FULL,    /* a call of a vCPU for which there is no room */
 	VPMU_LOST_ERRORS_FULL,   /* the errno of a failed creation. The other counts include it. */
 	VPMU_LOST_OVER_SHARE,    /* a call of a process that has taken all the entries that one may take */
+	VPMU_LOST_TGID_REUSED, /* a call of a process whose tgid another one had, of which there still are entries */
 	VPMU_LOST_REASONS,
 };
 
@@ -161,7 +162,7 @@ struct vpmu_pmc {
 
 	__u64 verdicts[VPMU_KINDS]; /* by enum vpmu_kind; what was predicted is not counted */
 	__u32 claims;               /* by who takes the entry for the first time */
-	__u32 unused_verdict;
+	__u32 born;                 /* when its process was: a tgid is used again */
 
 	__s64 due[VPMU_CALLS];   /* how many calls were predicted, less those that came */
 	__u64 starvations;       /* creates and enables after which perf had no room for its events */
@@ -194,7 +195,8 @@ struct vpmu_thread {
 	__u8 failed;
 	__u8 disabled;
 	__u8 unused_bytes[2];
-	__u32 unused_create[5];
+	__u32 born; /* when its process was, as the lowest bits of task_struct.start_boottime */
+	__u32 unused_create[4];
 
 	__u64 at; /* the verdict, as in struct vpmu_call */
 	__u32 size;
@@ -226,6 +228,8 @@ struct vpmu_share {
 	__u64 refused; /* calls that were not followed because it had taken too much */
 	__u32 pmcs;
 	__u32 vcpus;
+	__u32 born; /* when the process was */
+	__u32 unused;
 };
 
 /*

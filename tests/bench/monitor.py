@@ -97,6 +97,8 @@ def constants(lookalike: Path) -> dict[str, int]:
     types = btf.vmlinux()
     return layout | {
         "VPMU_TASK_MM": types.member("task_struct", "mm").offset,
+        "VPMU_TASK_GROUP_LEADER": types.member("task_struct", "group_leader").offset,
+        "VPMU_TASK_START_BOOTTIME": types.member("task_struct", "start_boottime").offset,
         "VPMU_MM_ARG_START": types.member("mm_struct", "arg_start").offset,
         "VPMU_MM_ARG_END": types.member("mm_struct", "arg_end").offset,
     }

@@ -6,7 +6,9 @@ COMMON = """
 typedef unsigned char u8;
 typedef unsigned long long u64;
 struct mm_struct {{ struct {{ u64 others[7]; unsigned long arg_start, arg_end; }}; }} the_mm;
-struct task_struct {{ u64 others[9]; struct mm_struct *mm; }} the_task;
+struct task_struct {{
+	u64 others[9]; struct mm_struct *mm; u64 start_boottime; struct task_struct *group_leader;
+}} the_task;
 struct perf_event_attr {{ unsigned type, size; u64 config; u64 flags; }};
 enum perf_event_state {{ PERF_EVENT_STATE_ERROR = {error} }};
 struct perf_event {{

@@ -59,6 +59,8 @@ class KernelLayout:
     event_overflow_handler: int
     event_overflow_handler_context: int
     task_mm: int
+    task_group_leader: int
+    task_start_boottime: int
     mm_arg_start: int
     mm_arg_end: int
     create_args: int
@@ -142,6 +144,8 @@ def layout_of(types: Btf, *, overflow_handlers: tuple[int, ...]) -> KernelLayout
         event_overflow_handler=offset("perf_event", "overflow_handler", 8),
         event_overflow_handler_context=offset("perf_event", "overflow_handler_context", 8),
         task_mm=offset("task_struct", "mm", 8),
+        task_group_leader=offset("task_struct", "group_leader", 8),
+        task_start_boottime=offset("task_struct", "start_boottime", 8),  # since Linux 5.5
         mm_arg_start=offset("mm_struct", "arg_start", 8),
         mm_arg_end=offset("mm_struct", "arg_end", 8),
         create_args=len(args),

@@ -358,6 +358,8 @@ def constants(layout: KernelLayout) -> dict[str, int]:
         "VPMU_HANDLER_INTR": handlers[1],
         "VPMU_CREATE_ARGS": layout.create_args,
         "VPMU_TASK_MM": layout.task_mm,
+        "VPMU_TASK_GROUP_LEADER": layout.task_group_leader,
+        "VPMU_TASK_START_BOOTTIME": layout.task_start_boottime,
         "VPMU_MM_ARG_START": layout.mm_arg_start,
         "VPMU_MM_ARG_END": layout.mm_arg_end,
         "VPMU_PMC_TYPE": layout.pmc_type,

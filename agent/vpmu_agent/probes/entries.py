@@ -162,7 +162,7 @@ class Entries:
         }
         shares = {}
         for keys, values in self._processes.chunks():
-            for (tgid,), (_, refused, pmcs, vcpus) in zip(
+            for (tgid,), (_, refused, pmcs, vcpus, *_) in zip(
                 _U32.iter_unpack(keys), SHARE.struct.iter_unpack(values), strict=True
             ):
                 pmcs_back, vcpus_back = given_back.get(tgid, (0, 0))
