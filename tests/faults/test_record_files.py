@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
+import signal
 import socket
 import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,11 @@ from tests.faults.conftest import Attack
 from tests.support.commands import invoke
 from tests.support.fake_host import stand_ins
 from vpmu_agent.system.files import create_private_file
+from vpmu_agent.system.ready import is_readable
+from vpmu_agent.system.stdout import OutputError
+from vpmu_agent.trace import recording
+from vpmu_agent.trace.recording import Header, Recorder
+from vpmu_agent.trace.tally import Tally
 
 LONGEST_S = 5.0
 """For a trace of 0.1 s, on a busy machine."""
@@ -106,6 +115,97 @@ def test_what_another_user_put_there(attack: Attack, place: Path) -> None:
     for what, make in OTHERS.items():
         with attack.once(what):
             refused(place, make)
+
+
+SIZES = {"a page": 4096, "the usual size": 65536}
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "UNREAD_S", 0.5)
+
+
+@contextmanager
+def reader(fifo: Path, size: int) -> Iterator[int]:
+    """Who has this FIFO open, which holds so many bytes."""
+    os.mkfifo(fifo)
+    descriptor = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, size)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+        fifo.unlink()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_reader_that_does_not_read(attack: Attack, place: Path) -> None:
+    """`trace --record` to a FIFO whose reader stays and does not read"""
+    fifo = place / "fifo"
+    with attack.once("from the command line"), reader(fifo, 4096):
+        start = time.monotonic()
+        result = invoke("trace", "--duration", "0.1", "--record", str(fifo), stand_ins=stand_ins())
+        assert time.monotonic() - start < LONGEST_S
+        assert result.exit_code == 3, result.output
+        assert "its reader has taken nothing for" in result.stderr
+        assert str(fifo) in result.stderr
+    for what, size in SIZES.items():
+        with attack.once(what), reader(fifo, size):
+            recorder = Recorder(fifo, Header("0", "6", "fexit", {}))
+            with pytest.raises(OutputError, match=r"the recording stopped after 0 calls: its reader"):
+                recorder.write(["x" * 600] * 1000)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_slow_reader(attack: Attack, place: Path) -> None:
+    """A reader of a recording that is slow, but goes on"""
+    fifo = place / "fifo"
+    for what, size in SIZES.items():
+        with attack.once(what), reader(fifo, size) as descriptor:
+            got = bytearray()
+
+            def read_slowly(descriptor: int = descriptor, got: bytearray = got) -> None:
+                while is_readable(descriptor, LONGEST_S) and (chunk := os.read(descriptor, 40_000)):
+                    got += chunk
+                    time.sleep(0.1)
+
+            thread = threading.Thread(target=read_slowly)
+            recorder = Recorder(fifo, Header("0", "6", "fexit", {}))
+            thread.start()
+            for number in range(10):
+                recorder.write([f"{number}{each}" + "x" * 600 for each in range(30)])
+            recorder.end(Tally(), 0)
+            thread.join(LONGEST_S * 2)
+            lines = got.decode().splitlines()
+            assert len(lines) == 1 + 10 * 30 + 1
+            assert json.loads(lines[-1])["calls"] == 300
+
+
+def test_sigterm_ends_who_writes_to_nobody(attack: Attack) -> None:
+    """SIGTERM comes while a trace waits for the reader of its output"""
+    read, write = os.pipe()
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(write, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(write, bytes(4096))
+    os.set_blocking(write, True)
+    code = (
+        "from vpmu_agent.system import signals; signals.END_S = 1; "
+        "import runpy; runpy.run_module('tests.support.fake_host', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, "trace"]
+    with attack.once(), subprocess.Popen(command, stdout=write, stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stderr
+            assert b"attached" in process.stderr.readline()
+            time.sleep(0.5)
+            process.terminate()
+            assert process.wait(LONGEST_S) == -signal.SIGALRM
+        finally:
+            process.kill()
+    os.close(read)
+    os.close(write)
 
 
 SWAP = f"""

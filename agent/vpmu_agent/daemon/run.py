@@ -29,7 +29,7 @@ from vpmu_agent.model.verdict import Verdict
 from vpmu_agent.system.journal import LOG, Level, tell
 from vpmu_agent.system.memory import give_back, keep_small
 from vpmu_agent.system.notify import notify
-from vpmu_agent.system.signals import stop_requests
+from vpmu_agent.system.signals import END_S, stop_requests
 from vpmu_agent.trace.live import POLL_S, LiveProbes
 from vpmu_agent.vms.names import Vms
 from vpmu_agent.web.app import application
@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     from vpmu_agent.web.web_file import WebFile
 
 _SWEEP_S = 1.0
-
-_END_S = 10
-"""How long the daemon may take to end after it was told to, or its parent has gone, even where it hangs."""
 
 
 def run(
@@ -93,7 +90,7 @@ def run(
         )
         guests = Guests(vms)
         tellers = FailingCounters().tell_of, LeakReport().tell_of, ResetReport().tell_of
-        with stop_requests(within_s=_END_S) as stopped:
+        with stop_requests(within_s=END_S) as stopped:
             # Before the first scrape, which shows what VMs held before the agent came.
             look_at_guests(attachment.probes, guests, watch, tellers)
             overview = Overview(watch, recent, lambda: attachment.missing, vendor)

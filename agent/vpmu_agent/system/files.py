@@ -70,7 +70,8 @@ def create_private_file(path: Path) -> int:
 
     It is a new one, or one of this user's, which is emptied and no longer open to others. A FIFO or a
     character device serves too, if it is this user's or root's. A symbolic link of theirs is followed, and
-    what it leads to keeps its owner and its mode: so /dev/stdout works.
+    what it leads to keeps its owner and its mode: so /dev/stdout works. A write to a pipe or a device does
+    not wait for room (O_NONBLOCK).
 
     Raise OSError for what another user made, who could read what is written or have it written to where it
     does harm; for a FIFO without a reader, which could keep this process waiting; and if the file cannot be
@@ -94,7 +95,6 @@ def create_private_file(path: Path) -> int:
             _make_private(descriptor, found)
         if stat.S_ISREG(found.st_mode):
             os.ftruncate(descriptor, 0)
-        os.set_blocking(descriptor, True)
     except OSError:
         os.close(descriptor)
         raise

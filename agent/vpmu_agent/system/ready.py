@@ -17,9 +17,12 @@ def is_readable(stream: FileDescriptorLike, timeout_s: float = 0) -> bool:
     return _is_ready(stream, select.POLLIN, timeout_s)
 
 
-def is_writable(stream: FileDescriptorLike) -> bool:
-    """Return whether to write select.PIPE_BUF bytes to `stream` will not block, an error included."""
-    return _is_ready(stream, select.POLLOUT)
+def is_writable(stream: FileDescriptorLike, timeout_s: float = 0) -> bool:
+    """Return whether to write select.PIPE_BUF bytes to `stream` will not block, an error included.
+
+    Wait up to `timeout_s` for it.
+    """
+    return _is_ready(stream, select.POLLOUT, timeout_s)
 
 
 def _is_ready(stream: FileDescriptorLike, for_what: int, timeout_s: float = 0) -> bool:

@@ -11,19 +11,28 @@ if TYPE_CHECKING:
     from types import FrameType
 
 
+END_S = 10
+"""Seconds that a process has to end after SIGTERM, whatever it waits for: then the kernel ends it.
+
+The daemon gets that signal when its parent is gone, too.
+"""
+
+
 @contextmanager
-def stop_requests(within_s: int = 0) -> Iterator[Callable[[], bool]]:
+def stop_requests(*, within_s: int = 0) -> Iterator[Callable[[], bool]]:
     """Yield what tells whether Ctrl-C or SIGTERM came. A second Ctrl-C ends the process at once.
 
-    `within_s` is the time that the process then has left, whatever it waits for; 0 is any.
+    After SIGTERM it has END_S left; after Ctrl-C `within_s`, 0 being any time: who pressed it may be reading
+    what the process still has to write, page by page.
     """
     stop = False
 
-    def request_stop(_number: int, _frame: FrameType | None) -> None:
+    def request_stop(number: int, _frame: FrameType | None) -> None:
         nonlocal stop
         stop = True
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.alarm(within_s)  # SIGALRM ends it; 0 sets none
+        if left_s := END_S if number == signal.SIGTERM else within_s:
+            signal.alarm(left_s)  # SIGALRM ends it
 
     former = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -13,10 +14,14 @@ from typing import Any, BinaryIO, NoReturn
 
 from vpmu_agent.model.call import Call
 from vpmu_agent.system.files import create_private_file
+from vpmu_agent.system.ready import is_writable
 from vpmu_agent.system.stdout import OutputError
 from vpmu_agent.trace.call_json import SCHEMA, CallReader, dumps, summary_json
 from vpmu_agent.trace.tally import Tally, Unchecked, counted_as
 from vpmu_agent.vms.clean import clean_name
+
+UNREAD_S = 30.0
+"""Seconds to wait for the reader of a pipe that is recorded to; no call is taken meanwhile."""
 
 MAX_LINE = 16 * 1024
 """Bytes. A call's line has about 600; a longer line than this is not ours."""
@@ -45,7 +50,8 @@ class Recorder:
 
     Only the user can read it. An existing file of theirs is overwritten, as by tcpdump -w and strace -o; what
     another user made is not written to (system/files.py). Raises RecordingError if the file cannot be
-    created, and OutputError if a later write fails: the file then ends with the last whole line.
+    created, and OutputError if a later write fails, or if it is a pipe whose reader takes nothing for
+    UNREAD_S: the file then ends with the last whole line.
     """
 
     def __init__(self, path: Path, header: Header) -> None:
@@ -73,7 +79,10 @@ class Recorder:
         good = 0
         try:
             while data[good:]:
-                good += self._file.write(data[good:]) or 0
+                written = self._file.write(data[good:])
+                if written is None and not is_writable(self._file, UNREAD_S):
+                    raise TimeoutError(errno.ETIMEDOUT, f"its reader has taken nothing for {UNREAD_S:.0f} s")
+                good += written or 0
         except OSError as error:
             self._cut(bytes(data[:good]))
             raise OutputError(

@@ -177,15 +177,17 @@ def test_nobody_is_waited_for(tmp_path: Path) -> None:
             create_private_file(tmp_path / name)
 
 
-def test_a_fifo_with_a_reader_waits_for_the_reader(tmp_path: Path) -> None:
+def test_a_fifo_with_a_reader_is_written_to_without_waiting(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     descriptor = create_private_file(fifo)
     try:
-        assert os.get_blocking(descriptor)
         os.write(descriptor, b"new")
         assert os.read(reader, 10) == b"new"
+        assert os.write(descriptor, bytes(1 << 20)) < 1 << 20
+        with pytest.raises(BlockingIOError):
+            os.write(descriptor, b"more")
     finally:
         os.close(descriptor)
         os.close(reader)
