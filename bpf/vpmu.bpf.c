@@ -779,9 +779,25 @@ static __always_inline void count_release(struct vpmu_vcpu *vcpu)
 #endif
 }
 
+static __always_inline void note_guest_lbr(u32 tgid, u32 born)
+{
+	struct vpmu_share *share = share_of(tgid, born);
+
+	if (share)
+		share->guest_lbr = 1;
+}
+
+static __always_inline bool has_guest_lbr(u32 tgid)
+{
+	struct vpmu_share *share = processes.lookup(&tgid);
+
+	return share && share->guest_lbr;
+}
+
 /*
  * Compares the vCPU's count of events with KVM's at a create, when the event is not in KVM's count yet. KVM
- * counts an event after it was created.
+ * counts an event after it was created. It also counts the vCPU's event of guest LBR, which does not say
+ * whose it is: in a process that has such events, a difference of one tells nothing.
  */
 static __always_inline bool is_miscounted(struct vpmu_vcpu *vcpu, bool failed, s32 event_count, s64 *expected)
 {
@@ -789,7 +805,9 @@ static __always_inline bool is_miscounted(struct vpmu_vcpu *vcpu, bool failed, s
 	if (event_count < 0)
 		return 0;
 	vcpu->event_count = (event_count + !failed) & 0xff;
-	return *expected >= 0 && *expected != event_count;
+	if (*expected < 0 || *expected == event_count)
+		return 0;
+	return ((event_count - *expected + 1) & 0xff) > 2 || !has_guest_lbr(vcpu->tgid);
 }
 
 /* Of guest LBR, or one that is not needed after all: else user space gives entries back. */
@@ -1142,6 +1160,8 @@ static __always_inline struct vpmu_thread *follow(u32 name, u64 event, struct vp
 	if (!call)
 		return 0;
 	call->pmc = is_kvms ? handler[1] : 0;
+	if (!is_kvms)
+		note_guest_lbr(call->tgid, call->born);
 	if (!find_entries(call, is_kvms ? handler[1] : event, 0, &pmc, &vcpu))
 		return 0;
 	if (stream || !is_kvms || !pmc->attr_flags) {
@@ -1387,6 +1407,8 @@ static __always_inline int create_return(u64 returned)
 		result = (s64)returned;
 	/* An event of guest LBR that could not be created has no address; its thread stands for it. */
 	address = call->pmc ? call->pmc : call->failed ? (u32)bpf_get_current_pid_tgid() : returned;
+	if (unlikely(!call->pmc))
+		note_guest_lbr(call->tgid, call->born);
 	if (unlikely(!find_entries(call, address, 1, &pmc, &vcpu)))
 		return 0;
 	pmc->attr_type = call->attr_type;

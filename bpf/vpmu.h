@@ -228,8 +228,8 @@ struct vpmu_share {
 	__u64 refused; /* calls that were not followed because it had taken too much */
 	__u32 pmcs;
 	__u32 vcpus;
-	__u32 born; /* when the process was */
-	__u32 unused;
+	__u32 born;      /* when the process was */
+	__u32 guest_lbr; /* 1: it has made a call for an event of guest LBR */
 };
 
 /*

@@ -123,7 +123,8 @@ def differences(calls: list[Call], twins: Twins, *, traced: bool = False) -> Ite
             unchecked[which] += 1
         twins.make(call)
         received = twins.received()
-        whose = _placed_by(call, check.registers(call)) if call.name in twins.returning else 0
+        registers = check.registers(call) if call.pmc else None
+        whose = _placed_by(call, registers) if call.name in twins.returning else 0
         starved = not room[whose]
         what = f"call {i}, {call.name}: {said} in Python"
         if traced or said.kind.is_divergence or call.result:
@@ -142,9 +143,11 @@ def differences(calls: list[Call], twins: Twins, *, traced: bool = False) -> Ite
         elif received:
             yield f"{what}, {received} in BPF"
             return
+        if registers is None:
+            continue  # guest LBR: its event's entry goes with the event
         pmc = counted[call.pmc]
         pmc.count(call, said, starved=starved)
-        ours = pmc.numbers(check.registers(call), twins)
+        ours = pmc.numbers(registers, twins)
         if ours != (theirs := entry.numbers(twins.pmc(call.pmc))):
             yield f"{what}: {ours} in Python, {theirs} in BPF"
             return
@@ -152,11 +155,11 @@ def differences(calls: list[Call], twins: Twins, *, traced: bool = False) -> Ite
         yield f"{unchecked} reads and new periods were made, {twins.counted()} counted"
 
 
-def _placed_by(call: Call, pmc: Registers) -> int:
+def _placed_by(call: Call, pmc: Registers | None) -> int:
     """The event whose state tells, at the return of this call, whether perf had room; 0 if none's does."""
     if call.name is CallName.CREATE:
         return 0 if call.result or call.attr.disabled else call.leader or call.event
-    if call.name is not CallName.ENABLE or pmc.state is State.ENABLING:
+    if pmc is None or call.name is not CallName.ENABLE or pmc.state is State.ENABLING:
         return 0
     leads = pmc.state is not State.UNKNOWN and pmc.members & 1
     return pmc.events[0] if leads else call.event

@@ -46,7 +46,7 @@ def test_some_thousands_of_random_sequences() -> None:
 def test_everything_that_guests_can_do_in_two_steps() -> None:
     came = fuzz.exhaustively((2, 0, every.count(2)))
     assert came.different == []
-    assert came.sequences == every.count(2) == 450
+    assert came.sequences == every.count(2) == 646
 
 
 @pytest.mark.parametrize("grouped", [False, True], ids=["stock", "grouped"])
@@ -130,6 +130,25 @@ def test_a_fault_in_what_is_starved_is_found(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right, wrong = STARVATION_MUTANTS[name]
+    text = (bpf_folder() / "vpmu.bpf.c").read_text()
+    assert right in text
+    assert is_found(text.replace(right, wrong), tmp_path / "bpf", monkeypatch, file="vpmu.bpf.c")
+
+
+# What a person could get wrong about KVM's own count of events, in which that of guest LBR is.
+GUEST_LBR_MUTANTS = {
+    "a miscount of its event": ("|| !has_guest_lbr(vcpu->tgid)", "|| 1"),
+    "any miscount forgiven": ("& 0xff) > 2 ||", "& 0xff) > 255 ||"),
+    "a release that nobody noted": ("if (!is_kvms)\n\t\tnote_guest_lbr(call->tgid);", ";"),
+    "a create that nobody noted": ("if (!call->pmc)\n\t\tnote_guest_lbr(call->tgid);", ";"),
+}
+
+
+@pytest.mark.parametrize("name", GUEST_LBR_MUTANTS)
+def test_a_fault_in_what_guest_lbr_explains_is_found(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, wrong = GUEST_LBR_MUTANTS[name]
     text = (bpf_folder() / "vpmu.bpf.c").read_text()
     assert right in text
     assert is_found(text.replace(right, wrong), tmp_path / "bpf", monkeypatch, file="vpmu.bpf.c")

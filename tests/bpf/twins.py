@@ -12,11 +12,12 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Self
 
 from vpmu_agent.kernel import btf
 from vpmu_agent.loader.program import compile_source, program_source, seen_at_entry, seen_at_return
-from vpmu_agent.model.call import Call, CallName, UncheckedCall
+from vpmu_agent.model.call import Call, CallName, PmcType, UncheckedCall
 from vpmu_agent.model.counter_status import EventState
 from vpmu_agent.model.rules import SLOTS
 from vpmu_agent.model.verdict import Observation
@@ -103,7 +104,7 @@ class _Names:
         return f"pid-{tgid}"
 
 
-ROOMS = {"pmcs": 32, "vcpus": 16, "threads": 4, "processes": 8, "given_back": 8}
+ROOMS = {"pmcs": 64, "vcpus": 16, "threads": 4, "processes": 8, "given_back": 8}
 """Entries of the maps, few, so that to forget them is quick."""
 
 Numbers = dict[str, tuple[int, ...]]
@@ -183,6 +184,7 @@ class Twins:
         self._decoder = decoder.Decoder(epoch_ns=0, vms=_Names())
         self._bpf[b"calls"].open_ring_buffer(self._receive)
         self._maps = {name: Map(name, self._bpf[name.encode()].map_fd) for name in _MAPS}
+        self._given_back = [self._bpf[name] for name in (b"free_pmcs", b"free_vcpus")]
         shape = layout.pmc_layout(layout.pmc_room(SLOTS if grouped else 1))
         self.pmc_fields = shape.fields
         self._entries = {
@@ -210,6 +212,10 @@ class Twins:
         for index in range(len(layout.ARRAYS)):
             self._maps["was_used"].put(_U32.pack(index), bytes(8))
         self._threads.clear()
+        for stack in self._given_back:
+            with suppress(KeyError):  # it is empty
+                while True:
+                    stack.pop()
         for name in ("slots", "processes", "left_behind", "errors"):
             of = self._maps[name]
             for keys, _ in of.chunks():
@@ -236,14 +242,17 @@ class Twins:
         """Its entry."""
         if call.lost:
             self._bump()
-        pmc = self._pmc(call)
+        # Guest LBR has neither a handler nor a pmc.
+        handler = (_HANDLER, self._pmc(call)) if call.pmc else (0, 0)
+        config = 0x76 if call.pmc else call.attr.config
+        attr = (4, _ATTR.size, config, 0, 0, 0, int(call.attr.disabled))
         event, leader = self._event(call.event), self._event(call.leader)
         if call.name is CallName.CREATE:
-            _ATTR.pack_into(self._memory, 0, 4, _ATTR.size, 0x76, 0, 0, 0, int(call.attr.disabled))
-            handler = (_HANDLER, pmc)
+            _ATTR.pack_into(self._memory, 0, *attr)
             self._run(call.name, "entry", self._attr, 0, 0, *([leader] if self._grouped else []), *handler)
         else:
-            struct.pack_into("=QQ", self._memory, event - self._base, _HANDLER, pmc)
+            struct.pack_into("=QQ", self._memory, event - self._base, *handler)
+            _ATTR.pack_into(self._memory, event - self._base + _CONSTANTS["VPMU_EVENT_ATTR"], *attr)
             self._run(call.name, "entry", event)
 
     def leave(self, call: Call) -> None:
@@ -336,7 +345,10 @@ class Twins:
             assert len(self._pmcs) < vcpus * pmcs
             address = self._pmcs[call.pmc] = self._first_pmc + len(self._pmcs) * _PMC
         where = address - self._base
-        struct.pack_into("=IBBxxQ", self._memory, where, 0, call.pmc_idx, call.max_nr_events, vcpu)
+        kind, idx = layout.PMC_TYPES.index(call.pmc_type), call.pmc_idx
+        if call.pmc_type is PmcType.FIXED:
+            idx += layout.FIXED_BASE_IDX
+        struct.pack_into("=IBBxxQ", self._memory, where, kind, idx, call.max_nr_events, vcpu)
         struct.pack_into("=iB", self._memory, vcpu - self._base, call.vcpu, call.event_count & 0xFF)
         return address
 

@@ -28,6 +28,28 @@ USER_CYCLES = Attr(
 )
 
 
+def as_guest_lbr(call: Call) -> Call:
+    """The same call for KVM's guest-LBR event (intel_pmu_create_guest_lbr_event())."""
+    attr = replace(
+        call.attr,
+        config=0x1B00,  # INTEL_FIXED_VLBR_EVENT
+        sample_period=0,
+        exclude_kernel=False,
+        exclude_idle=False,
+        exclude_host=False,
+    )
+    return replace(
+        call,
+        pmc=0,
+        attr=attr,
+        vcpu=-1,
+        pmc_type=PmcType.LBR,
+        pmc_idx=0,
+        max_nr_events=1,
+        event_count=-1,
+    )
+
+
 class Guest:
     """A VM with one process and as many counters as it is asked for; time goes by with every call."""
 

@@ -17,9 +17,17 @@ def sequence(seed: int, *, grouped: bool) -> list[Call]:
     rng = random.Random(seed)
     choices = (*(1, 1, 2, 2, 3, 3, 4) * 4, 8, 16, SLOTS, SLOTS + 1) if grouped else (1,)
     sizes = tuple(rng.choice(choices) for _ in range(rng.randint(1, 3)))
-    world = World(rng, sizes=sizes, vcpus=rng.randint(1, 2), reuses_addresses=rng.random() < 0.5)
+    world = World(
+        rng,
+        sizes=sizes,
+        vcpus=rng.randint(1, 2),
+        reuses_addresses=rng.random() < 0.5,
+        lbr=rng.random() < 0.2,
+    )
     world.run(rng.randint(2, 12), hazards=rng.random() < 0.6)
     calls = world.calls
+    if rng.random() < 0.3:  # events of guest LBR are older than the agent
+        calls = [call for call in calls if call.pmc or call.name is not CallName.CREATE]
     if rng.random() < 0.75:
         for _ in range(rng.randint(1, 5)):
             if calls:
@@ -89,9 +97,11 @@ def possible(calls: list[Call]) -> list[Call]:
 
 def _broken(calls: list[Call], at: int, rng: random.Random) -> list[Call]:
     call = calls[at]
-    faults = ["drop", "duplicate", "swap", "lost", "count", "size"]
+    faults = ["drop", "duplicate", "swap", "lost"]
+    if call.pmc:
+        faults += ["count", "size"]
     if call.name is CallName.CREATE:
-        faults += ["lead", "flip", "fail"]
+        faults += ["flip", "fail", *(["lead"] if call.pmc else [])]
     match rng.choice(faults):
         case "drop":
             return drop(calls, at)

@@ -44,6 +44,7 @@ class Checker:
         self._pmcs: dict[tuple[int, int], Registers] = {}
         self._quiet: dict[tuple[int, int], Registers] = {}  # in no call since MAX_PMCS / 2 others were met
         self._event_counts: dict[tuple[int, int], int] = {}
+        self._with_guest_lbr: set[int] = set()  # by tgid
         self._epoch = 0
 
     def observe(self, call: Call) -> Verdict:
@@ -66,8 +67,10 @@ class Checker:
         found = STEPS[name][pmc.state](
             pmc, call.event, call.leader, call.result < 0, call.attr.disabled, call.max_nr_events or 1
         )
-        if not call.pmc and pmc.state is State.EMPTY:
-            del self._pmcs[key]
+        if not call.pmc:
+            self._with_guest_lbr.add(call.tgid)
+            if pmc.state is State.EMPTY:
+                del self._pmcs[key]
         # KVM counts an event after it was created, and stops counting it after it was released
         # (pmc_reprogram_counter, pmc_release_perf_event). Its count is read at creates only, when the event
         # is not in it yet; in between it is worked out.
@@ -77,10 +80,14 @@ class Checker:
         if name is not CallName.CREATE or event_count < 0:
             return found
         expected = self._event_counts.get(vcpu, event_count)
-        if len(self._event_counts) >= MAX_PMCS:
+        if len(self._event_counts) >= MAX_PMCS or len(self._with_guest_lbr) >= MAX_PMCS:
             self._event_counts.clear()
+            self._with_guest_lbr.clear()
         self._event_counts[vcpu] = (event_count + (1 if call.result == 0 else 0)) & 0xFF
         if expected == event_count or found.kind.is_divergence:
+            return found
+        # KVM counts a vCPU's guest-LBR event, too, and that does not say which vCPU it belongs to.
+        if call.tgid in self._with_guest_lbr and (event_count - expected + 1) & 0xFF <= 2:
             return found
         event, leader = (-1 if index is None else index for index in (found.event, found.leader))
         return verdict(
@@ -121,3 +128,4 @@ class Checker:
         self._pmcs = {key: pmc for key, pmc in self._all().items() if key[0] != tgid}
         self._quiet = {}
         self._event_counts = {key: n for key, n in self._event_counts.items() if key[0] != tgid}
+        self._with_guest_lbr.discard(tgid)

@@ -7,7 +7,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from vpmu_agent.model.call import CallName
-from vpmu_agent.model.mechanism import MAX_EVENTS, Pmc, Pmu, Step, Steps, pmc_stop_counter, reprogram_counter
+from vpmu_agent.model.mechanism import (
+    ALL_COUNTERS,
+    MAX_EVENTS,
+    Pmc,
+    Pmu,
+    Step,
+    Steps,
+    pmc_stop_counter,
+    reprogram_counter,
+    write_global_ctrl,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +41,36 @@ class Outcome:
 
 
 def _program(pmc: Pmc, events: int) -> Steps:
-    return reprogram_counter(pmc, pmc.current_config + 1, hardware_nr_events=events)
+    pmc.config = pmc.current_config + 1
+    return reprogram_counter(pmc, hardware_nr_events=events)
 
 
 def _pause(pmc: Pmc, _events: int) -> Steps:
-    return reprogram_counter(pmc, pmc.current_config, enabled=False)
+    pmc.config = 0
+    return reprogram_counter(pmc)
 
 
 def _resume(pmc: Pmc, events: int) -> Steps:
-    return reprogram_counter(pmc, pmc.current_config, hardware_nr_events=events)
+    pmc.config = pmc.current_config or 1
+    return reprogram_counter(pmc, hardware_nr_events=events)
 
 
 def _release(pmc: Pmc, _events: int) -> Steps:
     return pmc_stop_counter(pmc)
+
+
+def _global_off(pmc: Pmc, _events: int) -> Steps:
+    return _with_global_ctrl(pmc, 0)
+
+
+def _global_on(pmc: Pmc, _events: int) -> Steps:
+    return _with_global_ctrl(pmc, ALL_COUNTERS)
+
+
+def _with_global_ctrl(pmc: Pmc, value: int) -> Steps:
+    if not write_global_ctrl(pmc.pmu, [pmc], value):
+        return 0
+    return (yield from reprogram_counter(pmc, hardware_nr_events=None))
 
 
 STEPS: dict[str, Callable[[Pmc, int], Steps]] = {
@@ -51,8 +78,11 @@ STEPS: dict[str, Callable[[Pmc, int], Steps]] = {
     "pause": _pause,
     "resume": _resume,
     "release": _release,
+    "global-off": _global_off,
+    "global-on": _global_on,
 }
-"""What a guest can do to a counter: select an event, stop it, let it go on, or leave it unused."""
+"""What a guest can do to a counter: select an event, stop it, let it go on, or leave it unused; or stop all
+counters of a vCPU by one write of global control, and let them go on by another."""
 
 
 def predict(

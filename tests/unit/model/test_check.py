@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support.scenes import USER_CYCLES, Guest
+from tests.support.scenes import USER_CYCLES, Guest, as_guest_lbr
 from vpmu_agent.model import check as module
 from vpmu_agent.model.call import Call, CallName, PmcType
 from vpmu_agent.model.check import Checker
@@ -230,7 +230,7 @@ def test_a_vm_that_is_gone_is_forgotten() -> None:
 
 
 def test_guest_lbr_events_are_followed_each_on_its_own() -> None:
-    lbr = [replace(c, pmc=0, pmc_type=PmcType.LBR, vcpu=-1) for c in (call("create", 5), call("create", 6))]
+    lbr = [as_guest_lbr(call("create", event)) for event in (5, 6)]
     gone = [replace(c, name=CallName.RELEASE) for c in lbr]
     assert set(kinds([*lbr, *gone])) == {Kind.PREDICTED}
 
@@ -246,6 +246,35 @@ def test_kvms_own_event_count_must_be_what_its_calls_add_up_to() -> None:
     where, verdict = only_divergence(wrong)
     assert (where, verdict.kind) == (5, Kind.EVENT_COUNT_MISMATCH)
     assert verdict.expected == "event_count=0, not 2"
+
+
+GUEST_LBR = as_guest_lbr(call("create", 9))
+
+
+@pytest.mark.parametrize(
+    ("name", "counted", "found"),
+    [
+        (CallName.CREATE, 1, None),
+        (CallName.RELEASE, 255, None),
+        (CallName.CREATE, 0, None),  # that of another vCPU
+        (CallName.CREATE, 2, Kind.EVENT_COUNT_MISMATCH),
+        (CallName.RELEASE, 254, Kind.EVENT_COUNT_MISMATCH),
+    ],
+)
+def test_kvm_counts_a_guest_lbr_event_of_which_nobody_knows_the_vcpu(
+    name: CallName, counted: int, found: Kind | None
+) -> None:
+    told = [replace(one, event_count=count) for one, count in zip(STOCK, [0, 1, 1, 1, 1], strict=False)]
+    after = replace(STOCK[5], event_count=counted)
+    said = kinds([*told, replace(GUEST_LBR, name=name), after])
+    assert said[-1] == (found or Kind.PREDICTED)
+    assert not any(kind.is_divergence for kind in said[:-1])
+
+
+def test_a_guest_lbr_event_of_another_process_explains_nothing() -> None:
+    told = [replace(one, event_count=count) for one, count in zip(STOCK, [0, 1, 1, 1, 1, 1], strict=False)]
+    for tgid, found in ((GUEST_LBR.tgid, Kind.PREDICTED), (GUEST_LBR.tgid + 1, Kind.EVENT_COUNT_MISMATCH)):
+        assert kinds([*told[:5], replace(GUEST_LBR, tgid=tgid), told[5]])[-1] == found
 
 
 def test_a_count_of_256_wraps_as_kvms_does() -> None:

@@ -66,6 +66,17 @@ def test_a_group_is_stopped_by_a_pause_and_programmed_anew_by_a_resume() -> None
     ]
 
 
+def test_global_control_pauses_and_resumes_a_single_event() -> None:
+    names = [call.name for call, _ in calls("program", "global-off", "global-on", "global-on", events=1)]
+    assert names == ["create", "pause", "enable"]
+
+
+def test_a_group_that_global_control_stops_and_starts_is_a_single_event() -> None:
+    found = calls("program", "global-off", "global-on", events=3)[6:]
+    assert [call.name for call, _ in found] == ["release", "release", "release", "create"]
+    assert found[-1] == (create(0, disabled=False), 0)
+
+
 def test_a_partial_group_is_released_as_far_as_it_exists() -> None:
     found = calls("program", "release", events=4, fail_at=2)
     assert found[3:] == [(Step(CallName.RELEASE, i), 0) for i in range(2)]

@@ -31,35 +31,40 @@ def observed(world: World) -> Counter[Kind]:
     return Counter(monitor.observe(call).kind for call in world.calls)
 
 
-@given(seed=seeds, sizes=st.lists(st.integers(1, 8), min_size=1, max_size=4))
-def test_nothing_diverges_where_the_hardware_definition_stays(seed: int, sizes: list[int]) -> None:
-    world = World(random.Random(seed), sizes=tuple(sizes))
+@given(seed=seeds, sizes=st.lists(st.integers(1, 8), min_size=1, max_size=4), lbr=st.booleans())
+def test_nothing_diverges_where_the_hardware_definition_stays(seed: int, sizes: list[int], lbr: bool) -> None:
+    world = World(random.Random(seed), sizes=tuple(sizes), lbr=lbr)
     world.run(60, hazards=False)
     assert set(observed(world)) <= {Kind.PREDICTED}
     assert not +world.hazards
 
 
-@given(seed=seeds, sizes=st.lists(st.integers(1, 6), min_size=1, max_size=4))
-def test_only_the_hazards_diverge_each_where_it_happens(seed: int, sizes: list[int]) -> None:
-    world = World(random.Random(seed), sizes=tuple(sizes))
+@given(seed=seeds, sizes=st.lists(st.integers(1, 6), min_size=1, max_size=4), lbr=st.booleans())
+def test_only_the_hazards_diverge_each_where_it_happens(seed: int, sizes: list[int], lbr: bool) -> None:
+    world = World(random.Random(seed), sizes=tuple(sizes), lbr=lbr)
     world.run(80, hazards=True)
     kinds = observed(world)
     del kinds[Kind.PREDICTED]
     assert kinds == +world.hazards
 
 
-@given(seed=seeds, sizes=st.lists(st.integers(1, 8), min_size=1, max_size=4))
-def test_what_is_predicted_is_what_happens(seed: int, sizes: list[int]) -> None:
-    world = World(random.Random(seed), sizes=tuple(sizes))
+@given(seed=seeds, sizes=st.lists(st.integers(1, 8), min_size=1, max_size=4), lbr=st.booleans())
+def test_what_is_predicted_is_what_happens(seed: int, sizes: list[int], lbr: bool) -> None:
+    world = World(random.Random(seed), sizes=tuple(sizes), lbr=lbr)
     world.run(60, hazards=False)
     monitor = Checker()
     predicted = Counter(name for call in world.calls for name in monitor.observe(call).predicted)
     assert predicted == Counter(call.name for call in world.calls)
 
 
-@given(seed=seeds, sizes=st.lists(st.integers(1, 6), min_size=1, max_size=4), hazards=st.booleans())
-def test_groups_are_what_kvm_holds(seed: int, sizes: list[int], hazards: bool) -> None:
-    world = World(random.Random(seed), sizes=tuple(sizes))
+@given(
+    seed=seeds,
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    hazards=st.booleans(),
+    lbr=st.booleans(),
+)
+def test_groups_are_what_kvm_holds(seed: int, sizes: list[int], hazards: bool, lbr: bool) -> None:
+    world = World(random.Random(seed), sizes=tuple(sizes), lbr=lbr)
     world.run(60, hazards=hazards)
     monitor = Checker()
     for call in world.calls:
@@ -67,12 +72,13 @@ def test_groups_are_what_kvm_holds(seed: int, sizes: list[int], hazards: bool) -
     held = {(group.vcpu, group.pmc): group for group in monitor.groups()}
     for counter in world.counters:
         there = [event for event in counter.pmc.perf_events if event is not None]
-        group = held.get((counter.vcpu, f"gp{counter.idx}"))
+        group = held.get((counter.vcpu, counter.name))
         assert (group.events if group else 0) == len(there) - len(counter.orphans)
     for vcpu in {counter.vcpu for counter in world.counters}:
         groups = [group for group in held.values() if group.vcpu == vcpu]
-        event_count = next(c.pmc.pmu.event_count for c in world.counters if c.vcpu == vcpu)
-        assert sum(group.events + group.orphans for group in groups) == event_count
+        pmu = next(c.pmc.pmu for c in world.counters if c.vcpu == vcpu)
+        of_counters = pmu.event_count - (pmu.lbr_event is not None)
+        assert sum(group.events + group.orphans for group in groups) == of_counters
     monitor.forget(TGID)
     assert list(monitor.groups()) == []
 
@@ -231,7 +237,13 @@ def test_two_hundred_thousand_random_programs() -> None:
     while programs < 200_000:
         rng = random.Random(seed)
         sizes = tuple(rng.choice((1, 1, 2, 3, 4, 8, 16)) for _ in range(rng.randint(1, 4)))
-        world = World(rng, sizes=sizes, vcpus=rng.randint(1, 4), reuses_addresses=rng.random() < 0.5)
+        world = World(
+            rng,
+            sizes=sizes,
+            vcpus=rng.randint(1, 4),
+            reuses_addresses=rng.random() < 0.5,
+            lbr=rng.random() < 0.2,
+        )
         world.run(100, hazards=rng.random() < 0.5)
         kinds = observed(world)
         del kinds[Kind.PREDICTED]

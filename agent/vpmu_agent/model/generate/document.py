@@ -577,7 +577,21 @@ def _steps() -> Iterator[str]:
             skipped = len([one for one in predict(before, events=events) if isinstance(one, Prediction)])
             cells.append(", ".join(calls[skipped:]) or "nothing")
         yield f"| {words} | `{function}` | {' | '.join(cells)} |"
-    yield ""
+    yield from (
+        "",
+        "*Global control* is IA32_PERF_GLOBAL_CTRL, and PerfCntrGlobalCtl of AMD's PerfMonV2. A write of it "
+        "reprograms each counter whose bit changes, at the next entry into the guest and in the order of the "
+        "bits: general-purpose counters first, then the fixed ones. The guest has not accessed the counters "
+        "themselves, so a KVM that learns N only from an access makes a single event of a group "
+        "(`degraded_group`).",
+        "",
+        "A counter whose event was created for PEBS (`attr.precise_ip`) and is to go on without, or the "
+        "other way round, gets another event: its release and create take the place of the enable. The event "
+        "of guest LBR belongs to no counter: it is created and released, and never paused. KVM counts it "
+        "among the vCPU's events, but it does not say which vCPU it belongs to. So in a process that has had "
+        "one, a count of events that is off by one is no `event_count_mismatch`.",
+        "",
+    )
 
 
 _STEPS: tuple[tuple[str, str, list[str], str, int | None], ...] = (
@@ -587,6 +601,8 @@ _STEPS: tuple[tuple[str, str, list[str], str, int | None], ...] = (
     ("stops the counter", "pmc_pause_counter()", ["program"], "pause", None),
     ("lets it go on", "pmc_resume_counter()", ["program", "pause"], "resume", None),
     ("no longer uses it", "pmc_release_perf_event()", ["program"], "release", None),
+    ("stops all counters at once: global control", "kvm_pmu_handle_event()", ["program"], "global-off", None),
+    ("lets them all go on", "kvm_pmu_handle_event()", ["program", "global-off"], "global-on", None),
 )
 
 
