@@ -23,6 +23,12 @@ _ROUNDS = 60_000 // _THREADS * 4
 _GROUP = 4
 _GROUP_ROUNDS = 20_000 // _THREADS
 
+_GP, _FIXED = 8, 4
+"""The most general-purpose counters that KVM gives a vCPU (KVM_INTEL_PMC_MAX_GENERIC), and one fixed counter more
+than it has: Topdown's is the fourth."""
+_BURSTS = 1_200_000 // _THREADS // (2 * (_GP + _FIXED))
+"""Of each thread: a write of global control that stops them all, and one that starts them."""
+
 MISBEHAVIOUR = {
     "failing": ({"fail_at": 2}, ("partial_group",)),
     "reversed": ({"reverse": 1}, ("enabled_out_of_order", "released_out_of_order")),
@@ -34,6 +40,7 @@ def measure(folder: Path) -> list[Figure]:
     """Lost counts, lost divergences with a reader that keeps up, and with one that is stopped meanwhile."""
     return [
         *_counts(folder),
+        *_burst(folder),
         *_divergences(folder, stopped=False),
         *_divergences(folder, stopped=True),
     ]
@@ -51,6 +58,39 @@ def _counts(folder: Path) -> Iterator[Figure]:
     yield Figure("loss.rate", "calls/s at full speed", vm.rate, "calls/s")
     yield Figure("loss.calls", "calls made at full speed", made, "calls")
     yield Figure("loss.counts", "counts lost of them", _missing_calls(metrics, vm), "calls", Goal("==", 0))
+
+
+def _burst(folder: Path) -> Iterator[Figure]:
+    path = lookalike.build(folder / "burst", "stock")
+    counters = [f"gp{i}" for i in range(_GP)] + [f"fixed{i}" for i in range(_FIXED)]
+    say(f"global control stops and starts {len(counters)} counters at once, on {_THREADS} threads")
+    plan = {"threads": _THREADS, "pmcs": len(counters), "gp": _GP, "bursts": _BURSTS}
+
+    def wrong(metrics: Metrics) -> int:
+        """How many counters have a count that is not what was called."""
+        called = {"create": 1, "enable": _BURSTS, "pause": _BURSTS, "release": 1}
+        return sum(
+            any(
+                total(metrics, "vpmu_pmc_calls_total", vm="fast", vcpu=str(vcpu), pmc=pmc, call=name) != count
+                for name, count in called.items()
+            )
+            for vcpu in range(_THREADS)
+            for pmc in counters
+        )
+
+    with monitor.daemon(path) as daemon, lookalike.vm(path, "fast", **plan) as vm:
+        metrics = daemon.scrape_until(lambda m: not _missing_calls(m, vm) and not wrong(m), timeout_s=5)
+    made = sum(vm.calls[name] for name in CALLS)
+    what = "global control, all counters"
+    none = Goal("==", 0)
+    yield Figure("loss.burst.rate", f"calls/s, {what}", vm.rate, "calls/s")
+    yield Figure("loss.burst.calls", f"calls made, {what}", made, "calls")
+    yield Figure("loss.burst.counts", "counts lost of them", _missing_calls(metrics, vm), "calls", none)
+    yield Figure(
+        "loss.burst.counters", "counters with another count than was called", wrong(metrics), goal=none
+    )
+    lost = total(metrics, "vpmu_agent_lost_records_total") + total(metrics, "vpmu_divergences_total")
+    yield Figure("loss.burst.lost", "records lost, and calls that diverged", lost, goal=none)
 
 
 def _missing_calls(metrics: Metrics, vm: Vm) -> int:

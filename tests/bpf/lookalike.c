@@ -24,6 +24,7 @@
 #define NOINLINE               __attribute__((noinline, noclone))
 #define MAX_EVENTS             8
 #define INTEL_FIXED_VLBR_EVENT 0x1b00
+#define INTEL_PMC_IDX_FIXED    32
 
 /*
  * In a kernel no two objects have the same address, whatever process they are for. So each process has its objects
@@ -57,6 +58,7 @@ struct kvm_vcpu {
 			unsigned char event_count;
 		} pmu;
 	} arch;
+	struct perf_event *lbr_event; /* KVM's is in struct vcpu_vmx */
 };
 
 struct kvm_pmc {
@@ -65,12 +67,15 @@ struct kvm_pmc {
 	unsigned char max_nr_events;
 	struct kvm_vcpu *vcpu;
 	struct perf_event *perf_events[MAX_EVENTS];
+	int held; /* of perf_events; KVM has no such field */
 };
 
 static struct {
 	int threads, rounds, size, fail_at, sleep_us, others, lbr, jump;
 	int reverse;     /* enable and release the members of a group from the last to the first */
 	int pmcs;        /* of each thread, one after the other */
+	int gp;          /* so many of them are general-purpose; the others are fixed */
+	int bursts;      /* in each round: global control stops and starts all pmcs of the thread */
 	int generations; /* of threads, one after the other, each with a vCPU and pmcs of its own */
 	int step;    /* before each call print its name, and wait for a line on stdin; of one thread only */
 	int rate;    /* calls a second of the whole program, but for others, lbr and jump; 0: no limit */
@@ -288,8 +293,8 @@ static int is_err(const struct perf_event *event)
 	return (unsigned long)event >= (unsigned long)-4095;
 }
 
-/* As pmc_reprogram_counter() and pmc_release_perf_event() do it, with groups where size > 1. */
-static void program_and_release(struct kvm_pmc *pmc, int round)
+/* As pmc_reprogram_counter() does it, with groups where size > 1. */
+static void program(struct kvm_pmc *pmc, int round)
 {
 	struct perf_event_attr attr = {
 		.type = PERF_TYPE_RAW,
@@ -303,8 +308,8 @@ static void program_and_release(struct kvm_pmc *pmc, int round)
 		.disabled = plan.size > 1,
 		.precise_ip = 2,
 	};
-	int held = 0;
 
+	pmc->held = 0;
 	for (int i = 0; i < plan.size; i++) {
 		struct perf_event *event;
 
@@ -313,34 +318,81 @@ static void program_and_release(struct kvm_pmc *pmc, int round)
 		creates++;
 		if (is_err(event)) {
 			failed++;
-			break;
+			return;
 		}
-		pmc->perf_events[held++] = event;
+		pmc->perf_events[pmc->held++] = event;
 		pmc->vcpu->arch.pmu.event_count++;
 	}
-	if (held == plan.size) {
-		for (int i = 0; plan.size > 1 && i < plan.size; i++, enables++) {
-			before("enable");
-			perf_event_enable(pmc->perf_events[member(i, held)]);
-		}
-		if (plan.size == 1) {
-			before("pause");
-			perf_event_pause(pmc->perf_events[0], 1);
-			before("enable");
-			perf_event_enable(pmc->perf_events[0]);
-			before("pause");
-			perf_event_pause(pmc->perf_events[0], 1);
-			pauses += 2;
-			enables++;
-		}
+	for (int i = 0; plan.size > 1 && i < plan.size; i++, enables++) {
+		before("enable");
+		perf_event_enable(pmc->perf_events[member(i, pmc->held)]);
 	}
-	if (held)
-		read_and_write(pmc->perf_events[0]);
-	for (int i = 0; i < held; i++, releases++) {
+}
+
+static void pause_event(struct perf_event *event)
+{
+	before("pause");
+	perf_event_pause(event, 1);
+	pauses++;
+}
+
+static void resume_event(struct perf_event *event)
+{
+	before("enable");
+	perf_event_enable(event);
+	enables++;
+}
+
+/* As pmc_release_perf_event() does it. */
+static void release(struct kvm_pmc *pmc)
+{
+	for (int i = 0; i < pmc->held; i++, releases++) {
 		before("release");
-		perf_event_release_kernel(pmc->perf_events[member(i, held)]);
+		perf_event_release_kernel(pmc->perf_events[member(i, pmc->held)]);
 		pmc->vcpu->arch.pmu.event_count--;
 	}
+	pmc->held = 0;
+}
+
+static void program_and_release(struct kvm_pmc *pmc, int round)
+{
+	program(pmc, round);
+	if (plan.size == 1 && pmc->held) {
+		pause_event(pmc->perf_events[0]);
+		resume_event(pmc->perf_events[0]);
+		pause_event(pmc->perf_events[0]);
+	}
+	if (pmc->held)
+		read_and_write(pmc->perf_events[0]);
+	release(pmc);
+}
+
+/*
+ * As kvm_pmu_handle_event() does it when the guest has written global control: all counters are stopped, and
+ * then all go on. A group is released and created again.
+ */
+static void stop_and_start(struct kvm_pmc *pmcs, int round)
+{
+	for (int i = 0; i < plan.pmcs; i++)
+		if (plan.size > 1)
+			release(&pmcs[i]);
+		else
+			pause_event(pmcs[i].perf_events[0]);
+	for (int i = 0; i < plan.pmcs; i++)
+		if (plan.size > 1)
+			program(&pmcs[i], round);
+		else
+			resume_event(pmcs[i].perf_events[0]);
+}
+
+static void burst(struct kvm_pmc *pmcs, int round)
+{
+	for (int i = 0; i < plan.pmcs; i++)
+		program(&pmcs[i], round);
+	for (int i = 0; i < plan.bursts; i++)
+		stop_and_start(pmcs, round);
+	for (int i = 0; i < plan.pmcs; i++)
+		release(&pmcs[i]);
 }
 
 static void somebody_elses(void)
@@ -357,7 +409,18 @@ static void somebody_elses(void)
 	perf_event_release_kernel(event);
 }
 
-static void guest_lbr(void)
+/* A vCPU has one such event at most, and KVM counts it like the others. */
+static void release_guest_lbr(struct kvm_vcpu *vcpu)
+{
+	if (!vcpu->lbr_event)
+		return;
+	perf_event_release_kernel(vcpu->lbr_event);
+	releases++;
+	vcpu->lbr_event = NULL;
+	vcpu->arch.pmu.event_count--;
+}
+
+static void guest_lbr(struct kvm_vcpu *vcpu)
 {
 	struct perf_event_attr attr = {
 		.type = PERF_TYPE_RAW,
@@ -366,9 +429,10 @@ static void guest_lbr(void)
 		.pinned = 1,
 	};
 
-	perf_event_release_kernel(create(&attr, NULL, NULL, NULL));
+	release_guest_lbr(vcpu);
+	vcpu->lbr_event = create(&attr, NULL, NULL, NULL);
 	creates++;
-	releases++;
+	vcpu->arch.pmu.event_count++;
 }
 
 /* A thread that leaves the kernel's function without returning from it, as one that dies there. */
@@ -390,19 +454,25 @@ static void *vcpu_thread(void *arg)
 	pmcs = allocate(plan.pmcs * sizeof(*pmcs));
 	for (int i = 0; i < plan.pmcs; i++)
 		pmcs[i] = (struct kvm_pmc){
-			.type = 1, .idx = 33 + i, .max_nr_events = plan.size, .vcpu = vcpu
+			.type = i >= plan.gp,
+			.idx = i < plan.gp ? i : INTEL_PMC_IDX_FIXED + i - plan.gp,
+			.max_nr_events = plan.size,
+			.vcpu = vcpu,
 		};
 
 	for (int i = 0; i < plan.rounds; i++) {
-		for (int j = 0; j < plan.pmcs; j++)
+		if (plan.bursts)
+			burst(pmcs, i);
+		for (int j = 0; j < plan.pmcs && !plan.bursts; j++)
 			program_and_release(&pmcs[j], i);
 		for (int j = 0; j < plan.others; j++)
 			somebody_elses();
 		for (int j = 0; j < plan.lbr; j++)
-			guest_lbr();
+			guest_lbr(vcpu);
 		if (plan.jump)
 			never_return(pmcs);
 	}
+	release_guest_lbr(vcpu);
 	return NULL;
 }
 
@@ -448,7 +518,7 @@ static const struct key {
 } keys[] = {
 	KEY(threads), KEY(rounds),      KEY(size),    KEY(fail_at), KEY(sleep_us), KEY(others),
 	KEY(lbr),     KEY(jump),        KEY(reverse), KEY(pmcs),    KEY(step),     KEY(rate),
-	KEY(hold),    KEY(generations), KEY(starved), KEY(reads),
+	KEY(hold),    KEY(generations), KEY(starved), KEY(reads),   KEY(gp),       KEY(bursts),
 };
 
 static int set(const char *word)

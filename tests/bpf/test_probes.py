@@ -15,7 +15,7 @@ from vpmu_agent.loader.program import MAX_ENTRIES
 from vpmu_agent.model.call import CallName, PmcType, UncheckedCall
 from vpmu_agent.model.rules import Kind
 from vpmu_agent.probes import FUNCTIONS, Probes
-from vpmu_agent.probes.layout import VCPU
+from vpmu_agent.probes.layout import VCPU, pmc_name
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -60,10 +60,10 @@ def test_a_record_says_whose_call_it_was_and_with_what(stock: Lookalike) -> None
         run = stock.run(probes, threads=2, rounds=1)
     for vcpu, calls in groupby(sorted(run.calls, key=lambda c: (c.vcpu, c.time_ns)), key=lambda c: c.vcpu):
         create, pause, *_ = list(calls)
-        assert (create.vcpu, create.pmc_type, create.pmc_idx) == (vcpu, PmcType.FIXED, 1)
+        assert (create.vcpu, create.pmc_type, create.pmc_idx) == (vcpu, PmcType.FIXED, 0)
         assert (create.result, create.leader, create.max_nr_events) == (0, 0, 1)
         assert create.tgid != create.tid
-        assert create.pmc_name == "fixed1"
+        assert create.pmc_name == "fixed0"
         attr = create.attr
         assert (attr.type, attr.config, attr.sample_period, attr.precise_ip) == (4, 0x76, 4096, 2)
         assert attr.pinned
@@ -198,6 +198,38 @@ def test_events_of_others_are_left_alone_and_guest_lbr_is_named(stock: Lookalike
     lbr = [call for call in run.calls if call.pmc_type is PmcType.LBR]
     assert [call.name for call in lbr] == ["create", "release"] * 50
     assert {(call.pmc, call.vcpu, call.pmc_name) for call in lbr} == {(0, -1, "lbr")}
+    assert set(run.kinds()) == {Kind.PREDICTED}
+
+
+BURSTS, GP, FIXED = 300, 8, 4
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_global_control_stops_and_starts_all_counters_back_to_back(grouped: Lookalike, size: int) -> None:
+    """KVM then makes a call for each counter of the vCPU, one right after the other."""
+    threads, bursts = 3, BURSTS // size
+    with grouped.probes(stream=False) as probes:
+        run = grouped.run(probes, threads=threads, pmcs=GP + FIXED, gp=GP, bursts=bursts, size=size)
+        ((_, counts),) = counted(probes).items()
+    assert run.said == []
+    assert not any(run.lost.values())
+    assert by_name(counts) == without_failed(run.told)
+    counters = [f"gp{i}" for i in range(GP)] + [f"fixed{i}" for i in range(FIXED)]
+    programs = (bursts + 1) * size
+    each = (1, bursts, bursts, 1) if size == 1 else (programs, programs, 0, programs)
+    names = [(vcpu, pmc_name(kind, idx)) for vcpu, kind, idx in counts.pmcs]
+    calls = (
+        tuple(counts.calls[at : at + len(CallName)]) for at in range(0, len(counts.calls), len(CallName))
+    )
+    made = dict(zip(names, calls, strict=True))
+    assert made == {(vcpu, name): each for vcpu in range(threads) for name in counters}
+
+
+def test_kvms_count_of_events_has_that_of_guest_lbr_too(stock: Lookalike) -> None:
+    with stock.probes() as probes:
+        run = stock.run(probes, threads=2, rounds=50, lbr=1)
+    counts = {call.event_count for call in run.calls if call.name is CallName.CREATE and call.pmc}
+    assert counts == {0, 1}
     assert set(run.kinds()) == {Kind.PREDICTED}
 
 

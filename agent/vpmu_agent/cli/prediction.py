@@ -30,13 +30,13 @@ def predicted_json(predicted: Iterable[Prediction | Outcome]) -> Iterator[str]:
 
 def predicted_text(predicted: Iterable[Prediction | Outcome]) -> Iterator[str]:
     """Yield a line for each call, and after the calls of a step one that says how it leaves the counter."""
-    yield f"{'STEP':<9}{'CALL':<9}{'EVENT':>5}{'LEADER':>8}  {'CREATED':<9} RESULT"
+    yield f"{'STEP':<12}{'CALL':<9}{'EVENT':>5}{'LEADER':>8}  {'CREATED':<9} RESULT"
     is_first = True  # of its step, whose name stands there only
     for one in predicted:
         step = one.step if is_first else ""
         is_first = isinstance(one, Outcome)
         if isinstance(one, Outcome):
-            yield f"{step:<9}-- {_outcome(one)}"
+            yield f"{step:<12}-- {_outcome(one)}"
             continue
         call = one.call
         leader = ""
@@ -44,7 +44,7 @@ def predicted_text(predicted: Iterable[Prediction | Outcome]) -> Iterator[str]:
             leader = "-" if call.leader is None else str(call.leader)
         how = {None: "", True: "disabled", False: "enabled"}[call.disabled]
         result = errno_name(-one.result) if one.result else "0"
-        line = f"{step:<9}{call.name:<9}{call.event:>5}{leader:>8}  {how:<9} {result}"
+        line = f"{step:<12}{call.name:<9}{call.event:>5}{leader:>8}  {how:<9} {result}"
         yield line.rstrip()
 
 
