@@ -24,8 +24,8 @@ _GROUP = 4
 _GROUP_ROUNDS = 20_000 // _THREADS
 
 _GP, _FIXED = 8, 4
-"""The most general-purpose counters that KVM gives a vCPU (KVM_INTEL_PMC_MAX_GENERIC), and one fixed counter more
-than it has: Topdown's is the fourth."""
+"""The most general-purpose counters that KVM gives a vCPU (KVM_INTEL_PMC_MAX_GENERIC), and one fixed counter
+more than it has: Topdown's is the fourth."""
 _BURSTS = 1_200_000 // _THREADS // (2 * (_GP + _FIXED))
 """Of each thread: a write of global control that stops them all, and one that starts them."""
 
