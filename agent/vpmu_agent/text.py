@@ -34,11 +34,21 @@ def attr_text(attr: Attr) -> str:
 def event_text(call: Call, vendor: str = "") -> str:
     """Return what a guest asked for, in words: `instructions (r0c0:GD), in the guest`.
 
-    `vendor` is as in `event_name()`; an event without a name is in perf's notation alone.
+    That an event is precise, for a guest's PEBS, or for its LBR, is said in words, too. `vendor` is as in
+    `event_name()`; an event without a name is in perf's notation alone.
     """
     name, code = event_name(call, vendor), attr_text(call.attr)
     what = f"{name} ({code})" if name else code
+    if call.pmc_type is PmcType.LBR:
+        return f"{what}, guest LBR"
+    if call.attr.precise_ip:
+        what += f", {precise_text(call.attr.precise_ip)}"
     return f"{what}, {_where_counted(call.attr)}"
+
+
+def precise_text(level: int) -> str:
+    """Return that an event is precise: KVM's are so for a guest's PEBS. `level` is its `precise_ip`."""
+    return f"precise (level {level})"
 
 
 def _where_counted(attr: Attr) -> str:
@@ -65,11 +75,11 @@ _FIXED_OS, _FIXED_USR = 1 << 0, 1 << 1  # INTEL_FIXED_0_KERNEL, _USER
 _FIXED_EVENTS = tuple(INTEL[config] for config in (0xC0, 0x3C, 0x300, 0x400))
 
 
-def selected_text(pmc: str, control: int) -> str:
+def selected_text(pmc: str, control: int, precise_ip: int = 0) -> str:
     """Return what a guest set a counter to count, as attr_text() does: `r0c0:u` is event 0xc0 in user mode.
 
-    `control` is a gp counter's event select, or a fixed counter's four bits of IA32_FIXED_CTR_CTRL. Return
-    "-" if it is 0, as if it was never set.
+    `control` is a gp counter's event select, or a fixed counter's four bits of IA32_FIXED_CTR_CTRL;
+    `precise_ip` is that of its event. Return "-" if `control` is 0, as if it was never set.
     """
     if not control:
         return "-"
@@ -80,7 +90,8 @@ def selected_text(pmc: str, control: int) -> str:
         name = f"r{control & _RAW_EVENT:03x}"
         in_user, in_kernel = bool(control & _SELECT_USR), bool(control & _SELECT_OS)
     levels = ("u" if in_user else "") + ("k" if in_kernel else "")
-    return name if levels == "uk" else f"{name}:{levels or 'h'}"
+    modifiers = ("" if levels == "uk" else (levels or "h")) + "p" * precise_ip
+    return f"{name}:{modifiers}".rstrip(":")
 
 
 def selected_name(pmc: str, control: int, vendor: str = "") -> str | None:

@@ -13,7 +13,7 @@ from vpmu_agent.counts.starvation import WATCHDOG, sentence
 from vpmu_agent.model.call import PmcType
 from vpmu_agent.model.counter_status import CounterStatus, EventState, failing
 from vpmu_agent.system.stdout import Style
-from vpmu_agent.text import errno_name, named_text, ranges, selected_name, selected_text
+from vpmu_agent.text import errno_name, named_text, precise_text, ranges, selected_name, selected_text
 from vpmu_agent.trace.call_json import SCHEMA, dumps
 from vpmu_agent.vms.modes import Mode, Pmu, reason
 
@@ -181,7 +181,7 @@ def _counter_json(listing: Listing, vm: str, vcpu: int, pmc: str, counter: Count
             "status": counter.status if counter else CounterStatus.IDLE,
             "failing": bool(counter and counter.status.is_failing),
             "control": counter.control if counter else None,
-            "event": selected_text(pmc, counter.control) if counter and counter.control else None,
+            "event": _code(counter) if counter and counter.control else None,
             "event_name": selected_name(pmc, counter.control, listing.vendor) if counter else None,
             "config": counter.config if counter else None,
             "group_size": counter.size if counter else None,
@@ -203,7 +203,11 @@ def _counter_json(listing: Listing, vm: str, vcpu: int, pmc: str, counter: Count
 def _event(counter: Counter, vendor: str) -> str:
     """Return what the guest asked for, by name where it has one."""
     name = selected_name(counter.pmc, counter.control, vendor)
-    return named_text(name, selected_text(counter.pmc, counter.control))
+    return named_text(name, _code(counter))
+
+
+def _code(counter: Counter) -> str:
+    return selected_text(counter.pmc, counter.control, counter.precise_ip)
 
 
 def _counter_text(
@@ -234,6 +238,8 @@ def _note(counter: Counter) -> str:
         notes.append("in error")
     if counter.outlived_reset:
         notes.append("outlived a reset")
+    if counter.precise_ip:
+        notes.append(precise_text(counter.precise_ip))
     return ", ".join(notes)
 
 

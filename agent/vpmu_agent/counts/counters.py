@@ -22,6 +22,7 @@ from vpmu_agent.model.counter_status import (
     times,
 )
 from vpmu_agent.probes.census import HostEvent, Look, Pmc, Vcpu
+from vpmu_agent.probes.decoder import precise_ip_of
 from vpmu_agent.probes.layout import FIXED_BASE_IDX, PMC_TYPES, pmc_name
 
 _FIXED = PMC_TYPES.index(PmcType.FIXED)
@@ -53,6 +54,8 @@ class Counter(NamedTuple):
     """What its last creation failed with; 0 if it did not, or if that is not known."""
     outlived_reset: bool
     """Whether it is known that its VM was reset and it went on."""
+    precise_ip: int = 0
+    """That of its first event's attributes: above 0 if KVM made it for the guest's PEBS."""
 
 
 class VcpuPmu(NamedTuple):
@@ -193,6 +196,7 @@ class Counters:
                     first.counted,
                     errno,
                     held.outlived_reset,
+                    precise_ip_of(first.attr_flags),
                 )
                 found.append(counter)
         counters = sum(vcpu.gp + vcpu.fixed for vcpu in vcpus)

@@ -1,9 +1,10 @@
 """What a guest asked for, by name: the events of each vendor that perf itself has a name for.
 
-The names are those of perf list. Sources: for AMD `amd_perfmon_event_map` and its successors for Zen
-(arch/x86/events/amd/core.c); for Intel the architectural events of CPUID leaf 0xA (Intel SDM, volume 3,
-"Architectural Performance Monitoring") by the names of `intel_perfmon_event_map`, and the pseudo encodings of
-fixed counters (arch/x86/events/intel/core.c). KVM gives fixed counters 0 to 2 the events 0xc0, 0x3c and 0x300
+The names are those of perf list, where it has one. Sources: for AMD `amd_perfmon_event_map` and its successors
+for Zen (arch/x86/events/amd/core.c); for Intel the architectural events of CPUID leaf 0xA (Intel SDM, volume
+3, "Architectural Performance Monitoring"; their codes are also in tools/testing/selftests/kvm/include/x86/pmu.h
+of Linux) by the names of `intel_perfmon_event_map`, and the pseudo encodings of fixed counters
+(arch/x86/events/intel/core.c). KVM gives fixed counters 0 to 2 the events 0xc0, 0x3c and 0x300
 (arch/x86/kvm/vmx/pmu_intel.c).
 """
 
@@ -46,7 +47,7 @@ AMD = {
 """By `attr.config`: event select in bits 0 to 7 and 32 to 35, unit mask in bits 8 to 15."""
 
 INTEL = {
-    0x3C: "cycles",
+    0x3C: "cycles",  # from here in the order of the bits of CPUID.0AH:EBX
     0xC0: "instructions",
     0x13C: "bus-cycles",
     0x4F2E: "cache-references",
@@ -54,6 +55,11 @@ INTEL = {
     0xC4: "branches",
     0xC5: "branch-misses",
     0x1A4: "slots",
+    0x2A4: "topdown-be-bound",
+    0x73: "topdown-bad-spec",
+    0x19C: "topdown-fe-bound",
+    0x2C2: "topdown-retiring",
+    0x1E4: "lbr-inserts",
     0x300: "ref-cycles",  # fixed counter 2
     0x400: "slots",  # fixed counter 3
     0x1B00: "branch records",  # INTEL_FIXED_VLBR_EVENT, KVM's guest-LBR event

@@ -40,8 +40,13 @@ def attr_of(type_: int, config: int, sample_period: int, flags: int) -> Attr:
         exclude_idle=bool(flags & _EXCLUDE_IDLE),
         exclude_host=bool(flags & _EXCLUDE_HOST),
         exclude_guest=bool(flags & _EXCLUDE_GUEST),
-        precise_ip=(flags >> _PRECISE_IP_SHIFT) & _PRECISE_IP_MASK,
+        precise_ip=precise_ip_of(flags),
     )
+
+
+def precise_ip_of(flags: int) -> int:
+    """Return the level, 0 to 3, at which an event is precise; `flags` are as in attr_of()."""
+    return (flags >> _PRECISE_IP_SHIFT) & _PRECISE_IP_MASK
 
 
 class VmNames(Protocol):

@@ -109,6 +109,8 @@ def summary_json(tally: Tally, lost: int) -> list[str]:
                 "vm": name,
                 "calls": vm.calls,
                 **({"unchecked": asdict(vm.unchecked)} if vm.unchecked else {}),
+                **({"precise": asdict(vm.precise)} if vm.precise.calls else {}),
+                **({"guest_lbr": asdict(vm.guest_lbr)} if vm.guest_lbr.calls else {}),
                 "divergences": sum(vm.divergences.values()),
                 "lost": lost,
             }

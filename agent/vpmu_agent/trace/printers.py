@@ -200,6 +200,10 @@ class TextPrinter:
             if vm.unchecked and (vm.unchecked.read or vm.unchecked.period):
                 reads = _count(vm.unchecked.read, "read"), _count(vm.unchecked.period, "new period")
                 lines.append(f"{name}: {' and '.join(reads)} took {measured_text(vm.unchecked.host_ns)}")
+            for part, what in ((vm.precise, "precise events (PEBS)"), (vm.guest_lbr, "guest LBR")):
+                if part.calls:
+                    took = measured_text(part.host_ns)
+                    lines.append(f"{name}: {_count(part.calls, 'call')} for {what} took {took}")
             if vm.starvations:
                 starved = f"{name}: {_count(vm.starvations, 'call')} left a counter starved"
                 lines.append(self._style(f"{starved}, for which the host's PMU had no room", fg="yellow"))

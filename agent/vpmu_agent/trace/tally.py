@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from vpmu_agent.counts.failures import Failures
-from vpmu_agent.model.call import Call, CallName
+from vpmu_agent.model.call import Call, CallName, PmcType
 from vpmu_agent.model.rules import Kind
 from vpmu_agent.model.verdict import Verdict
 
@@ -40,6 +40,19 @@ class Unchecked:
 
 
 @dataclass(slots=True)
+class Part:
+    """Some of a VM's calls, and the host time that they took; 0 if it was not measured."""
+
+    calls: int = 0
+    host_ns: int = 0
+
+    def add(self, call: Call) -> None:
+        """Count a call."""
+        self.calls += 1
+        self.host_ns += call.duration_ns
+
+
+@dataclass(slots=True)
 class VmTally:
     """The counts of one VM. Only what happened has a key, except that `calls` has every call name."""
 
@@ -54,6 +67,9 @@ class VmTally:
     """Members created pinned and with a leader, which perf_event_open() would refuse."""
     divergences: dict[tuple[int, str, Kind], int] = field(default_factory=lambda: defaultdict(int))
     """By vCPU (-1 for OTHER_COUNTERS and guest LBR), pmc and kind."""
+    precise: Part = field(default_factory=Part)
+    """The calls for precise events, which KVM makes for a guest's PEBS."""
+    guest_lbr: Part = field(default_factory=Part)
     unchecked: Unchecked | None = None
     """None where nobody counted them, as in a replay."""
 
@@ -90,6 +106,10 @@ class Tally:
             self.failures.add(call)
         if call.starved:
             vm.starvations += 1
+        if call.attr.precise_ip:
+            vm.precise.add(call)
+        if call.pmc_type is _LBR:
+            vm.guest_lbr.add(call)
         if call.leader and name is _CREATE and call.attr.pinned:
             vm.pinned_siblings += 1
         # Not is_divergence: nearly all calls are as predicted, and a property is slow on this path.
@@ -109,4 +129,5 @@ class Tally:
 
 
 # Reading a member of an enum takes five times as long as reading a global.
-_CREATE, _PREDICTED, _UNKNOWN = CallName.CREATE, Kind.PREDICTED, Kind.UNKNOWN
+_CREATE, _LBR = CallName.CREATE, PmcType.LBR
+_PREDICTED, _UNKNOWN = Kind.PREDICTED, Kind.UNKNOWN

@@ -38,7 +38,7 @@ def counter_state(counter: Counter, vendor: str) -> CounterState:
         vcpu=counter.vcpu,
         pmc=counter.pmc,
         status=counter.status,
-        event=selected_text(counter.pmc, counter.control),
+        event=selected_text(counter.pmc, counter.control, counter.precise_ip),
         event_name=selected_name(counter.pmc, counter.control, vendor),
         events=len(counter.events),
         size=counter.size,

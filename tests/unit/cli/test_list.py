@@ -16,7 +16,7 @@ from tests.support.commands import invoke, lines
 from tests.support.looks import ENABLED, WEB, host_event, look, pmc, starved, without_event
 from tests.support.looks import vcpu as a_vcpu
 from tests.support.places import ROOT
-from vpmu_agent.cli.listing import WIDTH, Listing, listing_text
+from vpmu_agent.cli.listing import WIDTH, Listing, listing_json, listing_text
 from vpmu_agent.cli.main import StandIns
 from vpmu_agent.counts.guests import Found, Guests, Names
 from vpmu_agent.counts.pmus import KvmPmu
@@ -128,6 +128,25 @@ def test_events_have_the_names_of_the_cpus_vendor() -> None:
         "GenuineIntel": ["r187", "branches:u", "instructions:u"],
         "": ["r187", "r0c4:u", "instructions:u"],
     }
+
+
+def test_a_precise_event_is_named_in_words_and_in_perfs_notation() -> None:
+    host = found(
+        vcpu(fixed=1),
+        pmc(0, control=ENABLED | 1 << 16 | 0xC0, attr_flags=1 << 15),
+        pmc(32, pmc_type=1, control=0b11, attr_flags=3 << 15, state=-2),
+    )
+    listing = Listing(host, ["web01"], None, "GenuineIntel")
+    precise, starved = [line.split(None, 4) for line in list(listing_text(listing, Style(StringIO())))[1:3]]
+    assert precise[4].split(None, 1)[0] == "instructions:up"
+    assert precise[4].endswith(" precise (level 1)")
+    assert starved[2:4] == ["fixed0", "starved"]
+    assert starved[4].split(None, 1)[0] == "instructions:ppp"
+    assert starved[4].endswith(" in error, precise (level 3)")
+    assert [json.loads(line)["event"] for line in list(listing_json(listing))[1:3]] == [
+        "r0c0:up",
+        "instructions:ppp",
+    ]
 
 
 def test_a_vm_without_one_has_a_line_with_its_mode() -> None:

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.looks import ENABLED, WEB, host_event, look, pmc, starved, vcpu, without_event
+from tests.support.looks import (
+    ENABLED,
+    EXCLUDE_HOST,
+    WEB,
+    host_event,
+    look,
+    pmc,
+    starved,
+    vcpu,
+    without_event,
+)
 from vpmu_agent.counts.counters import Counter, Counters, Holder, VmCounters, holders
 from vpmu_agent.model.counter_status import CounterStatus
-from vpmu_agent.probes.census import EXCLUDE_GUEST, Look, Pmc, Vcpu
+from vpmu_agent.probes.census import EXCLUDE_GUEST, PINNED, Look, Pmc, Vcpu
 
 DB = 777
 ALL = (1 << 6) - 1 | 0b111 << 32
@@ -52,6 +62,7 @@ def test_a_counter_is_told_with_all_that_the_kernel_has() -> None:
             counted=7,
             errno=0,
             outlived_reset=False,
+            precise_ip=0,
         )
     ]
     (event,) = found.counters[0].events
@@ -62,6 +73,12 @@ def test_a_counter_is_told_with_all_that_the_kernel_has() -> None:
         SECOND // 2,
     )
     assert event.thread_runs
+
+
+def test_the_event_of_a_guests_pebs_is_precise() -> None:
+    flags = EXCLUDE_HOST | 3 << 15 | PINNED  # precise_ip has two bits
+    found = web(look(vcpu(**INTEL), pmc(0), fixed(0, attr_flags=flags)))
+    assert [(counter.pmc, counter.precise_ip) for counter in found.counters] == [("gp0", 0), ("fixed0", 3)]
 
 
 def test_all_counters_are_counted_and_the_idle_ones_too() -> None:

@@ -38,6 +38,42 @@ def test_a_code_has_a_name_on_its_vendors_processors(config: int, amd: str | Non
     assert (name(config, AMD_CPU), name(config, "HygonGenuine"), name(config, INTEL_CPU)) == (amd, amd, intel)
 
 
+def test_every_architectural_event_of_intel_has_a_name() -> None:
+    """By event select and unit mask, in the order of CPUID.0AH:EBX."""
+    events = [
+        (0x3C, 0x00),
+        (0xC0, 0x00),
+        (0x3C, 0x01),
+        (0x2E, 0x4F),
+        (0x2E, 0x41),
+        (0xC4, 0x00),
+        (0xC5, 0x00),
+        (0xA4, 0x01),
+        (0xA4, 0x02),
+        (0x73, 0x00),
+        (0x9C, 0x01),
+        (0xC2, 0x02),
+        (0xE4, 0x01),
+    ]
+    names = [name(unit_mask << 8 | select, INTEL_CPU) for select, unit_mask in events]
+    assert names[:8] == [
+        "cycles",
+        "instructions",
+        "bus-cycles",
+        "cache-references",
+        "cache-misses",
+        "branches",
+        "branch-misses",
+        "slots",
+    ]
+    assert None not in names
+    assert len(set(names)) == len(events)
+    assert not {name(unit_mask << 8 | select, AMD_CPU) for select, unit_mask in events} - {
+        "instructions",
+        None,
+    }
+
+
 @pytest.mark.parametrize("config", sorted({*AMD, *INTEL, 0x1234}))
 @pytest.mark.parametrize("vendor", ["", "CentaurHauls"])
 def test_without_a_known_vendor_only_what_both_agree_on_has_a_name(config: int, vendor: str) -> None:

@@ -13,13 +13,13 @@ import pytest
 
 from tests.support.guests import amd, found
 from tests.support.looks import WEB, host_event, pmc, starved
-from tests.support.scenes import USER_CYCLES, Guest, checked
+from tests.support.scenes import USER_CYCLES, Guest, as_guest_lbr, checked
 from vpmu_agent.counts.starvation import NewlyStarved
 from vpmu_agent.model.call import Call, CallName, PmcType
 from vpmu_agent.model.create_errors import UNKNOWN
 from vpmu_agent.model.rules import Kind
 from vpmu_agent.system.stdout import OutputError, output
-from vpmu_agent.text import attr_text, duration_text
+from vpmu_agent.text import attr_text, duration_text, measured_text
 from vpmu_agent.trace.printers import JsonPrinter, Printer, TextPrinter
 from vpmu_agent.trace.recording import Header, Recorder, Recording
 from vpmu_agent.trace.session import Filters, Session
@@ -41,7 +41,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def shown(calls: list[Call], *, out: io.StringIO | None = None, lost: int = 0, **options: Any) -> str:
     out = out or io.StringIO()
     filters = options.pop("filters", Filters())
-    session = Session(filters, TextPrinter(out), out, **options)
+    session = Session(filters, TextPrinter(out, options.pop("vendor", "")), out, **options)
     session.feed(checked(calls))
     session.end(lost)
     return out.getvalue()
@@ -290,6 +290,27 @@ def test_a_long_name_is_cut_on_a_terminal_and_only_there(monkeypatch: pytest.Mon
     wide = plain(shown([call], out=Terminal()).split("\n\n")[0]).splitlines()
     assert " instance-0000002a " in wide[1]
     assert wide[0].index("VERDICT") == wide[1].index("predicted")
+
+
+def test_pebs_and_guest_lbr_are_told_apart_in_words_and_summed_up() -> None:
+    guest = Guest("web01", 1)
+    precise = replace(USER_CYCLES, config=0xC0, precise_ip=3)
+    made = guest.call(CallName.CREATE, 1, attr=precise)
+    failed = guest.call(CallName.CREATE, 0, attr=precise, result=-errno.EOPNOTSUPP, pmc=1)
+    lbr = as_guest_lbr(guest.call(CallName.CREATE, 2))
+    refused = as_guest_lbr(guest.call(CallName.CREATE, 0, result=-errno.EBUSY))
+    calls = [made, failed, lbr, refused]
+    said = " ".join(shown(calls, vendor="GenuineIntel").split())
+    precise_one = "instructions (r0c0:upppGD), precise (level 3), in the guest, user mode only"
+    assert f"no event for {precise_one}: " in said
+    assert "no event for branch records (r1b00:HGD), guest LBR: " in said
+    took = measured_text(2 * made.duration_ns)
+    parts = [f"web01: 2 calls for {what} took {took}" for what in ("precise events (PEBS)", "guest LBR")]
+    assert " ".join(parts) in said
+    summary = objects(calls)[-1]
+    sums = {"calls": 2, "host_ns": 2 * made.duration_ns}
+    assert (summary["precise"], summary["guest_lbr"]) == (sums, sums)
+    assert not {"precise", "guest_lbr"} & objects(list(guest.life()))[-1].keys()
 
 
 def test_what_is_not_known_is_a_question_mark_and_what_is_not_there_a_dash() -> None:
