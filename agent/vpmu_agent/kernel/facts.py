@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from vpmu_agent.kernel.arch import Arch, current_arch
@@ -27,6 +28,33 @@ def pmu_devices(*, root: Path = ROOT, arch: Arch | None = None) -> tuple[str, ..
     """Return the core PMUs that perf has: none in most VMs, two on hybrid processors."""
     devices = root / "sys/bus/event_source/devices"
     return tuple(name for name in (arch or current_arch()).pmu_devices if (devices / name).exists())
+
+
+HYBRID = frozenset({"cpu_core", "cpu_atom"})
+"""The core PMUs of a processor of Intel's with two kinds of cores."""
+
+
+@dataclass(frozen=True, slots=True)
+class PmuCaps:
+    """What perf says of a core PMU (below its folder `caps`), as far as guests can have it too."""
+
+    name: str
+    """Intel's PMUs have one: "skylake"; "" if there is none."""
+    branches: int
+    """How many branches it records (LBR); 0 if it records none, or if that is not known."""
+    max_precise: int
+    """The highest `precise_ip` that it takes, of which PEBS is made; 0 as with `branches`."""
+
+
+def pmu_caps(device: str, *, root: Path = ROOT) -> PmuCaps:
+    """Return what perf says of one of pmu_devices()."""
+    caps = root / "sys/bus/event_source/devices" / device / "caps"
+    branches, precise = (read(caps / name) or "" for name in ("branches", "max_precise"))
+    return PmuCaps(
+        read(caps / "pmu_name") or "",
+        int(branches) if branches.isdecimal() else 0,
+        int(precise) if precise.isdecimal() else 0,
+    )
 
 
 def cpu_vendor(*, root: Path = ROOT) -> str:

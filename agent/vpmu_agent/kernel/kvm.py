@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vpmu_agent.kernel.facts import ROOT, can_see_pmus, flag, pmu_devices, read
+from vpmu_agent.kernel.facts import HYBRID, ROOT, can_see_pmus, flag, pmu_devices, read
 from vpmu_agent.kernel.layout import KVM_MODULE
 
 
@@ -48,7 +48,15 @@ def why_no_vpmu(*, root: Path = ROOT) -> tuple[str, str] | None:
     """
     if vpmu_enabled(root=root) is not False:
         return None
-    if can_see_pmus(root=root) and not pmu_devices(root=root):
+    devices = pmu_devices(root=root)
+    if HYBRID & set(devices):
+        # kvm_init_pmu_capability(); before Linux 6.2 KVM gave guests what all cores have.
+        return (
+            f"this host's processor has cores of two kinds (PMUs {', '.join(devices)}), for which KVM gives "
+            "its guests no PMU (enable_pmu=N), and there is nothing to trace",
+            "nothing: loading kvm with enable_pmu=1 does not change it; run such guests on another host",
+        )
+    if can_see_pmus(root=root) and not devices:
         return (
             "this host has no hardware PMU, so KVM gives its guests none (enable_pmu=N), and there is "
             "nothing to trace",

@@ -1,9 +1,9 @@
 """What a guest asked for, by name: the events of each vendor that perf itself has a name for.
 
-The names are those of perf list, where it has one. Sources: for AMD `amd_perfmon_event_map` and its successors
-for Zen (arch/x86/events/amd/core.c); for Intel the architectural events of CPUID leaf 0xA (Intel SDM, volume
-3, "Architectural Performance Monitoring"; their codes are also in tools/testing/selftests/kvm/include/x86/pmu.h
-of Linux) by the names of `intel_perfmon_event_map`, and the pseudo encodings of fixed counters
+The names are those of perf list, where it has one. Sources: for AMD `amd_perfmon_event_map` and its
+successors for Zen (arch/x86/events/amd/core.c); for Intel the architectural events of CPUID leaf 0xA (Intel
+SDM, volume 3, "Architectural Performance Monitoring"; also tools/testing/selftests/kvm/include/x86/pmu.h) by
+the names of `intel_perfmon_event_map`, and the pseudo encodings of fixed counters
 (arch/x86/events/intel/core.c). KVM gives fixed counters 0 to 2 the events 0xc0, 0x3c and 0x300
 (arch/x86/kvm/vmx/pmu_intel.c).
 """

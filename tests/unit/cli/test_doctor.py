@@ -562,6 +562,28 @@ def test_kvm_without_its_vendor_module(well: Host) -> None:
     assert "modprobe kvm_amd" in found.todo
 
 
+CAPS = "sys/bus/event_source/devices/cpu/caps"
+AN_INTEL_HOST = {
+    f"{CAPS}/branches": "32\n",
+    f"{CAPS}/max_precise": "3\n",
+    f"{CAPS}/pmu_name": "skylake\n",
+    "sys/module/kvm_intel/parameters/enable_mediated_pmu": "N\n",
+}
+
+
+def test_an_intel_host(well: Host) -> None:
+    """What it names is Intel's: the module, the parameter, what the PMU has beside counters."""
+    (well.root / "sys/module/kvm_amd").rmdir()
+    plant(well.root, AN_INTEL_HOST)
+    found = {check: finding.found for check, finding in by_check(replace(well, daemon_url=UNUSED)).items()}
+    assert found["kvm"] == "a module, with kvm_intel"
+    assert found["pmu"] == "cpu (skylake, records 32 branches, precise up to level 3)"
+    assert "kvm_intel" in found["mediated_vpmu"]
+    plant(well.root, {"sys/module/kvm_intel/parameters/enable_mediated_pmu": "Y\n"})
+    assert by_check(well)["mediated_vpmu"].found.startswith("on in kvm_intel: ")
+    assert not any("kvm_amd" in finding.found + finding.todo for finding in examine(well))
+
+
 def test_no_pmu(well: Host) -> None:
     """As in most VMs: KVM turns its vPMU off by itself, and loading it otherwise would not help."""
     (well.root / "sys/bus/event_source/devices/cpu").rmdir()

@@ -78,6 +78,17 @@ def test_pmu_devices(tmp_path: Path) -> None:
     assert facts.pmu_devices(root=tmp_path, arch=X86_64) == ("cpu_core", "cpu_atom")
 
 
+def test_what_a_pmu_has_beside_counters(tmp_path: Path) -> None:
+    caps = "sys/bus/event_source/devices/cpu/caps"
+    assert facts.pmu_caps("cpu", root=tmp_path) == facts.PmuCaps("", 0, 0)
+    plant(
+        tmp_path, {f"{caps}/branches": "32\n", f"{caps}/max_precise": "3\n", f"{caps}/pmu_name": "skylake\n"}
+    )
+    assert facts.pmu_caps("cpu", root=tmp_path) == facts.PmuCaps("skylake", 32, 3)
+    plant(tmp_path, {f"{caps}/branches": "?\n", f"{caps}/max_precise": "\n"})
+    assert facts.pmu_caps("cpu", root=tmp_path) == facts.PmuCaps("skylake", 0, 0)
+
+
 def test_this_process_capabilities() -> None:
     held = facts.capabilities()
     assert held is not None

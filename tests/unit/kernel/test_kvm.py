@@ -57,3 +57,15 @@ def test_why_guests_have_no_vpmu(tmp_path: Path) -> None:
     with_pmu = kvm.why_no_vpmu(root=tmp_path)
     assert with_pmu
     assert "load kvm with enable_pmu=1" in with_pmu[1]
+
+
+def test_guests_of_a_hybrid_processor_have_no_vpmu_whatever_kvm_is_loaded_with(tmp_path: Path) -> None:
+    devices = "sys/bus/event_source/devices"
+    plant(tmp_path, {f"{MODULE}/parameters/enable_pmu": "N\n", f"{devices}/cpu_core/": ""})
+    plant(tmp_path, {f"{devices}/cpu_atom/": ""})
+    why = kvm.why_no_vpmu(root=tmp_path)
+    assert why
+    assert "cores of two kinds (PMUs cpu_core, cpu_atom)" in why[0]
+    assert "does not change it" in why[1]
+    plant(tmp_path, {f"{MODULE}/parameters/enable_pmu": "Y\n"})  # Linux 6.1
+    assert kvm.why_no_vpmu(root=tmp_path) is None

@@ -71,7 +71,8 @@ def check_pmu(host: Host) -> Iterator[Finding]:
         found = f"cannot be checked: there is no {host.root / 'sys/bus/event_source/devices'}"
         yield Finding("pmu", Status.WARN, found, MOUNT_SYS)
     elif devices:
-        yield Finding("pmu", Status.OK, ", ".join(devices))
+        described = [_pmu(name, facts.pmu_caps(name, root=host.root)) for name in devices]
+        yield Finding("pmu", Status.OK, ", ".join(described))
     else:
         yield Finding(
             "pmu",
@@ -79,6 +80,16 @@ def check_pmu(host: Host) -> Iterator[Finding]:
             "this host has no hardware PMU, so KVM gives its guests none, and there is nothing to trace",
             "run vpmu-agent on the physical host; on a VM, have its host give it a PMU",
         )
+
+
+def _pmu(device: str, caps: facts.PmuCaps) -> str:
+    """Return a PMU with what it has beside counters, of which Intel's guests can have LBR and PEBS."""
+    has = [caps.name] if caps.name else []
+    if caps.branches:
+        has.append(f"records {caps.branches} branches")
+    if caps.max_precise:
+        has.append(f"precise up to level {caps.max_precise}")
+    return f"{device} ({', '.join(has)})" if has else device
 
 
 def check_vpmu(host: Host) -> Iterator[Finding]:
