@@ -20,7 +20,11 @@
 #define CENSUS_FIXED_BITS      4            /* of each counter in fixed_ctr_ctrl */
 #define CENSUS_GP              0            /* enum pmc_type */
 #define CENSUS_FIXED           1
+#define CENSUS_LBR             2  /* as VPMU_LBR */
 #define CENSUS_FIXED_BASE_IDX  32 /* KVM_FIXED_PMC_BASE_IDX, INTEL_PMC_IDX_FIXED */
+
+#define CENSUS_TYPE_RAW   4      /* PERF_TYPE_RAW */
+#define CENSUS_FIXED_VLBR 0x1b00 /* INTEL_FIXED_VLBR_EVENT */
 
 #define CENSUS_THREAD_EVENTS 128 /* of a vCPU's thread, the newest: so many are looked at */
 
@@ -162,7 +166,21 @@ static __always_inline int census_holds(u64 pmc, u64 event)
 	return 0;
 }
 
-/* An event of the vCPU's thread; written if it was made for a counter of the vCPU that does not hold it. */
+static __always_inline int census_is_guest_lbr(u64 event)
+{
+	u64 config = 0;
+	u32 type = 0;
+
+	if (census_read(&type, sizeof(type), event + VPMU_EVENT_ATTR) ||
+	    census_read(&config, sizeof(config), event + VPMU_EVENT_ATTR + CENSUS_ATTR_CONFIG))
+		return 0;
+	return type == CENSUS_TYPE_RAW && config == CENSUS_FIXED_VLBR;
+}
+
+/*
+ * An event of the vCPU's thread; written if it was made for a counter of the vCPU that does not hold it, or for
+ * guest LBR.
+ */
 static __always_inline void census_thread_event(void *seq, struct vpmu_census_stray *found, u64 event)
 {
 	u64 pmc = census_pointer(event + VPMU_EVENT_CONTEXT), offset;
@@ -173,12 +191,16 @@ static __always_inline void census_thread_event(void *seq, struct vpmu_census_st
 	found->pmc_idx = offset / VPMU_PMC_SIZE;
 	if (offset >= VPMU_GP_ROOM * VPMU_PMC_SIZE) {
 		offset = pmc - (found->kvm_vcpu + VPMU_VCPU_FIXED_COUNTERS);
-		if (offset >= VPMU_FIXED_ROOM * VPMU_PMC_SIZE)
-			return; /* somebody else's, or guest LBR's */
 		found->pmc_type = CENSUS_FIXED;
 		found->pmc_idx = CENSUS_FIXED_BASE_IDX + offset / VPMU_PMC_SIZE;
+		if (offset >= VPMU_FIXED_ROOM * VPMU_PMC_SIZE) {
+			if (pmc || !census_is_guest_lbr(event))
+				return; /* somebody else's */
+			found->pmc_type = CENSUS_LBR;
+			found->pmc_idx = 0;
+		}
 	}
-	if (census_holds(pmc, event))
+	if (pmc && census_holds(pmc, event))
 		return;
 	failed = census_read(&found->id, sizeof(found->id), event + VPMU_EVENT_ID);
 	failed |= census_read(&found->type, sizeof(found->type), event + VPMU_EVENT_ATTR);

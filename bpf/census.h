@@ -63,7 +63,8 @@ struct vpmu_census_pmc {
 
 /*
  * An event that KVM made for a counter, on the vCPU's thread, and that the counter does not hold: it is being made or
- * released at this moment, or it is leaked.
+ * released at this moment, or it is leaked. Or, with pmc_type 2, KVM's event for the guest's LBR, which is for no
+ * counter.
  */
 struct vpmu_census_stray {
 	__u32 kind;

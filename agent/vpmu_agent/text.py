@@ -6,7 +6,15 @@ import errno
 from collections.abc import Sequence
 
 from vpmu_agent.model.call import Attr, Call, PmcType
-from vpmu_agent.model.event_names import INTEL, TYPE_HARDWARE, TYPE_RAW, event_name, hardware_name, raw_name
+from vpmu_agent.model.event_names import (
+    GUEST_LBR,
+    INTEL,
+    TYPE_HARDWARE,
+    TYPE_RAW,
+    event_name,
+    hardware_name,
+    raw_name,
+)
 
 
 def attr_text(attr: Attr) -> str:
@@ -81,6 +89,8 @@ def selected_text(pmc: str, control: int, precise_ip: int = 0) -> str:
     `control` is a gp counter's event select, or a fixed counter's four bits of IA32_FIXED_CTR_CTRL;
     `precise_ip` is that of its event. Return "-" if `control` is 0, as if it was never set.
     """
+    if pmc == PmcType.LBR:
+        return f"r{GUEST_LBR:03x}"
     if not control:
         return "-"
     if pmc.startswith(PmcType.FIXED):
@@ -99,6 +109,8 @@ def selected_name(pmc: str, control: int, vendor: str = "") -> str | None:
 
     `control` is as in selected_text(), `vendor` as in event_name().
     """
+    if pmc == PmcType.LBR:
+        return INTEL[GUEST_LBR]
     if not control:
         return None
     if pmc.startswith(PmcType.FIXED):

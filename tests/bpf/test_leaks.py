@@ -10,6 +10,7 @@ import ctypes
 import fcntl
 import os
 import platform
+import shutil
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -25,8 +26,11 @@ from vpmu_agent.counts.leaks import LEAKED_S, Leaks
 from vpmu_agent.kernel.census import read_census_layout
 from vpmu_agent.kernel.layout import kvm_types
 from vpmu_agent.kernel.symbols import function_addresses
+from vpmu_agent.loader import program
 from vpmu_agent.model.counter_status import EventState
 from vpmu_agent.probes.census import Census, Look, Stray
+from vpmu_agent.probes.layout import pmc_name
+from vpmu_agent.probes.sources import bpf_folder
 
 LINUX = tuple(map(int, platform.release().split(".")[:2]))
 
@@ -80,6 +84,7 @@ def of_this_process(look: Look) -> Look:
         time=look.time,
         vcpus=[vcpu for vcpu in look.vcpus if vcpu.tgid == os.getpid()],
         strays=[stray for stray in look.strays if stray.tgid == os.getpid()],
+        guest_lbr=[event for event in look.guest_lbr if event.tgid == os.getpid()],
     )
 
 
@@ -148,6 +153,30 @@ def test_the_usual_census_takes_them_for_nobodys() -> None:
     with events(LOOKED_AT + 1):
         assert [stray.id for stray in strays(usual)] == [0]
     usual.close()
+
+
+def test_an_event_for_guest_lbr_is_no_leak_and_is_found_as_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This CPU has none, so page faults stand for it: like it, they have no counter as their context."""
+    text = (bpf_folder() / "census.bpf.c").read_text()
+    for right, wrong in {
+        "CENSUS_TYPE_RAW   4 ": f"CENSUS_TYPE_RAW {SOFTWARE} ",
+        "CENSUS_FIXED_VLBR 0x1b00": f"CENSUS_FIXED_VLBR {PAGE_FAULTS}",
+    }.items():
+        assert right in text
+        text = text.replace(right, wrong)
+    shutil.copytree(bpf_folder(), tmp_path / "bpf")
+    (tmp_path / "bpf/census.bpf.c").write_text(text)
+    monkeypatch.setattr(program, "bpf_folder", lambda: tmp_path / "bpf")
+    census = Census(attached_census(read_census_layout().constants))
+    with events(1) as ids:
+        found = of_this_process(census.pull())
+    census.close()
+    assert found.strays == []
+    (event,) = found.guest_lbr
+    assert (event.id, event.state, event.vcpu_id) == (ids[0], EventState.OFF, 0)
+    assert pmc_name(event.pmc_type, event.pmc_idx) == "lbr"
 
 
 def test_the_daemon_without_privileges_tells_of_each_once(start: Start, constants: dict[str, int]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from vpmu_agent.model.event_names import GUEST_LBR
 from vpmu_agent.probes.census import PINNED, HostEvent, Look, Pmc, Stray, Vcpu
-from vpmu_agent.probes.layout import Layout
+from vpmu_agent.probes.layout import PMC_TYPE_LBR, Layout
 from vpmu_agent.probes.sources import bpf_folder
 
 _TEXT = (bpf_folder() / "census.h").read_text()
@@ -119,6 +120,11 @@ def stray(number: int = 0x500, **other: Any) -> Stray:
     return Stray(**(usual | other))
 
 
+def guest_lbr(**other: Any) -> Stray:
+    """The event for that vCPU's LBR, which has the CPU's branch records."""
+    return stray(**({"config": GUEST_LBR, "attr_flags": PINNED, "pmc_type": PMC_TYPE_LBR} | other))
+
+
 Thing = Vcpu | Pmc | HostEvent | Stray
 """What a look can find."""
 
@@ -130,5 +136,6 @@ def look(*found: Thing, at: float = 0.0) -> Look:
         vcpus=[each for each in found if isinstance(each, Vcpu)],
         pmcs=[each for each in found if isinstance(each, Pmc)],
         host_events=[each for each in found if isinstance(each, HostEvent)],
-        strays=[each for each in found if isinstance(each, Stray)],
+        strays=[each for each in found if isinstance(each, Stray) and each.pmc_type != PMC_TYPE_LBR],
+        guest_lbr=[each for each in found if isinstance(each, Stray) and each.pmc_type == PMC_TYPE_LBR],
     )

@@ -41,7 +41,8 @@ class Listing:
     @property
     def is_failing(self) -> bool:
         """Whether a guest is told wrong numbers."""
-        return failing(self.statuses()) > 0
+        lbr = (event for vm in self.vms for event in self.found.counters[vm].guest_lbr)
+        return failing(self.statuses()) > 0 or any(event.status.is_failing for event in lbr)
 
     def statuses(self) -> Tally[CounterStatus]:
         """Return how many counters there are of each status."""
@@ -123,7 +124,16 @@ def listing_text(listing: Listing, style: Style) -> Iterator[str]:
 
 
 def _counters(listing: Listing, vm: str) -> Iterator[tuple[int, str, Counter | None]]:
-    """Yield the counters of a VM that shall be printed; None for one that its guest never set up."""
+    """Yield the counters of a VM that shall be printed, and its guest's LBR.
+
+    None stands for a counter that its guest never set up.
+    """
+    yield from _pmcs(listing, vm)
+    for event in listing.found.counters[vm].guest_lbr:
+        yield event.vcpu, event.pmc, event
+
+
+def _pmcs(listing: Listing, vm: str) -> Iterator[tuple[int, str, Counter | None]]:
     counters = listing.found.counters[vm]
     if not listing.with_idle:
         for counter in counters.counters:
@@ -181,7 +191,7 @@ def _counter_json(listing: Listing, vm: str, vcpu: int, pmc: str, counter: Count
             "status": counter.status if counter else CounterStatus.IDLE,
             "failing": bool(counter and counter.status.is_failing),
             "control": counter.control if counter else None,
-            "event": _code(counter) if counter and counter.control else None,
+            "event": _code(counter) if counter and (counter.control or pmc == PmcType.LBR) else None,
             "event_name": selected_name(pmc, counter.control, listing.vendor) if counter else None,
             "config": counter.config if counter else None,
             "group_size": counter.size if counter else None,
@@ -231,7 +241,7 @@ def _note(counter: Counter) -> str:
     """Return what stands behind the status, where the other columns do not say it."""
     if counter.status is CounterStatus.DENIED:
         return errno_name(counter.errno) if counter.errno else "no event"
-    notes = []
+    notes = ["guest LBR"] if counter.pmc == PmcType.LBR else []
     if counter.size > 1 and counter.events:
         notes.append(f"{len(counter.events)} of {counter.size} events")
     if any(event.state == EventState.ERROR for event in counter.events):

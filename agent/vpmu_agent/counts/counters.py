@@ -16,12 +16,13 @@ from vpmu_agent.model.counter_status import (
     EventState,
     Held,
     counter_status,
+    guest_lbr_status,
     is_wanted,
     outlived_reset,
     running_ratio,
     times,
 )
-from vpmu_agent.probes.census import HostEvent, Look, Pmc, Vcpu
+from vpmu_agent.probes.census import HostEvent, Look, Pmc, Stray, Vcpu
 from vpmu_agent.probes.decoder import precise_ip_of
 from vpmu_agent.probes.layout import FIXED_BASE_IDX, PMC_TYPES, pmc_name
 
@@ -86,6 +87,8 @@ class VmCounters:
     """How many counters are known to have gone on after a reset of their VM."""
     by_vcpu: Sequence[VcpuPmu] = ()
     """In order of the vCPUs' numbers. A process with several VMs has some numbers more than once."""
+    guest_lbr: Sequence[Counter] = ()
+    """The events for the guests' LBR. They are no counters, and in none of the other fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +141,9 @@ class Counters:
         before, self._before = self._before, {}
         known = errnos or {}
         reset = self._reset_vms(look.vcpus)
+        guest_lbr = {event.vcpu: event for event in look.guest_lbr}
         return {
-            tgid: self._vm(sorted(vcpus, key=_vcpu_id), by_vcpu, before, known, reset)
+            tgid: self._vm(sorted(vcpus, key=_vcpu_id), by_vcpu, before, known, reset, guest_lbr)
             for tgid, vcpus in by_tgid.items()
         }
 
@@ -165,6 +169,7 @@ class Counters:
         before: Mapping[int, Mapping[int, Held]],
         errnos: Mapping[tuple[int, Key], int],
         reset: set[int],
+        guest_lbr: Mapping[int, Stray],
     ) -> VmCounters:
         found: list[Counter] = []
         enabled_ns = running_ns = 0
@@ -213,7 +218,24 @@ class Counters:
             running_ratio(enabled_ns, running_ns),
             sum(counter.outlived_reset for counter in found),
             [VcpuPmu(vcpu.vcpu_id, vcpu.gp, vcpu.fixed) for vcpu in vcpus],
+            [_guest_lbr(vcpu, guest_lbr[vcpu.address]) for vcpu in vcpus if vcpu.address in guest_lbr],
         )
+
+
+def _guest_lbr(vcpu: Vcpu, event: Stray) -> Counter:
+    return Counter(
+        vcpu=vcpu.vcpu_id,
+        pmc=pmc_name(event.pmc_type, event.pmc_idx),
+        status=guest_lbr_status(event.state),
+        control=0,
+        config=event.config,
+        size=1,
+        events=[Event(event.id, event.state, 0, 0)],
+        cpu=vcpu.cpu if vcpu.cpu >= 0 else None,
+        running=None,
+        counted=0,
+        errno=0,
+    )
 
 
 def holders(events: Iterable[HostEvent]) -> list[Holder]:

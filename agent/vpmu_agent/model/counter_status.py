@@ -184,6 +184,22 @@ _state, _thread_runs = attrgetter("state"), attrgetter("thread_runs")
 _ALL_ACTIVE, _ALL_OFF = {EventState.ACTIVE}, {EventState.OFF}
 
 
+def guest_lbr_status(state: int) -> CounterStatus:
+    """Return the status of the event that KVM made for a guest's LBR, by its `enum perf_event_state`.
+
+    It has no counter, and wants the CPU's branch records. KVM makes it when the guest wants them and releases
+    it some time after, so there is no such event that is idle.
+    """
+    return _GUEST_LBR.get(state, CounterStatus.UNKNOWN)
+
+
+_GUEST_LBR: dict[int, CounterStatus] = {
+    EventState.ACTIVE: CounterStatus.COUNTING,
+    EventState.INACTIVE: CounterStatus.DESCHEDULED,
+    EventState.ERROR: CounterStatus.STARVED,
+}
+
+
 def _same(held: Held, before: Held | None) -> bool:
     """Return whether nothing but times and states differs from the look before."""
     if before is None or held[:3] != before[:3]:

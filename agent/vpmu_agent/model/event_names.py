@@ -14,6 +14,9 @@ from vpmu_agent.model.call import Attr, Call, PmcType
 
 TYPE_HARDWARE, TYPE_RAW = 0, 4  # enum perf_type_id
 
+GUEST_LBR = 0x1B00
+"""INTEL_FIXED_VLBR_EVENT (arch/x86/include/asm/perf_event.h): KVM's event for a guest's LBR."""
+
 HARDWARE = (
     "cycles",
     "instructions",
@@ -62,7 +65,7 @@ INTEL = {
     0x1E4: "lbr-inserts",
     0x300: "ref-cycles",  # fixed counter 2
     0x400: "slots",  # fixed counter 3
-    0x1B00: "branch records",  # INTEL_FIXED_VLBR_EVENT, KVM's guest-LBR event
+    GUEST_LBR: "branch records",
 }
 """By `attr.config`: event select in bits 0 to 7, unit mask in bits 8 to 15."""
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.kernel.libbpf import libbpf, quiet, strerror
-from vpmu_agent.probes.layout import Layout, enum_names
+from vpmu_agent.probes.layout import PMC_TYPE_LBR, Layout, enum_names
 from vpmu_agent.probes.sources import bpf_folder
 from vpmu_agent.vms.clean import clean_name
 
@@ -150,8 +150,9 @@ class HostEvent(NamedTuple):
 class Stray(NamedTuple):
     """An event that KVM made for a counter, on its vCPU's thread, and that the counter does not hold.
 
-    It is being made or released at this moment, or it is leaked. `vcpu` is the address of its Vcpu, and must
-    not be shown.
+    It is being made or released at this moment, or it is leaked. Or it is one that KVM made for the guest's
+    LBR, in Look.guest_lbr: no counter ever holds that. `vcpu` is the address of its Vcpu, and must not be
+    shown.
     """
 
     tgid: int
@@ -178,6 +179,8 @@ class Look:
     pmcs: list[Pmc] = field(default_factory=list)
     host_events: list[HostEvent] = field(default_factory=list)
     strays: list[Stray] = field(default_factory=list)
+    guest_lbr: list[Stray] = field(default_factory=list)
+    """The events for guests' LBR; a vCPU has one at most."""
     size: int = 0
     """How much was read, in bytes."""
 
@@ -194,6 +197,7 @@ def decode(data: bytes, at: float = 0.0) -> Look:
     pmcs: list[Pmc] = []
     host_events: dict[int, HostEvent] = {}
     strays: list[Stray] = []
+    guest_lbr: list[Stray] = []
     is_new = False
     kinds = data[0::_SIZE]  # the first field of each record is a small number
     for start, kind in zip(range(0, len(data), _SIZE), kinds, strict=True):
@@ -206,11 +210,12 @@ def decode(data: bytes, at: float = 0.0) -> Look:
             vcpus.setdefault(vcpu.address, vcpu)
         elif kind == _STRAY_KIND:
             if is_new:
-                strays.append(Stray._make(_strays.unpack_from(data, start)))
+                stray = Stray._make(_strays.unpack_from(data, start))
+                (guest_lbr if stray.pmc_type == PMC_TYPE_LBR else strays).append(stray)
         else:
             event = _host_event(*_host_events.unpack_from(data, start))
             host_events.setdefault(event.event, event)
-    return Look(at, list(vcpus.values()), pmcs, list(host_events.values()), strays, len(data))
+    return Look(at, list(vcpus.values()), pmcs, list(host_events.values()), strays, guest_lbr, len(data))
 
 
 _VCPU_KIND, _PMC_KIND, _STRAY_KIND = (

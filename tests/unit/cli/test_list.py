@@ -13,7 +13,17 @@ import pytest
 from click.testing import Result
 
 from tests.support.commands import invoke, lines
-from tests.support.looks import ENABLED, WEB, host_event, look, pmc, starved, without_event
+from tests.support.looks import (
+    ENABLED,
+    WEB,
+    Thing,
+    guest_lbr,
+    host_event,
+    look,
+    pmc,
+    starved,
+    without_event,
+)
 from tests.support.looks import vcpu as a_vcpu
 from tests.support.places import ROOT
 from vpmu_agent.cli.listing import WIDTH, Listing, listing_json, listing_text
@@ -24,7 +34,7 @@ from vpmu_agent.kernel.errors import KernelError
 from vpmu_agent.kernel.facts import cpu_vendor, nmi_watchdog
 from vpmu_agent.model.counter_status import CounterStatus
 from vpmu_agent.model.event_names import raw_name
-from vpmu_agent.probes.census import Census, HostEvent, Look, Pmc, Vcpu
+from vpmu_agent.probes.census import Census, Look
 from vpmu_agent.system.stdout import Style
 from vpmu_agent.text import ranges
 
@@ -63,7 +73,7 @@ class Still(Census):
         return replace(self._look, pmcs=pmcs)
 
 
-def found(*things: Vcpu | Pmc | HostEvent) -> Found:
+def found(*things: Thing) -> Found:
     """What guests_now() finds on a host where nothing changes."""
     guests = Guests(NamedVms(), lambda: KvmPmu(enabled=True, mediated=False))
     census = Still(look(*things))
@@ -147,6 +157,20 @@ def test_a_precise_event_is_named_in_words_and_in_perfs_notation() -> None:
         "r0c0:up",
         "instructions:ppp",
     ]
+
+
+@pytest.mark.parametrize(("state", "status", "failing"), [(1, "counting", False), (-2, "starved", True)])
+def test_a_guests_lbr_has_a_line_and_is_no_counter(state: int, status: str, *, failing: bool) -> None:
+    listing = Listing(found(vcpu(), guest_lbr(state=state)), ["web01"], None, "GenuineIntel")
+    said = list(listing_text(listing, Style(StringIO())))
+    note = "guest LBR, in error" if failing else "guest LBR"
+    assert said[1].split(None, 4)[1:4] == ["0", "lbr", status]
+    assert re.search(rf" branch records +- +3 {note}$", said[1])
+    assert "1 VM; counters: 6 idle." in said
+    assert listing.is_failing is failing
+    line = json.loads(list(listing_json(listing))[1])
+    assert (line["pmc"], line["status"], line["failing"]) == ("lbr", status, failing)
+    assert (line["event"], line["event_name"]) == ("r1b00", "branch records")
 
 
 def test_a_vm_without_one_has_a_line_with_its_mode() -> None:

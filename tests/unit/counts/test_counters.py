@@ -8,6 +8,7 @@ from tests.support.looks import (
     ENABLED,
     EXCLUDE_HOST,
     WEB,
+    guest_lbr,
     host_event,
     look,
     pmc,
@@ -79,6 +80,18 @@ def test_the_event_of_a_guests_pebs_is_precise() -> None:
     flags = EXCLUDE_HOST | 3 << 15 | PINNED  # precise_ip has two bits
     found = web(look(vcpu(**INTEL), pmc(0), fixed(0, attr_flags=flags)))
     assert [(counter.pmc, counter.precise_ip) for counter in found.counters] == [("gp0", 0), ("fixed0", 3)]
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [(1, "counting"), (0, "descheduled"), (-2, "starved"), (-1, "unknown"), (-3, "unknown")],
+)
+def test_the_event_for_guest_lbr_is_told_apart_from_the_counters(state: int, status: str) -> None:
+    found = web(look(vcpu(**INTEL), pmc(0), guest_lbr(state=state)))
+    assert words(found) == {"gp0": "counting"}
+    assert found.statuses == {"counting": 1, "idle": 8}
+    (lbr,) = found.guest_lbr
+    assert (lbr.vcpu, lbr.pmc, lbr.status, lbr.cpu) == (0, "lbr", status, 3)
 
 
 def test_all_counters_are_counted_and_the_idle_ones_too() -> None:

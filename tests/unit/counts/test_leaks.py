@@ -42,6 +42,15 @@ def test_a_record_has_a_number_and_no_address() -> None:
     assert STRAY.size == VCPU.size
 
 
+def test_the_event_for_guest_lbr_is_never_leaked_though_no_counter_holds_it(looks: Looks) -> None:
+    made = {"kind": 3, "tgid": WEB, "kvm_vcpu": 0x10, "id": 78, "config": 0x1B00, "type": 4, "pmc_type": 2}
+    found = decode(VCPU.pack({"kvm_vcpu": 0x10, "tgid": WEB}) + STRAY.pack(made))
+    assert found.strays == []
+    (event,) = found.guest_lbr
+    for _ in range(3):
+        assert looks.see(amd(), event, after=LONG) == []
+
+
 def test_an_event_that_stays_a_stray_is_leaked(looks: Looks) -> None:
     assert looks.see(amd()) == []
     assert looks.see(amd(), pmc(), stray()) == []
