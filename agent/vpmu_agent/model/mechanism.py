@@ -176,9 +176,10 @@ def reprogram_counter(pmc: Pmc, *, hardware_nr_events: int | None = 1) -> Steps:
 def write_global_ctrl(pmu: Pmu, pmcs: Iterable[Pmc], value: int) -> list[Pmc]:
     """Write IA32_PERF_GLOBAL_CTRL, or AMD's PerfCntrGlobalCtl; return the counters that KVM then reprograms.
 
-    They are those whose bit changes, in the order of the bits. KVM marks them (global_ctrl_changed(), later
-    reprogram_counters()), and calls reprogram_counter() for all of them at the next entry into the guest
-    (kvm_pmu_handle_event()). None of them was accessed itself.
+    They are those whose bit changes, in the order of the bits (global_ctrl_changed(), later
+    reprogram_counters()). Linux 6.1 calls reprogram_counter() for each of them at once; 6.2 and later mark
+    them, and do that at the next entry into the guest (kvm_pmu_handle_event()). The guest has accessed none
+    of them itself.
     """
     changed = pmu.global_ctrl ^ value
     pmu.global_ctrl = value

@@ -580,10 +580,10 @@ def _steps() -> Iterator[str]:
     yield from (
         "",
         "*Global control* is IA32_PERF_GLOBAL_CTRL, and PerfCntrGlobalCtl of AMD's PerfMonV2. A write of it "
-        "reprograms each counter whose bit changes, at the next entry into the guest and in the order of the "
-        "bits: general-purpose counters first, then the fixed ones. The guest has not accessed the counters "
-        "themselves, so a KVM that learns N only from an access makes a single event of a group "
-        "(`degraded_group`).",
+        "reprograms each counter whose bit changes, from Linux 6.2 on at the next entry into the guest, in "
+        "the order of the bits: general-purpose counters first, then the fixed ones. The guest has not "
+        "accessed the counters themselves, so a KVM that learns N only from an access makes a single event "
+        "of a group (`degraded_group`).",
         "",
         "A counter whose event was created for PEBS (`attr.precise_ip`) and is to go on without, or the "
         "other way round, gets another event: its release and create take the place of the enable. The event "
@@ -601,8 +601,8 @@ _STEPS: tuple[tuple[str, str, list[str], str, int | None], ...] = (
     ("stops the counter", "pmc_pause_counter()", ["program"], "pause", None),
     ("lets it go on", "pmc_resume_counter()", ["program", "pause"], "resume", None),
     ("no longer uses it", "pmc_release_perf_event()", ["program"], "release", None),
-    ("stops all counters at once: global control", "kvm_pmu_handle_event()", ["program"], "global-off", None),
-    ("lets them all go on", "kvm_pmu_handle_event()", ["program", "global-off"], "global-on", None),
+    ("stops all counters at once: global control", "reprogram_counter()", ["program"], "global-off", None),
+    ("lets them all go on", "reprogram_counter()", ["program", "global-off"], "global-on", None),
 )
 
 
