@@ -235,6 +235,7 @@ def _guest_lbr(vcpu: Vcpu, event: Stray) -> Counter:
         running=None,
         counted=0,
         errno=0,
+        outlived_reset=False,
     )
 
 
