@@ -1374,6 +1374,8 @@ static __always_inline int create_entry(u64 attr_addr, u64 leader, u64 handler, 
 	call = thread_for(this_thread(), context);
 	if (unlikely(!call))
 		return 0;
+	if (!is_kvms)
+		note_guest_lbr(call->tgid, call->born);
 	if (unlikely(call->name != VPMU_CALLS))
 		miss_return(call);
 	call->pmc = context;
@@ -1407,8 +1409,6 @@ static __always_inline int create_return(u64 returned)
 		result = (s64)returned;
 	/* An event of guest LBR that could not be created has no address; its thread stands for it. */
 	address = call->pmc ? call->pmc : call->failed ? (u32)bpf_get_current_pid_tgid() : returned;
-	if (unlikely(!call->pmc))
-		note_guest_lbr(call->tgid, call->born);
 	if (unlikely(!find_entries(call, address, 1, &pmc, &vcpu)))
 		return 0;
 	pmc->attr_type = call->attr_type;

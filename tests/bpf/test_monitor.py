@@ -135,12 +135,13 @@ def test_a_fault_in_what_is_starved_is_found(
     assert is_found(text.replace(right, wrong), tmp_path / "bpf", monkeypatch, file="vpmu.bpf.c")
 
 
+NOTE = "if (!is_kvms)\n\t\tnote_guest_lbr(call->tgid);\n\t"
 # What a person could get wrong about KVM's own count of events, in which that of guest LBR is.
 GUEST_LBR_MUTANTS = {
     "a miscount of its event": ("|| !has_guest_lbr(vcpu->tgid)", "|| 1"),
     "any miscount forgiven": ("& 0xff) > 2 ||", "& 0xff) > 255 ||"),
-    "a release that nobody noted": ("if (!is_kvms)\n\t\tnote_guest_lbr(call->tgid);", ";"),
-    "a create that nobody noted": ("if (!call->pmc)\n\t\tnote_guest_lbr(call->tgid);", ";"),
+    "a release that nobody noted": (f"{NOTE}if (!find_entries", "if (!find_entries"),
+    "a create that nobody noted": (f"{NOTE}if (unlikely", "if (unlikely"),
 }
 
 
