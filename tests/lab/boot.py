@@ -6,26 +6,23 @@ host's. One folder, for results, is still there afterwards.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import IO
 
-from . import places, systemd_boot
+from . import places, supervise, systemd_boot
 from .errors import LabError
 from .hosts import Target
 from .kernel import Kernel
+from .script import write_script
+from .supervise import Sink
 
 CPUS = 2
 # QEMU's emulation (7.2) does not carry two CPUs for long. With a host thread for each, one goes on running
@@ -110,12 +107,6 @@ echo $status > $lab/root{results}/status
 exit $status
 """
 
-_COMMAND = """\
-{exports}
-cd {tree}
-exec {command}
-"""
-
 
 def run(
     command: Sequence[str],
@@ -126,7 +117,7 @@ def run(
     results: Path,
     timeout_s: float,
     env: Mapping[str, str],
-    output: Callable[[bytes], None] | None = None,
+    output: Sink | None = None,
     systemd: bool = False,
     counted: bool = False,
 ) -> int:
@@ -144,7 +135,7 @@ def run(
     arguments = _virtme_run(target.kernel, accelerated=fast)
     if counted:
         arguments += _qemu(["-icount", "shift=0"])
-    script = _write_script(command, env, results)
+    script = write_script(command, env, results)
     # Not on the kernel's command line, where virtme-run puts it: that ends after 2048 characters.
     boot = results / "boot.sh"
     if systemd:
@@ -160,7 +151,8 @@ def run(
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="vpmu-lab-") as merged:
         arguments = [*_with_layers(layers, Path(merged)), *arguments, *_shares(Path(merged), shares, results)]
-        console = _supervise([*arguments, "--script-sh", f"sh {boot}"], timeout_s, output or _to_stdout)
+        arguments += ["--script-sh", f"sh {boot}"]
+        console = _supervise(arguments, timeout_s, output or supervise.to_stdout)
     took = time.monotonic() - started
     if status_file.exists():
         return int(status_file.read_text())
@@ -172,7 +164,7 @@ def run(
 
 def shell(target: Target, *, layers: Sequence[Path], results: Path, env: Mapping[str, str]) -> int:
     """Gives the person at this terminal a shell in the VM."""
-    script = _write_script(["bash"], env, results)
+    script = write_script(["bash"], env, results)
     boot = results / "boot.sh"
     enter = _ENTER.format(command=_quote(script), results=_quote(results), redirect="")
     boot.write_text("#!/bin/sh\n" + _mount_script(target, {}, results, at="/run/lab") + enter)
@@ -275,24 +267,6 @@ def _mount_script(target: Target, shares: Mapping[str, Path], results: Path, *, 
     )
 
 
-def _write_script(command: Sequence[str], env: Mapping[str, str], results: Path) -> Path:
-    """Writes the shell script that becomes the command in the VM; returns its path, the same there."""
-    variables = {**_VARIABLES, "PYTHONPATH": str(places.REPO / "agent"), places.RESULTS: str(results), **env}
-    exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables.items())
-    script = results / "command.sh"
-    script.write_text(_COMMAND.format(exports=exports, tree=_quote(places.REPO), command=shlex.join(command)))
-    return script
-
-
-_VARIABLES = {
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "HOME": "/root",
-    "LANG": "C.UTF-8",
-    "PYTHONUNBUFFERED": "1",
-    "PYTHONPYCACHEPREFIX": places.PYCACHE,
-}
-
-
 def _quote(path: Path) -> str:
     return shlex.quote(str(path))
 
@@ -302,17 +276,17 @@ def _environment(scratch: str) -> dict[str, str]:
     return {**os.environ, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}", "TMPDIR": scratch}
 
 
-def _supervise(arguments: Sequence[str], timeout_s: float, output: Callable[[bytes], None]) -> Sequence[str]:
+def _supervise(arguments: Sequence[str], timeout_s: float, output: Sink) -> Sequence[str]:
     """Runs virtme-run to its end, or to `timeout_s`; nothing of it is left behind either way.
 
     Returns the last lines of the VM's console.
     """
     console: deque[str] = deque(maxlen=CONSOLE_TAIL_LINES)
-    stderr_read, stderr_write = os.pipe()
+    stderr = supervise.pipe(supervise.to_stderr)
     port = _qemu(
         [
             "-chardev",
-            f"file,id=lab_stderr,path=/proc/self/fd/{stderr_write}",
+            f"file,id=lab_stderr,path={stderr.path}",
             "-device",
             "virtio-serial-pci",
             "-device",
@@ -320,63 +294,12 @@ def _supervise(arguments: Sequence[str], timeout_s: float, output: Callable[[byt
         ]
     )
     with tempfile.TemporaryDirectory(prefix="vpmu-lab-") as scratch:
-        # timeout(1) holds even if this process is killed without a chance to clean up.
-        process = subprocess.Popen(
-            ["timeout", "--kill-after=5", str(timeout_s), *arguments, *port],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+        supervise.run(
+            [*arguments, *port],
+            timeout_s=timeout_s,
             env=_environment(scratch),
-            pass_fds=[stderr_write],
-            start_new_session=True,  # its process group is all of it, QEMU too
+            stdout=supervise.pipe(output),
+            stderr=supervise.pipe(lambda line: console.append(line.decode(errors="replace").rstrip())),
+            others=[stderr],
         )
-        os.close(stderr_write)
-        assert process.stdout
-        assert process.stderr
-        sources: list[tuple[IO[bytes], Callable[[bytes], None]]] = [
-            (process.stdout, output),
-            (process.stderr, lambda line: console.append(line.decode(errors="replace").rstrip())),
-            (os.fdopen(stderr_read, "rb"), _to_stderr),
-        ]
-        readers = [threading.Thread(target=_copy_lines, args=source) for source in sources]
-        for reader in readers:
-            reader.start()
-        try:
-            with _terminate_as_interrupt():
-                process.wait()
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            for reader in readers:
-                reader.join()
     return console
-
-
-@contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM unwinds the stack, as Ctrl-C does, so that the VM is stopped."""
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _copy_lines(source: IO[bytes], sink: Callable[[bytes], None]) -> None:
-    for line in source:
-        sink(line)
-
-
-def _to_stdout(line: bytes) -> None:
-    sys.stdout.buffer.write(line)
-    sys.stdout.buffer.flush()
-
-
-def _to_stderr(line: bytes) -> None:
-    sys.stderr.buffer.write(line)
-    sys.stderr.buffer.flush()

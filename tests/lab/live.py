@@ -12,6 +12,10 @@ from .errors import LabError
 ENABLE_PMU = Path("/sys/module/kvm/parameters/enable_pmu")
 TEST_PMU = "VPMU_LAB_TEST_PMU"  # where vpmu_test_pmu.ko is
 
+# What the test PMU tells KVM, where it is not what the module has for AMD: Skylake's, half of the gp counters,
+# as a host has that runs two threads on a core.
+INTEL_CAPABILITY = ("version=2", "gp=4", "fixed=3", "events_mask_len=7")
+
 
 def make_live() -> None:
     """Loads the test PMU and then KVM, which looks for a PMU once, when it is loaded.
@@ -22,7 +26,7 @@ def make_live() -> None:
         raise LabError("this replaces the kernel's KVM, so it runs in the lab VM only: make lab")
     unload_kvm()
     _unload("vpmu_test_pmu")
-    _run("insmod", os.environ[TEST_PMU])
+    _run("insmod", os.environ[TEST_PMU], *(INTEL_CAPABILITY if is_intel() else ()))
     load_kvm()
 
 
@@ -30,6 +34,11 @@ def reload_kvm() -> None:
     """Takes KVM out and puts it back, as an upgrade of it does. Raises LabError as make_live() does."""
     unload_kvm()
     load_kvm()
+
+
+def is_intel() -> bool:
+    """Whether KVM is kvm_intel here: Bochs emulates VMX, QEMU SVM."""
+    return " vmx " in Path("/proc/cpuinfo").read_text()
 
 
 def unload_kvm() -> None:
@@ -45,15 +54,21 @@ def _unload(*modules: str) -> None:
 
 def load_kvm() -> None:
     """With the test PMU in place. Raises LabError as make_live() does."""
-    _run("modprobe", "kvm_amd")
+    _run("modprobe", _vendor_module())
     if ENABLE_PMU.read_text().strip() != "Y":
         raise LabError(f"KVM was loaded after the test PMU and has no vPMU all the same ({ENABLE_PMU} is N)")
 
 
 def knows_mediated_vpmu() -> bool:
     """Whether this kernel's KVM has a mediated vPMU to be turned on, as Linux 7.0 and later have."""
-    found = subprocess.run(["modinfo", "-F", "parm", "kvm_amd"], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        ["modinfo", "-F", "parm", _vendor_module()], capture_output=True, text=True, check=True
+    )
     return "enable_mediated_pmu" in found.stdout
+
+
+def _vendor_module() -> str:
+    return "kvm_intel" if is_intel() else "kvm_amd"
 
 
 def _run(*command: str) -> None:

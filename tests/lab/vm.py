@@ -18,9 +18,12 @@ from pathlib import Path
 from tests.support import debian
 from tests.support.debian import RootError
 
-from . import boot, build, guests, hosts, live, places
+from . import bochs, boot, build, guests, hosts, live, places
 from .errors import LabError
 from .hosts import HOSTS, Target
+
+# The machines: QEMU emulates AMD's SVM, Bochs Intel's VMX.
+QEMU, BOCHS = MACHINES = ("qemu", "bochs")
 
 
 def run(
@@ -34,19 +37,30 @@ def run(
     warm: Sequence[str] = (),
     shares: Mapping[str, Path] | None = None,
     counted: bool = False,
+    machine: str = QEMU,
 ) -> int:
-    """Runs `command` in the repository's folder in a VM that boots `target`; see boot.run().
+    """Runs `command` in the repository's folder in a VM that boots `target`; see boot.run() and bochs.run().
 
     What it writes to places.results_dir() is in `results` afterwards, or gone where that is not given.
     `warm` is a command that compiles Python which `command` will run; it is run in the same root before the
-    VM is.
+    VM is. `systemd`, `shares` and `counted` are for QEMU only.
     """
     with ExitStack() as stack:
         prepared = stack.enter_context(_prepared(target, warm))
+        if machine == BOCHS:
+            return bochs.run(
+                command,
+                target=target,
+                changed=prepared.changed,
+                results=results or stack.enter_context(places.new_results_dir()),
+                timeout_s=timeout_s,
+                env=prepared.env,
+                output=output,
+            )
         return boot.run(
             command,
             target=target,
-            layers=prepared.layers,
+            layers=(prepared.changed, *target.layers),
             shares=shares or {},
             results=results or stack.enter_context(places.new_results_dir()),
             timeout_s=timeout_s,
@@ -68,6 +82,12 @@ def add_options(parser: argparse.ArgumentParser, *, timeout_s: float) -> None:
         choices=kernels,
         help="which of its kernels: the release's own (the default), the newest of its backports, or the one "
         "whose KVM groups events, which is built if need be",
+    )
+    parser.add_argument(
+        "--machine",
+        choices=MACHINES,
+        default=QEMU,
+        help="what the host is: QEMU has AMD's virtualization, Bochs Intel's (default: %(default)s)",
     )
     parser.add_argument(
         "--timeout",
@@ -96,7 +116,8 @@ def exit_status(action: Callable[[], int]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    layers: tuple[Path, ...]
+    changed: Path
+    """What is laid over the target's own root file system."""
     env: Mapping[str, str]
 
 
@@ -116,7 +137,7 @@ def _prepared(target: Target, warm: Sequence[str]) -> Iterator[_Prepared]:
                 script = ["sh", "-euc", 'cd "$1"; shift; exec "$@"', "sh", tree, *command]
                 root.run(*script, binds={places.REPO: tree}, env=env, status=None)
         yield _Prepared(
-            (root.upper, *target.layers),
+            root.upper,
             {
                 live.TEST_PMU: root.put(built.test_pmu),
                 **guests.environment(
@@ -138,13 +159,23 @@ def main() -> int:
     arguments = parser.parse_args()
     if bool(arguments.command) == arguments.shell or (arguments.shell and arguments.systemd):
         parser.error("give either a command, which alone goes with --systemd, or --shell")
+    if arguments.machine == BOCHS and (arguments.shell or arguments.systemd):
+        parser.error("Bochs runs commands only, without --shell or --systemd")
 
     def action() -> int:
         target = chosen(arguments)
         if arguments.shell:
             with places.new_results_dir() as results, _prepared(target, ()) as prepared:
-                return boot.shell(target, layers=prepared.layers, results=results, env=prepared.env)
-        return run(arguments.command, target=target, timeout_s=arguments.timeout, systemd=arguments.systemd)
+                return boot.shell(
+                    target, layers=(prepared.changed, *target.layers), results=results, env=prepared.env
+                )
+        return run(
+            arguments.command,
+            target=target,
+            timeout_s=arguments.timeout,
+            systemd=arguments.systemd,
+            machine=arguments.machine,
+        )
 
     return exit_status(action)
 

@@ -26,7 +26,7 @@ LIMIT_S = 600.0
 
 UNSTABLE = ("sid", "unstable")
 
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "DEBIAN_FRONTEND": "noninteractive",
     "HOME": "/root",
     "LC_ALL": "C.UTF-8",
@@ -65,12 +65,10 @@ class Root:
 
         Raises RootError if it exits with another status (None: any will do) or takes longer than `limit_s`.
         """
-        # No process of it stays, and so no mount does.
-        enter = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-euc"]
         try:
             done = subprocess.run(
-                [*enter, self._enter(binds or {}), "sh", *command],
-                env={**_ENVIRONMENT, **(env or {})},
+                self.arguments(*command, binds=binds),
+                env={**ENVIRONMENT, **(env or {})},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -83,6 +81,12 @@ class Root:
         if status is not None and done.returncode != status:
             raise RootError(f"{shlex.join(command)} ended with {done.returncode}\n{done.stdout}{done.stderr}")
         return done
+
+    def arguments(self, *command: str, binds: Mapping[Path, str] | None = None) -> list[str]:
+        """The command that runs `command` in it, for a caller that runs it in a way of its own."""
+        # No process of it stays, and so no mount does.
+        enter = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-euc"]
+        return [*enter, self._enter(binds or {}), "sh", *command]
 
     def apt(self, *arguments: str) -> None:
         """Runs apt-get in it."""
