@@ -31,7 +31,7 @@ GENERATE_PACKAGES := graphviz
 BENCH_PACKAGES := bpftrace bpftool
 
 .PHONY: demo demo-grouped test check lint format unit slow bpf verifier fuzz faults faults-slim lab lab-stock lab-service lab-grouped \
-	lab-debian13 lab-matrix lab-kernel generate dashboards dashboards-check docs page recordings \
+	lab-debian13 lab-matrix test-intel lab-kernel generate dashboards dashboards-check docs page recordings \
 	deb deb-test image image-test image-lab rules bench clean
 
 # Where the lab can choose, as in `make demo LAB_HOST=debian13 LAB_KERNEL=backports` (tests/lab/hosts.py).
@@ -90,6 +90,10 @@ lab-grouped: .venv/ready lab-kernel
 
 lab-debian13: .venv/ready
 	$(call lab,debian13,--host debian13 --kernel backports -m slim)
+
+# The same agent where KVM is kvm_intel, in Bochs: it emulates Intel's virtualization, and is slow.
+test-intel: .venv/ready lab-kernel
+	$(call lab,intel,--machine bochs --kernel grouped)
 
 # All of the lab on all hosts and kernels; writes docs/kernels.md. An hour on two idle cores.
 lab-matrix: .venv/ready deb lab-kernel

@@ -85,7 +85,7 @@ def room() -> Path:
 
 
 def boot_cd(kernel: Kernel, *, init: str, arguments: str) -> Path:
-    """A CD that boots `kernel` with these arguments and runs the shell script `init`, kept by what it is of."""
+    """A CD that boots `kernel` with these arguments and runs the shell script `init`."""
     script = _BOOT.replace("MODULES", " ".join(MODULES))
 
     def make(to: Path) -> None:

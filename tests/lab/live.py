@@ -12,8 +12,7 @@ from .errors import LabError
 ENABLE_PMU = Path("/sys/module/kvm/parameters/enable_pmu")
 TEST_PMU = "VPMU_LAB_TEST_PMU"  # where vpmu_test_pmu.ko is
 
-# What the test PMU tells KVM, where it is not what the module has for AMD: Skylake's, half of the gp counters,
-# as a host has that runs two threads on a core.
+# What the test PMU tells KVM on Intel, where that is not its default: as of a core that runs two threads.
 INTEL_CAPABILITY = ("version=2", "gp=4", "fixed=3", "events_mask_len=7")
 
 

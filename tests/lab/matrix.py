@@ -23,6 +23,11 @@ from . import hosts, places, run, vm
 from .checks import AUTO, TRIED
 from .hosts import HOSTS, Target
 
+VENDORS = {vm.QEMU: "AMD", vm.BOCHS: "Intel"}
+"""Whose virtualization each machine emulates."""
+ON_INTEL = (("debian12", "stock"), ("debian12", "grouped"))
+"""The hosts and kernels that are tried in Bochs too, by those tests only that have to do with it."""
+
 PAGE = places.REPO / "docs" / "kernels.md"
 LIMIT_S = 4200.0
 
@@ -54,6 +59,7 @@ class Row:
     minutes: float
     date: str
     commit: str
+    machine: str = vm.QEMU
 
     @property
     def is_green(self) -> bool:
@@ -67,20 +73,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.lab.matrix", description=__doc__)
     parser.add_argument("--host", choices=HOSTS, help="only this host")
     parser.add_argument("--kernel", help="only this kernel of each host")
+    parser.add_argument("--machine", choices=vm.MACHINES, help="only on this machine")
     parser.add_argument("--page", action="store_true", help="run nothing, make the page of what is kept")
     arguments = parser.parse_args()
 
     def action() -> int:
-        for host, kernel in [] if arguments.page else list(_places()):
-            if arguments.host in (None, host) and arguments.kernel in (None, kernel):
-                row = _run(hosts.target(host, kernel))
-                _kept(host, kernel).parent.mkdir(parents=True, exist_ok=True)
-                _kept(host, kernel).write_text(json.dumps(asdict(row), indent=1))
+        for host, kernel, machine in [] if arguments.page else list(_places()):
+            wanted = (arguments.host, arguments.kernel, arguments.machine)
+            if all(want in (None, it) for want, it in zip(wanted, (host, kernel, machine), strict=True)):
+                row = _run(hosts.target(host, kernel), machine)
+                kept_as = _kept(host, kernel, machine)
+                kept_as.parent.mkdir(parents=True, exist_ok=True)
+                kept_as.write_text(json.dumps(asdict(row), indent=1))
         kept = [path for each in _places() if (path := _kept(*each)).exists()]
         rows = [Row(**json.loads(path.read_text())) for path in kept]
-        missing = [f"{host} {kernel}" for host, kernel in _places() if not _kept(host, kernel).exists()]
+        missing = [" ".join(each) for each in _places() if not _kept(*each).exists()]
         PAGE.write_text(page(rows, missing))
-        red = [f"{row.host} {row.kernel}" for row in rows if not row.is_green]
+        red = [f"{row.host} {row.kernel} {row.machine}" for row in rows if not row.is_green]
         print(f"wrote {PAGE.relative_to(places.REPO)}: {len(rows) - len(red)} green", end="")
         print(f", not green: {', '.join(red) or 'none'}; not run: {', '.join(missing) or 'none'}")
         return int(bool(red or missing))
@@ -99,10 +108,11 @@ the compiler in the one decide what the other's verifier sees. *Attached* is how
 when it could choose, and then what else was tried. *Service* is the Debian package under systemd, tried once
 for each userland.
 
-The virtualization is AMD's, emulated by QEMU.
+*Vendor* is whose virtualization KVM uses. AMD's is emulated by QEMU and Intel's by Bochs, which is so slow
+that only those tests run there that have to do with the vendor.
 
-| kernel | userland | attached | tests passed | service | date | commit |
-| --- | --- | --- | --- | --- | --- | --- |
+| kernel | userland | vendor | attached | tests passed | service | date | commit |
+| --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
 _TAIL = """
@@ -129,6 +139,7 @@ def page(rows: list[Row], missing: list[str]) -> str:
 def _cells(row: Row) -> Iterator[str]:
     yield row.release + (" (grouped events)" if row.kernel == "grouped" else "")
     yield f"{row.host}: {row.versions}"
+    yield VENDORS[row.machine]
     yield row.attached
     tests = f"{row.passed} of {row.passed + row.failed + row.skipped}"
     yield tests if row.is_green else f"{tests} **(not green)**"
@@ -137,22 +148,27 @@ def _cells(row: Row) -> Iterator[str]:
     yield row.commit
 
 
-def _places() -> Iterator[tuple[str, str]]:
-    return ((host.name, kernel) for host in HOSTS.values() for kernel in host.kernels)
+def _places() -> Iterator[tuple[str, str, str]]:
+    for host in HOSTS.values():
+        for kernel in host.kernels:
+            yield host.name, kernel, vm.QEMU
+            if (host.name, kernel) in ON_INTEL:
+                yield host.name, kernel, vm.BOCHS
 
 
-def _kept(host: str, kernel: str) -> Path:
-    return places.lab_dir() / "matrix" / f"{host}-{kernel}.json"
+def _kept(host: str, kernel: str, machine: str) -> Path:
+    name = f"{host}-{kernel}" if machine == vm.QEMU else f"{host}-{kernel}-{machine}"
+    return places.lab_dir() / "matrix" / f"{name}.json"
 
 
-def _run(target: Target) -> Row:
+def _run(target: Target, machine: str) -> Row:
     started = time.monotonic()
-    print(f"matrix: {target}", flush=True)
-    lab, service = _suite(target, systemd=False), ""
+    print(f"matrix: {target}, {machine}", flush=True)
+    lab, service = _suite(target, run.INTEL_TESTS if machine == vm.BOCHS else run.TESTS, machine=machine), ""
     # What systemd does with the package is the userland's affair: one kernel will do, the last in the table.
-    if target.kernel_name == list(target.host.kernels)[-1]:
+    if machine == vm.QEMU and target.kernel_name == list(target.host.kernels)[-1]:
         print(f"matrix: {target}, the service", flush=True)
-        of_service = _suite(target, systemd=True)
+        of_service = _suite(target, run.SERVICE_TESTS, systemd=True)
         service = f"{_passed(of_service)} of {_number(of_service, 'tests')}"
     attached, tried = _properties(lab, AUTO), _properties(lab, TRIED)
     return Row(
@@ -168,20 +184,23 @@ def _run(target: Target) -> Row:
         minutes=round((time.monotonic() - started) / 60, 1),
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
         commit=_commit(),
+        machine=machine,
     )
 
 
-def _suite(target: Target, *, systemd: bool) -> ElementTree.Element:
+def _suite(
+    target: Target, tests: str, *, machine: str = vm.QEMU, systemd: bool = False
+) -> ElementTree.Element:
     """Pytest's report; empty if the VM died before there was one."""
     with places.new_results_dir() as results:
         report = results / "report.xml"
-        tests = run.SERVICE_TESTS if systemd else run.TESTS
         vm.run(
             run.pytest_command("-q", f"--junitxml={report}", "-o", "junit_family=xunit1", tests),
             target=target,
             timeout_s=LIMIT_S,
             results=results,
             systemd=systemd,
+            machine=machine,
             warm=run.pytest_command("--collect-only", "-q", run.TESTS),
         )
         if not report.exists():

@@ -9,6 +9,7 @@ from . import vm
 
 TESTS = "tests/lab"
 SERVICE_TESTS = "tests/lab/service"  # with systemd as PID 1
+INTEL_TESTS = "tests/lab/intel"  # what is worth its time in Bochs
 # One test boots two Linux guests under an emulated KVM: 120 s, pyproject's limit, is short for that.
 TEST_TIMEOUT_S = 420
 
@@ -24,8 +25,11 @@ def main() -> int:
         "--systemd", action="store_true", help=f"with systemd as PID 1, and only {SERVICE_TESTS}"
     )
     arguments, for_pytest = parser.parse_known_args()
+    if arguments.systemd and arguments.machine == vm.BOCHS:
+        parser.error("the service's tests run in QEMU only")
     if not any(word.startswith(TESTS) for word in for_pytest):
-        for_pytest.append(SERVICE_TESTS if arguments.systemd else TESTS)
+        on_bochs = arguments.machine == vm.BOCHS
+        for_pytest.append(SERVICE_TESTS if arguments.systemd else INTEL_TESTS if on_bochs else TESTS)
 
     def action() -> int:
         target = vm.chosen(arguments)
@@ -35,6 +39,7 @@ def main() -> int:
             target=target,
             timeout_s=arguments.timeout,
             systemd=arguments.systemd,
+            machine=arguments.machine,
             warm=pytest_command("--collect-only", "-q", TESTS),
         )
 

@@ -9,6 +9,7 @@ KVM is not loaded there yet: `python3 -m tests.lab.live` loads it with its vPMU 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,12 +19,17 @@ from pathlib import Path
 from tests.support import debian
 from tests.support.debian import RootError
 
-from . import bochs, boot, build, guests, hosts, live, places
+from . import bochs, boot, build, guests, hosts, live, places, programs
 from .errors import LabError
 from .hosts import HOSTS, Target
 
 # The machines: QEMU emulates AMD's SVM, Bochs Intel's VMX.
 QEMU, BOCHS = MACHINES = ("qemu", "bochs")
+
+COMPILE_LIMIT_S = 600.0
+
+# Imports what a command in the VM is likely to.
+WARM = ("python3", "-c", "import vpmu_agent.cli, bcc, json, tests.lab.live, tests.lab.guests")
 
 
 def run(
@@ -48,6 +54,7 @@ def run(
     with ExitStack() as stack:
         prepared = stack.enter_context(_prepared(target, warm))
         if machine == BOCHS:
+            shutil.copytree(_programs(target), prepared.changed / programs.FOLDER.relative_to("/"))
             return bochs.run(
                 command,
                 target=target,
@@ -69,6 +76,13 @@ def run(
             systemd=systemd,
             counted=counted,
         )
+
+
+def _programs(target: Target) -> Path:
+    def compile_in_qemu(results: Path) -> int:
+        return run(programs.COMPILE, target=target, timeout_s=COMPILE_LIMIT_S, results=results)
+
+    return programs.compiled(target, compile_in_qemu)
 
 
 def add_options(parser: argparse.ArgumentParser, *, timeout_s: float) -> None:
@@ -175,6 +189,8 @@ def main() -> int:
             timeout_s=arguments.timeout,
             systemd=arguments.systemd,
             machine=arguments.machine,
+            # Python that Bochs would have to compile: there that takes minutes.
+            warm=WARM if arguments.machine == BOCHS else (),
         )
 
     return exit_status(action)
