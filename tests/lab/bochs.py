@@ -24,7 +24,7 @@ from .supervise import Sink
 MEMORY_MB = 1024
 CONSOLE_TAIL_LINES = 40
 # What the machine's clock takes for a second; near to what Bochs does in one.
-INSTRUCTIONS_PER_SECOND = 100_000_000
+INSTRUCTIONS_PER_SECOND = 400_000_000
 
 # Of the source tree, what is run in the VM.
 TREE = ("agent", "bpf", "tests", "pyproject.toml")
@@ -138,6 +138,8 @@ def run(
     write_script(command, env, results)
     (results / "where").write_text(str(results))
     _copy_tree(changed)
+    # Its configuration, which the agent reads, and the image, which guest B boots.
+    shutil.copytree(target.kernel.folder / "boot", changed / "boot", dirs_exist_ok=True)
     init = _INIT.format(userland=USERLAND, changed=CHANGED, results=RESULTS)
     boot_cd = disks.boot_cd(target.kernel, init=init, arguments=" ".join(KERNEL_ARGS))
     userland = disks.userland_disk(target.userland, USERLAND)
