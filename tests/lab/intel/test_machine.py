@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .. import agent, live, pmu, programs
-from ..checks import assert_agrees, assert_as_predicted
-from ..guests import guest_a
+from .. import agent, live, programs
 from ..test_doctor import doctor
 
 
@@ -18,16 +16,13 @@ def test_vpmu_is_live_on_an_unmodified_kvm_intel() -> None:
     assert live.ENABLE_PMU.read_text().strip() == "Y"
 
 
-def test_the_agents_account_is_the_pmus() -> None:
+def test_the_agent_attaches_the_programs_that_were_compiled_in_qemu() -> None:
     carried_over = set(programs.FOLDER.iterdir())
-    with agent.trace() as tracing, guest_a("intel01") as guest:
-        guest.finish()
-        counts = pmu.kvm_counts(guest.tgid)
+    with agent.trace() as tracing:
+        assert tracing.mode == "fexit"
         seen = tracing.stop()
-    assert counts.initialised > 0
-    assert_agrees(seen, "intel01", counts)
-    assert_as_predicted(seen, "intel01")
-    assert set(programs.FOLDER.iterdir()) == carried_over  # it did not have to compile
+    assert (seen.status, seen.lines) == (0, [])
+    assert set(programs.FOLDER.iterdir()) == carried_over
 
 
 # It compiles the programs for each way to attach, in any case: minutes.
