@@ -143,15 +143,15 @@ def run(
     init = _INIT.format(userland=USERLAND, changed=CHANGED, results=RESULTS)
     boot_cd = disks.boot_cd(target.kernel, init=init, arguments=" ".join(KERNEL_ARGS))
     userland = disks.userland_disk(target.userland, USERLAND)
-    started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="vpmu-lab-") as scratch:
         run_dir = Path(scratch)
         disks.make(changed, CHANGED, run_dir / "changed.img")
         disks.make(results, RESULTS, run_dir / "results.img", spare_mb=256)
         binds = {run_dir: "/srv/run", boot_cd: "/srv/boot.iso", userland: "/srv/userland.img"}
+        started = time.monotonic()
         console = _supervise(run_dir, binds, timeout_s, output or supervise.to_stdout)
+        took = time.monotonic() - started
         disks.read(run_dir / "results.img", results)
-    took = time.monotonic() - started
     if (results / "status").exists():
         return int((results / "status").read_text())
     what = "was not done" if took >= timeout_s else "ended without a result"
