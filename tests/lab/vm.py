@@ -28,8 +28,13 @@ QEMU, BOCHS = MACHINES = ("qemu", "bochs")
 
 COMPILE_LIMIT_S = 600.0
 
-# Imports what a command in the VM is likely to.
-WARM = ("python3", "-c", "import vpmu_agent.cli, bcc, json, tests.lab.live, tests.lab.guests")
+# All of the agent, so that what it imports is compiled too.
+_IMPORT_AGENT = """
+import bcc, importlib, pkgutil, tests.lab.live, vpmu_agent
+for module in pkgutil.walk_packages(vpmu_agent.__path__, "vpmu_agent."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+"""
 
 
 def run(
@@ -146,7 +151,7 @@ def _prepared(target: Target, warm: Sequence[str]) -> Iterator[_Prepared]:
     env = {"PYTHONPYCACHEPREFIX": places.PYCACHE, "PYTHONPATH": f"{tree}/agent"}
     compile_all = ["python3", "-m", "compileall", "-q", "-j", "2", f"{tree}/agent", f"{tree}/tests"]
     with debian.writable(target.userland) as root:
-        for command in (compile_all, list(warm)):
+        for command in (compile_all, ["python3", "-c", _IMPORT_AGENT], list(warm)):
             if command:
                 script = ["sh", "-euc", 'cd "$1"; shift; exec "$@"', "sh", tree, *command]
                 root.run(*script, binds={places.REPO: tree}, env=env, status=None)
@@ -189,8 +194,6 @@ def main() -> int:
             timeout_s=arguments.timeout,
             systemd=arguments.systemd,
             machine=arguments.machine,
-            # Python that Bochs would have to compile: there that takes minutes.
-            warm=WARM if arguments.machine == BOCHS else (),
         )
 
     return exit_status(action)
