@@ -54,8 +54,10 @@ def run(
 
     What it writes to places.results_dir() is in `results` afterwards, or gone where that is not given.
     `warm` is a command that compiles Python which `command` will run; it is run in the same root before the
-    VM is. `systemd`, `shares` and `counted` are for QEMU only.
+    VM is. `systemd`, `shares` and `counted` are for QEMU only: LabError.
     """
+    if machine == BOCHS and (systemd or shares or counted):
+        raise LabError("Bochs runs a command only, without systemd, shared folders or counted instructions")
     with ExitStack() as stack:
         prepared = stack.enter_context(_prepared(target, warm))
         if machine == BOCHS:
