@@ -153,6 +153,7 @@ page: .venv/page
 recordings: .venv/ready lab-kernel
 	$(PYTHON) -m tests.lab.record
 	$(PYTHON) -m tests.lab.record --kernel grouped
+	$(PYTHON) -m tests.lab.record --host debian13
 
 # The Debian package, in dist/.
 deb: .venv/deb

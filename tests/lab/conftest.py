@@ -19,6 +19,8 @@ collect_ignore: list[str] = []
 if places.in_vm():
     if not live.knows_mediated_vpmu():
         collect_ignore.append("test_mediated.py")
+    if not live.has_global_control():
+        collect_ignore.append("test_global_control.py")
     if control.is_grouped_kernel():
         collect_ignore += ["test_switched_off.py", "test_everywhere.py"]
     if not live.is_intel():

@@ -3,12 +3,17 @@
  * Guest A: the smallest guest that programs performance counters, so that what KVM must do is known exactly.
  *
  * The guest is one page of real-mode code with three instructions to run: wrmsr, rdmsr, and a loop. This program
- * is its VMM: it points the guest at one of them, sets the registers and enters it until it halts. With the AMD
- * counters (PERF_CTL at 0xC0010000, PERF_CTR at 0xC0010004), one round on C counters makes KVM do:
+ * is its VMM: it points the guest at one of them, sets the registers and enters it until it halts. The counters are
+ * those of the host's vendor. One round on C of them makes KVM do:
  *
  *	create x C, pause x C, enable x C, pause x C
  *
  * and the release x C when the counters get another event in the next round, or the VM is closed.
+ *
+ * With --global the counters are enabled once, each by itself, and keep their events. A round then is four writes to
+ * the register that starts and stops all of them at once, which AMD has since PerfMonV2:
+ *
+ *	create x C in the first round, enable x C in the others, pause x C, enable x C, pause x C
  */
 
 #define _GNU_SOURCE
@@ -27,20 +32,39 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define TSC       0x10u
-#define PERF_CTL0 0xC0010000u
-#define PERF_CTR0 0xC0010004u
-#define CTL_USR   (1u << 16)
-#define CTL_OS    (1u << 17)
-#define CTL_EN    (1u << 22)
+#define TSC     0x10u
+#define CTL_USR (1u << 16)
+#define CTL_OS  (1u << 17)
+#define CTL_EN  (1u << 22)
+
+#define MSR_FIXED_CTR0        0x309u
+#define MSR_PERF_CAPABILITIES 0x345u
+#define MSR_FIXED_CTR_CTRL    0x38Du
+#define FIXED_CTR_OS_AND_USR  0x3u /* of the four bits that each fixed counter has */
+#define GLOBAL_CTRL_OF_FIXED  32   /* the bit of fixed counter 0 */
+
+#define CPUID_PDCM         (1u << 15) /* leaf 1, ECX: there is MSR_PERF_CAPABILITIES */
+#define CPUID_PERFCTR_CORE (1u << 23) /* leaf 0x80000001, ECX: six counters, at 0xC0010200 */
+#define CPUID_PERFMON_V2   (1u << 0)  /* leaf 0x80000022, EAX */
 
 #define MAX_COUNTERS 4
+#define MAX_FIXED    3
 #define MAX_ROUNDS   64
 #define MAX_VCPUS    8
+#define MAX_CPUID    256
 #define SPINS        20000
 
-/* AMD's cycles, instructions, branches and branch misses; the round is added as a unit mask to tell rounds apart. */
-static const uint8_t event_select[MAX_COUNTERS] = { 0x76, 0xc0, 0xc2, 0xc3 };
+/* Where the general-purpose counters are, and what they count: cycles, instructions, branches, branch misses. */
+struct pmu {
+	uint32_t selector, counter; /* of counter 0 */
+	uint32_t stride;
+	uint32_t global_ctrl; /* 0 for none */
+	uint8_t events[MAX_COUNTERS];
+};
+
+static const struct pmu amd = { 0xC0010000, 0xC0010004, 1, 0, { 0x76, 0xc0, 0xc2, 0xc3 } };
+static const struct pmu amd_v2 = { 0xC0010200, 0xC0010201, 2, 0xC0000301, { 0x76, 0xc0, 0xc2, 0xc3 } };
+static const struct pmu intel = { 0x186, 0xC1, 1, 0x38F, { 0x3c, 0xc0, 0xc4, 0xc5 } };
 
 enum {
 	AT_WRMSR = 0x00,
@@ -57,10 +81,12 @@ struct vcpu {
 	int id;
 	int fd;
 	struct kvm_run *run;
-	uint64_t values[MAX_ROUNDS][MAX_COUNTERS];
+	uint64_t values[MAX_ROUNDS][MAX_COUNTERS + MAX_FIXED];
 };
 
+static const struct pmu *pmu = &amd;
 static int counters = MAX_COUNTERS;
+static int fixed;
 static int rounds = 1;
 static int vcpu_count = 1;
 static int linger_ms;
@@ -68,6 +94,7 @@ static bool stepwise;
 static bool filtered;
 static bool busy_reader;
 static bool resets;
+static bool globally;
 static struct vcpu vcpus[MAX_VCPUS];
 static pthread_barrier_t stage_reached, stage_left;
 
@@ -108,18 +135,58 @@ static void guest_spin(struct vcpu *vcpu)
 	enter(vcpu, &regs);
 }
 
-static void select_events(struct vcpu *vcpu, int round, uint32_t enable)
+/* Each counter by itself. The round is in the unit mask of gp counters, so that one has its own event in each. */
+static void switch_each(struct vcpu *vcpu, int round, bool on)
 {
+	uint64_t fixed_ctrl = 0;
+
 	for (int i = 0; i < counters; i++)
-		guest_wrmsr(vcpu, PERF_CTL0 + i,
-			    event_select[i] | (round & 0xff) << 8 | CTL_USR | CTL_OS | enable);
+		guest_wrmsr(vcpu, pmu->selector + i * pmu->stride,
+			    pmu->events[i] | (round & 0xff) << 8 | CTL_USR | CTL_OS | (on ? CTL_EN : 0));
+	if (!fixed)
+		return;
+	for (int i = 0; i < fixed; i++)
+		fixed_ctrl |= FIXED_CTR_OS_AND_USR << 4 * i;
+	guest_wrmsr(vcpu, MSR_FIXED_CTR_CTRL, on ? fixed_ctrl : 0);
+}
+
+/* All counters with one write. */
+static void switch_all(struct vcpu *vcpu, bool on)
+{
+	uint64_t all = (1u << counters) - 1;
+
+	all |= ((1ull << fixed) - 1) << GLOBAL_CTRL_OF_FIXED;
+	guest_wrmsr(vcpu, pmu->global_ctrl, on ? all : 0);
+}
+
+static void switch_counters(struct vcpu *vcpu, int round, bool on)
+{
+	if (globally)
+		switch_all(vcpu, on);
+	else
+		switch_each(vcpu, round, on);
+}
+
+/* So that the rounds' switch is the only one that is off. */
+static void prepare_switches(struct vcpu *vcpu)
+{
+	if (pmu->global_ctrl)
+		switch_all(vcpu, !globally);
+	if (globally)
+		switch_each(vcpu, 0, true);
+}
+
+/* The address of a counter, fixed ones after the others. */
+static uint32_t counter_msr(int i)
+{
+	return i < counters ? pmu->counter + i * pmu->stride : MSR_FIXED_CTR0 + i - counters;
 }
 
 /* With --read: each counter is read while it counts, and written. */
 static void read_and_write_back(struct vcpu *vcpu)
 {
-	for (int i = 0; i < counters; i++)
-		guest_wrmsr(vcpu, PERF_CTR0 + i, guest_rdmsr(vcpu, PERF_CTR0 + i));
+	for (int i = 0; i < counters + fixed; i++)
+		guest_wrmsr(vcpu, counter_msr(i), guest_rdmsr(vcpu, counter_msr(i)));
 }
 
 /* With --reset: as a VMM that resets all but the counters. */
@@ -155,9 +222,10 @@ static void *run_vcpu(void *arg)
 {
 	struct vcpu *vcpu = arg;
 
+	prepare_switches(vcpu);
 	stage(vcpu, "ready");
 	for (int round = 0; round < rounds; round++) {
-		select_events(vcpu, round, CTL_EN);
+		switch_counters(vcpu, round, true);
 		guest_spin(vcpu);
 		if (round == 0)
 			stage(vcpu, "programmed");
@@ -165,17 +233,100 @@ static void *run_vcpu(void *arg)
 			reset_all_else(vcpu);
 			stage(vcpu, "reset");
 		}
-		select_events(vcpu, round, 0);
-		select_events(vcpu, round, CTL_EN);
+		switch_counters(vcpu, round, false);
+		switch_counters(vcpu, round, true);
 		guest_spin(vcpu);
 		if (busy_reader)
 			read_and_write_back(vcpu);
-		select_events(vcpu, round, 0);
-		for (int i = 0; i < counters; i++)
-			vcpu->values[round][i] = guest_rdmsr(vcpu, PERF_CTR0 + i);
+		switch_counters(vcpu, round, false);
+		for (int i = 0; i < counters + fixed; i++)
+			vcpu->values[round][i] = guest_rdmsr(vcpu, counter_msr(i));
 	}
 	stage(vcpu, "done");
 	return NULL;
+}
+
+static struct kvm_cpuid2 *new_cpuid(void)
+{
+	struct kvm_cpuid2 *cpuid = calloc(1, sizeof(*cpuid) + MAX_CPUID * sizeof(cpuid->entries[0]));
+
+	if (!cpuid)
+		err(1, "calloc");
+	return cpuid;
+}
+
+/* A leaf of a CPUID, made if it is not there. */
+static struct kvm_cpuid_entry2 *leaf(struct kvm_cpuid2 *cpuid, uint32_t function)
+{
+	for (uint32_t i = 0; i < cpuid->nent; i++)
+		if (cpuid->entries[i].function == function)
+			return &cpuid->entries[i];
+	if (cpuid->nent == MAX_CPUID)
+		errx(1, "no room for CPUID leaf %#x", function);
+	cpuid->entries[cpuid->nent].function = function;
+	return &cpuid->entries[cpuid->nent++];
+}
+
+/* What KVM supports. */
+static struct kvm_cpuid2 *supported_cpuid(int kvm)
+{
+	struct kvm_cpuid2 *cpuid = new_cpuid();
+
+	cpuid->nent = MAX_CPUID;
+	if (ioctl(kvm, KVM_GET_SUPPORTED_CPUID, cpuid) < 0)
+		err(1, "KVM_GET_SUPPORTED_CPUID");
+	return cpuid;
+}
+
+static void choose_pmu(int kvm)
+{
+	struct kvm_cpuid2 *cpuid = supported_cpuid(kvm);
+	bool is_intel = !memcmp(&leaf(cpuid, 0)->ebx, "Genu", 4);
+
+	if (is_intel)
+		pmu = &intel;
+	else if (globally)
+		pmu = &amd_v2;
+	free(cpuid);
+	if (fixed && !is_intel)
+		errx(2, "--fixed: only Intel has fixed counters");
+}
+
+/*
+ * A PMU is only what its CPUID says. Without any CPUID there are AMD's first four counters. Of Intel's, it says what
+ * KVM supports. Of PerfMonV2 it says it whatever KVM supports: KVM need not have it from the host's CPU.
+ */
+static void set_cpuid(struct vcpu *vcpu, int kvm)
+{
+	struct kvm_cpuid2 *cpuid;
+
+	if (pmu == &amd)
+		return;
+	cpuid = supported_cpuid(kvm);
+	if (pmu == &intel) {
+		leaf(cpuid, 1)->ecx |= CPUID_PDCM;
+	} else {
+		leaf(cpuid, 0x80000001)->ecx |= CPUID_PERFCTR_CORE;
+		leaf(cpuid, 0x80000022)->eax |= CPUID_PERFMON_V2;
+		leaf(cpuid, 0x80000022)->ebx = counters;
+	}
+	if (ioctl(vcpu->fd, KVM_SET_CPUID2, cpuid) < 0)
+		err(1, "KVM_SET_CPUID2");
+	free(cpuid);
+}
+
+/* IA32_PERF_CAPABILITIES is what KVM supports, too. */
+static void set_capabilities(struct vcpu *vcpu, int kvm)
+{
+	struct {
+		struct kvm_msrs header;
+		struct kvm_msr_entry entry;
+	} msr = { .header.nmsrs = 1, .entry.index = MSR_PERF_CAPABILITIES };
+
+	if (ioctl(kvm, KVM_GET_MSRS, &msr) != 1)
+		err(1, "KVM_GET_MSRS of IA32_PERF_CAPABILITIES");
+	if (ioctl(vcpu->fd, KVM_SET_MSRS, &msr) != 1)
+		err(1, "KVM_SET_MSRS of IA32_PERF_CAPABILITIES");
 }
 
 static void make_vcpu(struct vcpu *vcpu, int kvm, int vm, int id)
@@ -190,6 +341,9 @@ static void make_vcpu(struct vcpu *vcpu, int kvm, int vm, int id)
 	vcpu->run = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu->fd, 0);
 	if (vcpu->run == MAP_FAILED)
 		err(1, "mmap of vCPU %d", id);
+	set_cpuid(vcpu, kvm);
+	if (pmu == &intel)
+		set_capabilities(vcpu, kvm);
 	if (ioctl(vcpu->fd, KVM_GET_SREGS, &sregs) < 0)
 		err(1, "KVM_GET_SREGS");
 	sregs.cs.base = 0;
@@ -243,7 +397,7 @@ static void print_values(void)
 		printf("%s[", v ? "," : "");
 		for (int r = 0; r < rounds; r++) {
 			printf("%s[", r ? "," : "");
-			for (int i = 0; i < counters; i++)
+			for (int i = 0; i < counters + fixed; i++)
 				printf("%s%llu", i ? "," : "", (unsigned long long)vcpus[v].values[r][i]);
 			printf("]");
 		}
@@ -281,11 +435,17 @@ static void parse(char **argv)
 			filtered = true;
 			continue;
 		}
+		if (!strcmp(*arg, "--global")) {
+			globally = true;
+			continue;
+		}
 		/* -name is for whoever reads the command line: the agent takes a VM's name from there. */
 		if (!strcmp(*arg, "-name") && arg[1])
 			arg++;
 		else if (!strcmp(*arg, "--counters"))
 			counters = number(*arg, *(arg + 1), MAX_COUNTERS), arg++;
+		else if (!strcmp(*arg, "--fixed"))
+			fixed = number(*arg, *(arg + 1), MAX_FIXED), arg++;
 		else if (!strcmp(*arg, "--rounds"))
 			rounds = number(*arg, *(arg + 1), MAX_ROUNDS), arg++;
 		else if (!strcmp(*arg, "--vcpus"))
@@ -294,8 +454,8 @@ static void parse(char **argv)
 			linger_ms = number(*arg, *(arg + 1), 60000), arg++;
 		else
 			errx(2,
-			     "usage: %s [-name guest=NAME] [--counters N] [--rounds N] [--vcpus N] "
-			     "[--linger-ms N] [--wait] [--filter] [--read] [--reset]",
+			     "usage: %s [-name guest=NAME] [--counters N] [--fixed N] [--rounds N] [--vcpus N] "
+			     "[--linger-ms N] [--wait] [--filter] [--read] [--global] [--reset]",
 			     *argv);
 	}
 }
@@ -314,6 +474,7 @@ int main(int argc, char **argv)
 	kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	if (kvm < 0)
 		err(1, "/dev/kvm");
+	choose_pmu(kvm);
 	vm = make_vm(kvm);
 	pthread_barrier_init(&stage_reached, NULL, vcpu_count);
 	pthread_barrier_init(&stage_left, NULL, vcpu_count);

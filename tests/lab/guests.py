@@ -132,6 +132,8 @@ def guest_a(
     filtered: bool = False,
     reading: bool = False,
     resetting: bool = False,
+    fixed: int = 0,
+    globally: bool = False,
 ) -> Guest:
     """The tiny VMM.
 
@@ -143,6 +145,12 @@ def guest_a(
     `reading`: in each round it reads every counter while that counts, and writes it.
 
     `resetting`: its VMM resets it after "programmed", but not its counters, and then says {"stage": "reset"}.
+
+    `fixed`: so many of Intel's fixed counters in addition to the general-purpose `counters`.
+
+    `globally`: it enables its counters before "ready", and a round starts and stops all with one write to the
+    global control. They keep their events, so in all rounds but the first one a create is an enable. On AMD
+    that is a guest with PerfMonV2.
 
     `filtered`: its VMM allows it no event (KVM_SET_PMU_EVENT_FILTER).
 
@@ -162,6 +170,10 @@ def guest_a(
         command.append("--read")
     if resetting:
         command.append("--reset")
+    if fixed:
+        command += ["--fixed", str(fixed)]
+    if globally:
+        command.append("--global")
     return Guest(command)
 
 

@@ -37,10 +37,10 @@ class Listed:
         return sum(len(line["events"]) for line in self.of("counter") if line["vm"] == vm)
 
 
-def listed() -> Listed:
+def listed(*options: str) -> Listed:
     """A census, now."""
-    done = subprocess.run([*COMMAND, "list", "--output", "json"], capture_output=True, text=True, check=False)
-    return parsed(done)
+    command = [*COMMAND, "list", "--output", "json", *options]
+    return parsed(subprocess.run(command, capture_output=True, text=True, check=False))
 
 
 def parsed(done: subprocess.CompletedProcess[str]) -> Listed:
@@ -49,11 +49,15 @@ def parsed(done: subprocess.CompletedProcess[str]) -> Listed:
     return Listed(done.returncode, [json.loads(line) for line in done.stdout.splitlines()])
 
 
+def at_stage(stack: ExitStack, guest: Guest, stage: str) -> Guest:
+    """The guest, standing still at one of its stages, with its vCPUs asleep."""
+    stack.enter_context(guest)
+    while (reached := guest.wait_for("stage")["stage"]) != stage:
+        guest.go_on()
+        assert reached != "done"
+    return guest
+
+
 def programmed(stack: ExitStack, guest: Guest) -> Guest:
     """The guest, with its counters enabled and its vCPU asleep."""
-    stack.enter_context(guest)
-    for stage in ("ready", "programmed"):
-        assert guest.wait_for("stage")["stage"] == stage
-        if stage == "ready":
-            guest.go_on()
-    return guest
+    return at_stage(stack, guest, "programmed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -64,6 +65,13 @@ def knows_mediated_vpmu() -> bool:
         ["modinfo", "-F", "parm", _vendor_module()], capture_output=True, text=True, check=True
     )
     return "enable_mediated_pmu" in found.stdout
+
+
+def has_global_control() -> bool:
+    """Whether a guest's PMU can: Intel's, and AMD's with PerfMonV2, which KVM has from Linux 6.5 on."""
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    assert release
+    return is_intel() or tuple(map(int, release.groups())) >= (6, 5)
 
 
 def _vendor_module() -> str:

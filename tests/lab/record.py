@@ -9,7 +9,7 @@ import argparse
 import errno
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from . import agent, live, places, pmu, vm
@@ -32,14 +32,16 @@ def _partial_groups() -> Guest:
     return guest_a("partial01", counters=1)
 
 
-STOCK: dict[str, Callable[[], Guest]] = {
-    "guest_a.jsonl": lambda: guest_a("tiny01", rounds=2, vcpus=2),
-    "guest_b.jsonl": lambda: guest_b("web01", rounds=2),
-}
-GROUPED: dict[str, Callable[[], Guest]] = {
-    "grouped.jsonl": _grouped,
-    "partial_groups.jsonl": _partial_groups,
-}
+def _recordings() -> dict[str, Callable[[], Guest]]:
+    """What is recorded on the host that runs, by name: each kind of host has its own."""
+    if control.is_grouped_kernel():
+        return {"grouped": _grouped, "partial_groups": _partial_groups}
+    if live.has_global_control():
+        return {"perfmon_v2": lambda: guest_a("global01", rounds=3, globally=True)}
+    return {
+        "guest_a": lambda: guest_a("tiny01", rounds=2, vcpus=2),
+        "guest_b": lambda: guest_b("web01", rounds=2),
+    }
 
 
 def main() -> int:
@@ -52,7 +54,7 @@ def main() -> int:
 
     def action() -> int:
         if places.in_vm():
-            return _inside(GROUPED if control.is_grouped_kernel() else STOCK)
+            return _inside()
         target = vm.chosen(arguments)
         with places.new_results_dir() as results:
             status = vm.run(
@@ -62,18 +64,18 @@ def main() -> int:
                 results=results,
             )
             if status == 0:
-                for name in GROUPED if target.kernel_name == "grouped" else STOCK:
-                    shutil.copyfile(results / name, DATA / name)
-                    print(f"made {(DATA / name).relative_to(places.REPO)}")
+                for made in sorted(results.glob("*.jsonl")):
+                    shutil.copyfile(made, DATA / made.name)
+                    print(f"made {(DATA / made.name).relative_to(places.REPO)}")
         return status
 
     return vm.exit_status(action)
 
 
-def _inside(recordings: Mapping[str, Callable[[], Guest]]) -> int:
+def _inside() -> int:
     live.make_live()
-    for name, start in recordings.items():
-        _record(places.results_dir() / name, start)
+    for name, start in _recordings().items():
+        _record(places.results_dir() / f"{name}.jsonl", start)
     return 0
 
 

@@ -24,6 +24,7 @@
 #include <linux/sched/clock.h>
 #include <linux/seq_file.h>
 #include <linux/slab.h>
+#include <linux/version.h>
 
 #include <asm/perf_event.h>
 
@@ -257,6 +258,30 @@ static struct kprobe capability_probe = {
 	.post_handler = capability_done,
 };
 
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 14, 0)
+#include <linux/kvm_host.h>
+
+/*
+ * From Linux 6.14 on a guest has of its CPUID only what KVM knows of the host's, and an emulated host has no
+ * PerfMonV2. Whoever asks for it gets it here.
+ */
+static int refresh_entry(struct kprobe *p, struct pt_regs *regs)
+{
+	struct kvm_vcpu_arch *arch = &((struct kvm_vcpu *)regs->di)->arch;
+	int i;
+
+	for (i = 0; i < arch->cpuid_nent; i++) {
+		struct kvm_cpuid_entry2 *leaf = &arch->cpuid_entries[i];
+
+		if (leaf->function == 0x80000001)
+			arch->cpu_caps[CPUID_8000_0001_ECX] |= leaf->ecx & BIT(X86_FEATURE_PERFCTR_CORE % 32);
+		if (leaf->function == 0x80000022)
+			arch->cpu_caps[CPUID_8000_0022_EAX] |= leaf->eax & BIT(0);
+	}
+	return 0;
+}
+NOKPROBE_SYMBOL(refresh_entry);
+
 #ifdef PERF_PMU_CAP_MEDIATED_VPMU
 /* In place of what switches the registers: RDPMC alone would be the end of a host that has no counters. */
 static void no_switch(void) {}
@@ -264,82 +289,94 @@ NOKPROBE_SYMBOL(no_switch);
 
 static int switch_entry(struct kprobe *p, struct pt_regs *regs)
 {
+	if (!mediated)
+		return 0;
 	instruction_pointer_set(regs, (unsigned long)no_switch);
 	return 1;
 }
+#endif
 
-static struct kprobe switch_probes[] = {
-	{ .symbol_name = "kvm_mediated_pmu_load",
-	  .pre_handler = switch_entry,
-	  .post_handler = capability_done },
-	{ .symbol_name = "kvm_mediated_pmu_put",
-	  .pre_handler = switch_entry,
-	  .post_handler = capability_done },
+/* Probes of KVM's functions. It comes after this module, and may go and come again. */
+static struct {
+	const char *module;
+	struct kprobe probe;
+	bool registered;
+} kvm_probes[] = {
+	{ "kvm_amd", { .symbol_name = "amd_pmu_refresh", .pre_handler = refresh_entry } },
+#ifdef PERF_PMU_CAP_MEDIATED_VPMU
+	{ "kvm",
+	  { .symbol_name = "kvm_mediated_pmu_load",
+	    .pre_handler = switch_entry,
+	    .post_handler = capability_done } },
+	{ "kvm",
+	  { .symbol_name = "kvm_mediated_pmu_put",
+	    .pre_handler = switch_entry,
+	    .post_handler = capability_done } },
+#endif
 };
-static bool switch_probed;
 
-static void unprobe_switch(void)
+static void probe_kvm(int i)
 {
-	int i;
+	struct kprobe *probe = &kvm_probes[i].probe;
+	int ret;
 
-	if (!switch_probed)
-		return;
-	for (i = 0; i < ARRAY_SIZE(switch_probes); i++)
-		unregister_kprobe(&switch_probes[i]);
-	switch_probed = false;
+	/* Of what the last module of this name left in it. */
+	probe->addr = NULL;
+	probe->flags = 0;
+	ret = register_kprobe(probe);
+	kvm_probes[i].registered = !ret;
+	if (ret)
+		pr_err("cannot probe %s: %d\n", probe->symbol_name, ret);
 }
 
-/* KVM comes after this module, and may go and come again. */
+static void unprobe_kvm(int i)
+{
+	if (kvm_probes[i].registered)
+		unregister_kprobe(&kvm_probes[i].probe);
+	kvm_probes[i].registered = false;
+}
+
 static int module_changed(struct notifier_block *nb, unsigned long state, void *data)
 {
 	struct module *changed = data;
-	int i, ret;
+	int i;
 
-	if (strcmp(changed->name, "kvm"))
-		return NOTIFY_DONE;
-	if (state == MODULE_STATE_GOING)
-		unprobe_switch();
-	if (state != MODULE_STATE_LIVE)
-		return NOTIFY_DONE;
-	for (i = 0; i < ARRAY_SIZE(switch_probes); i++) {
-		/* Of what the last kvm module left in it. */
-		switch_probes[i].addr = NULL;
-		switch_probes[i].flags = 0;
-		ret = register_kprobe(&switch_probes[i]);
-		if (ret) {
-			pr_err("cannot probe %s: %d\n", switch_probes[i].symbol_name, ret);
-			while (i--)
-				unregister_kprobe(&switch_probes[i]);
-			return NOTIFY_DONE;
-		}
+	for (i = 0; i < ARRAY_SIZE(kvm_probes); i++) {
+		if (strcmp(changed->name, kvm_probes[i].module))
+			continue;
+		if (state == MODULE_STATE_LIVE)
+			probe_kvm(i);
+		else if (state == MODULE_STATE_GOING)
+			unprobe_kvm(i);
 	}
-	switch_probed = true;
 	return NOTIFY_DONE;
 }
 
 static struct notifier_block module_notifier = { .notifier_call = module_changed };
 
-static int be_mediated(void)
+static int watch_kvm(void)
 {
-	if (!mediated)
-		return 0;
-	test_pmu.capabilities |= PERF_PMU_CAP_MEDIATED_VPMU;
+#ifdef PERF_PMU_CAP_MEDIATED_VPMU
+	if (mediated)
+		test_pmu.capabilities |= PERF_PMU_CAP_MEDIATED_VPMU;
+#endif
 	return register_module_notifier(&module_notifier);
 }
 
-static void be_no_more_mediated(void)
+static void unwatch_kvm(void)
 {
-	if (!mediated)
-		return;
+	int i;
+
 	unregister_module_notifier(&module_notifier);
-	unprobe_switch();
+	for (i = 0; i < ARRAY_SIZE(kvm_probes); i++)
+		unprobe_kvm(i);
 }
 #else
-static int be_mediated(void)
+static int watch_kvm(void)
 {
 	return 0;
 }
-static void be_no_more_mediated(void) {}
+static void unwatch_kvm(void) {}
 #endif
 
 static int owners_show(struct seq_file *m, void *v)
@@ -364,13 +401,13 @@ static int __init vpmu_test_pmu_init(void)
 	if (!proc_create_single(PROC_NAME, 0444, NULL, owners_show))
 		return -ENOMEM;
 
-	ret = be_mediated();
+	ret = watch_kvm();
 	if (ret)
 		goto err_proc;
 
 	ret = perf_pmu_register(&test_pmu, "cpu", PERF_TYPE_RAW);
 	if (ret)
-		goto err_mediated;
+		goto err_kvm;
 
 	ret = register_kprobe(&capability_probe);
 	if (ret)
@@ -379,8 +416,8 @@ static int __init vpmu_test_pmu_init(void)
 
 err_pmu:
 	perf_pmu_unregister(&test_pmu);
-err_mediated:
-	be_no_more_mediated();
+err_kvm:
+	unwatch_kvm();
 err_proc:
 	remove_proc_entry(PROC_NAME, NULL);
 	return ret;
@@ -391,7 +428,7 @@ static void __exit vpmu_test_pmu_exit(void)
 {
 	struct owner *owner, *next;
 
-	be_no_more_mediated();
+	unwatch_kvm();
 	unregister_kprobe(&capability_probe);
 	perf_pmu_unregister(&test_pmu);
 	remove_proc_entry(PROC_NAME, NULL);
