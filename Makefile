@@ -154,6 +154,8 @@ recordings: .venv/ready lab-kernel
 	$(PYTHON) -m tests.lab.record
 	$(PYTHON) -m tests.lab.record --kernel grouped
 	$(PYTHON) -m tests.lab.record --host debian13
+	$(PYTHON) -m tests.lab.record --machine bochs
+	$(PYTHON) -m tests.lab.record --machine bochs --kernel grouped
 
 # The Debian package, in dist/.
 deb: .venv/deb

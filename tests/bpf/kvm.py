@@ -6,7 +6,7 @@ A VM is how many vCPUs it has, and letters, as in `2ic`:
     i   its interrupt controller is in the kernel
     o   its PMU is turned off
     c   its vCPUs get all the CPUID that KVM has for them
-    r   the first of them runs, and programs a counter as guests on AMD do; the others never run
+    r   the first of them runs, and programs a counter as guests of this CPU's vendor do; the others never run
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 import re
 import struct
 import sys
+from pathlib import Path
 
 # include/uapi/linux/kvm.h
 KVM_CREATE_VM = 0xAE01
@@ -37,8 +38,9 @@ KVM_EXIT_IO = 2
 IA32_TSC = 0x10
 
 _PAGE = 4096
-# mov ecx, 0xC0010000 (PERF_CTL0); mov eax, enabled | usr | os | 0x76 (cycles); xor edx, edx; wrmsr; out 0, al
-_PROGRAM_A_COUNTER = bytes.fromhex("66b9000001c0 66b876004300 6631d2 0f30 e600")
+# Registers and their values: selector 0 (enabled, usr, os, cycles); on Intel the global control comes first.
+_AMD = {0xC0010000: 0x430076}
+_INTEL = {0x38F: 1, 0x186: 0x43003C}
 
 
 def make_vm(kvm: int, letters: str, vcpus: int) -> list[int]:
@@ -68,7 +70,7 @@ def reset(vcpu: int) -> None:
 def run(kvm: int, vm: int, vcpu: int) -> None:
     """Runs the vCPU until it has programmed its counter."""
     memory = mmap.mmap(-1, _PAGE)
-    memory.write(_PROGRAM_A_COUNTER)
+    memory.write(_program_a_counter())
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     fcntl.ioctl(vm, KVM_SET_USER_MEMORY_REGION, struct.pack("=IIQQQ", 0, 0, 0, _PAGE, address))
     sregs = bytearray(312)
@@ -83,6 +85,17 @@ def run(kvm: int, vm: int, vcpu: int) -> None:
     (reason,) = struct.unpack_from("=I", state, 8)
     if reason != KVM_EXIT_IO:
         sys.exit(f"the guest did not come to its end: exit reason {reason}")
+
+
+def _program_a_counter() -> bytes:
+    """For each register: mov ecx, register; mov eax, value; xor edx, edx; wrmsr. And then out 0, al."""
+    registers = _INTEL if "GenuineIntel" in Path("/proc/cpuinfo").read_text() else _AMD
+    write = "<HIHI5s"
+    code = b"".join(
+        struct.pack(write, 0xB966, register, 0xB866, value, bytes.fromhex("6631d2 0f30"))
+        for register, value in registers.items()
+    )
+    return code + bytes.fromhex("e600")
 
 
 def main(*vms: str) -> None:

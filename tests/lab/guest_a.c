@@ -39,6 +39,8 @@
 
 #define MSR_FIXED_CTR0        0x309u
 #define MSR_PERF_CAPABILITIES 0x345u
+#define MSR_LBR_TOS           0x1C9u
+#define MSR_PEBS_ENABLE       0x3F1u
 #define MSR_FIXED_CTR_CTRL    0x38Du
 #define FIXED_CTR_OS_AND_USR  0x3u /* of the four bits that each fixed counter has */
 #define GLOBAL_CTRL_OF_FIXED  32   /* the bit of fixed counter 0 */
@@ -95,6 +97,8 @@ static bool filtered;
 static bool busy_reader;
 static bool resets;
 static bool globally;
+static bool pebs;
+static bool lbr;
 static struct vcpu vcpus[MAX_VCPUS];
 static pthread_barrier_t stage_reached, stage_left;
 
@@ -167,11 +171,18 @@ static void switch_counters(struct vcpu *vcpu, int round, bool on)
 		switch_each(vcpu, round, on);
 }
 
-/* So that the rounds' switch is the only one that is off. */
-static void prepare_switches(struct vcpu *vcpu)
+/*
+ * So that the rounds' switch is the only one that is off. With --pebs the gp counters are PEBS counters, with --lbr the
+ * guest looks at its last branch records, for which KVM makes an event.
+ */
+static void prepare(struct vcpu *vcpu)
 {
 	if (pmu->global_ctrl)
 		switch_all(vcpu, !globally);
+	if (pebs)
+		guest_wrmsr(vcpu, MSR_PEBS_ENABLE, (1u << counters) - 1);
+	if (lbr)
+		guest_rdmsr(vcpu, MSR_LBR_TOS);
 	if (globally)
 		switch_each(vcpu, 0, true);
 }
@@ -222,7 +233,7 @@ static void *run_vcpu(void *arg)
 {
 	struct vcpu *vcpu = arg;
 
-	prepare_switches(vcpu);
+	prepare(vcpu);
 	stage(vcpu, "ready");
 	for (int round = 0; round < rounds; round++) {
 		switch_counters(vcpu, round, true);
@@ -288,8 +299,8 @@ static void choose_pmu(int kvm)
 	else if (globally)
 		pmu = &amd_v2;
 	free(cpuid);
-	if (fixed && !is_intel)
-		errx(2, "--fixed: only Intel has fixed counters");
+	if ((fixed || pebs || lbr) && !is_intel)
+		errx(2, "--fixed, --pebs and --lbr are for Intel");
 }
 
 /*
@@ -439,6 +450,14 @@ static void parse(char **argv)
 			globally = true;
 			continue;
 		}
+		if (!strcmp(*arg, "--pebs")) {
+			pebs = true;
+			continue;
+		}
+		if (!strcmp(*arg, "--lbr")) {
+			lbr = true;
+			continue;
+		}
 		/* -name is for whoever reads the command line: the agent takes a VM's name from there. */
 		if (!strcmp(*arg, "-name") && arg[1])
 			arg++;
@@ -455,7 +474,7 @@ static void parse(char **argv)
 		else
 			errx(2,
 			     "usage: %s [-name guest=NAME] [--counters N] [--fixed N] [--rounds N] [--vcpus N] "
-			     "[--linger-ms N] [--wait] [--filter] [--read] [--global] [--reset]",
+			     "[--linger-ms N] [--wait] [--filter] [--read] [--global] [--pebs] [--lbr] [--reset]",
 			     *argv);
 	}
 }

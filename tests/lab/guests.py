@@ -134,6 +134,8 @@ def guest_a(
     resetting: bool = False,
     fixed: int = 0,
     globally: bool = False,
+    pebs: bool = False,
+    lbr: bool = False,
 ) -> Guest:
     """The tiny VMM.
 
@@ -151,6 +153,9 @@ def guest_a(
     `globally`: it enables its counters before "ready", and a round starts and stops all with one write to the
     global control. They keep their events, so in all rounds but the first one a create is an enable. On AMD
     that is a guest with PerfMonV2.
+
+    `pebs`: its gp counters are PEBS counters. `lbr`: it reads a register of the last branch records. Both
+    need pmu.set_capabilities() before it, and Intel.
 
     `filtered`: its VMM allows it no event (KVM_SET_PMU_EVENT_FILTER).
 
@@ -174,6 +179,10 @@ def guest_a(
         command += ["--fixed", str(fixed)]
     if globally:
         command.append("--global")
+    if pebs:
+        command.append("--pebs")
+    if lbr:
+        command.append("--lbr")
     return Guest(command)
 
 

@@ -164,7 +164,7 @@ def _kept(host: str, kernel: str, machine: str) -> Path:
 def _run(target: Target, machine: str) -> Row:
     started = time.monotonic()
     print(f"matrix: {target}, {machine}", flush=True)
-    lab, service = _suite(target, run.INTEL_TESTS if machine == vm.BOCHS else run.TESTS, machine=machine), ""
+    lab, service = _suite(target, run.TESTS, machine=machine), ""
     # What systemd does with the package is the userland's affair: one kernel will do, the last in the table.
     if machine == vm.QEMU and target.kernel_name == list(target.host.kernels)[-1]:
         print(f"matrix: {target}, the service", flush=True)

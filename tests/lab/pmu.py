@@ -8,6 +8,9 @@ from pathlib import Path
 SEEN = Path("/proc/vpmu_test_pmu")
 PARAMETERS = Path("/sys/module/vpmu_test_pmu/parameters")
 
+# Of Skylake's IA32_PERF_CAPABILITIES: the format of its last branch records, and of its PEBS records.
+LBR_FORMAT, PEBS_FORMAT = 5, 3 << 8
+
 
 @dataclass(frozen=True, slots=True)
 class Counts:
@@ -45,6 +48,11 @@ def perf_counts(tgid: int | None = None) -> Counts:
 def set_room(events: int) -> None:
     """How many events fit on one CPU at a time; 0 is no limit."""
     _set("room", events)
+
+
+def set_capabilities(bits: int) -> None:
+    """Bits of IA32_PERF_CAPABILITIES that Intel guests have from their start, whatever KVM allows."""
+    _set("perf_capabilities", bits)
 
 
 def fail_creation(errno: int, *, after: int = 0) -> None:

@@ -9,7 +9,6 @@ from . import vm
 
 TESTS = "tests/lab"
 SERVICE_TESTS = "tests/lab/service"  # with systemd as PID 1
-INTEL_TESTS = "tests/lab/intel"  # what is worth its time in Bochs
 # One test boots two Linux guests under an emulated KVM: 120 s, pyproject's limit, is short for that.
 TEST_TIMEOUT_S = 420
 
@@ -28,8 +27,7 @@ def main() -> int:
     if arguments.systemd and arguments.machine == vm.BOCHS:
         parser.error("the service's tests run in QEMU only")
     if not any(word.startswith(TESTS) for word in for_pytest):
-        on_bochs = arguments.machine == vm.BOCHS
-        for_pytest.append(SERVICE_TESTS if arguments.systemd else INTEL_TESTS if on_bochs else TESTS)
+        for_pytest.append(SERVICE_TESTS if arguments.systemd else TESTS)
 
     def action() -> int:
         target = vm.chosen(arguments)

@@ -17,16 +17,17 @@ from .checks import AUTO, TRIED, assert_agrees, assert_as_predicted
 from .guests import guest_a, guest_b
 from .pmu import Counts
 from .scrape import Metrics, scrape_until, total
+from .vendor import CONFIGS, FIXED, GP_CONFIGS
 
 LISTEN = "127.0.0.1:9775"
-GUEST_B_CONFIGS = [0x76, 0xC0, 0xC2, 0xC3]  # AMD's cycles, instructions, branches, branch misses
 
 
 # Properties of a test in pytest's JUnit report, for matrix.py.
+@pytest.mark.intel
 @pytest.mark.slim
 def test_guest_a(tmp_path: Path, record_property: Callable[[str, str], None]) -> None:
     recording = tmp_path / "guest_a.jsonl"
-    with agent.trace("--record", str(recording)) as tracing, guest_a("tiny01") as guest:
+    with agent.trace("--record", str(recording)) as tracing, guest_a("tiny01", fixed=FIXED) as guest:
         record_property(AUTO, tracing.mode)
         guest.finish()
         counts = pmu.kvm_counts(guest.tgid)
@@ -34,8 +35,9 @@ def test_guest_a(tmp_path: Path, record_property: Callable[[str, str], None]) ->
     assert_agrees(seen, "tiny01", counts)
     assert_as_predicted(seen, "tiny01")
     calls = seen.calls("tiny01")
-    for i, config in enumerate(GUEST_B_CONFIGS):
-        of_pmc = [line for line in calls if line["pmc"] == f"gp{i}"]
+    assert {line["pmc"] for line in calls} == CONFIGS.keys()
+    for counter, config in CONFIGS.items():
+        of_pmc = [line for line in calls if line["pmc"] == counter]
         # A counter that was paused when its vCPU lost the CPU is released, and created instead of enabled.
         steps = " ".join(line["call"] for line in of_pmc)
         # Its last release can also come with the VM's end.
@@ -71,7 +73,7 @@ def test_guest_b() -> None:
     assert_agrees(seen, "web01", counts)
     assert_as_predicted(seen, "web01")
     creates = seen.calls("web01", "create")
-    assert {line["attr"]["config"] & 0xFF for line in creates} == set(GUEST_B_CONFIGS)
+    assert {line["attr"]["config"] & 0xFF for line in creates} == set(GP_CONFIGS)
     assert {line["attr"]["type"] for line in creates} == {4}
 
 
@@ -156,6 +158,7 @@ def test_fexit_and_kprobes_see_the_same_calls_in_the_same_order(
     assert calls["fexit"] == calls["kprobe"]
 
 
+@pytest.mark.intel
 def test_creations_that_fail_are_seen_with_their_error() -> None:
     pmu.fail_creation(errno.ENODEV, after=2)
     with agent.trace() as tracing, guest_a("refused") as guest:

@@ -23,6 +23,7 @@ ROUNDS = 20
 guest = functools.partial(guest_a, globally=True, fixed=FIXED)
 
 
+@pytest.mark.intel
 @pytest.mark.slim
 def test_every_write_is_a_call_for_each_counter() -> None:
     with (
@@ -50,6 +51,7 @@ def test_every_write_is_a_call_for_each_counter() -> None:
         assert 0 < read[0] < read[-1]
 
 
+@pytest.mark.intel
 def test_a_burst_on_two_vcpus_is_counted_in_full() -> None:
     with agent.run(LISTEN) as running:
         with tracefs.watch() as kernels, guest("burst01", rounds=64, vcpus=2) as started:
@@ -79,6 +81,7 @@ def calls_of(metrics: Metrics, counter: str, call: str) -> float:
     return total(metrics, "vpmu_pmc_calls_total", vm="burst01", pmc=counter, call=call)
 
 
+@pytest.mark.intel
 @pytest.mark.slim
 def test_counters_are_idle_while_the_global_control_says_so() -> None:
     with ExitStack() as stack:

@@ -43,6 +43,11 @@ def define_groups(*sizes: int, once: bool = False) -> None:
     _set("group_sizes_once", "Y" if once else "N")
 
 
+def define_fixed_groups(*sizes: int) -> None:
+    """The same for Intel's fixed counters."""
+    _set("group_sizes_fixed", ",".join(map(str, sizes)))
+
+
 def define_members(*configs: int) -> None:
     """The raw configs of members 1, 2, ...; those not named count what the guest chose for the leader."""
     _set("member_configs", ",".join(map(str, (0, *configs))))

@@ -1,16 +1,20 @@
-"""Groups that are whole, and groups that lack members, in a census."""
+"""Groups that are whole, groups that lack members, and counters without any, in a census."""
 
 from __future__ import annotations
 
 import errno
 from contextlib import ExitStack
 
+import pytest
+
 from .. import pmu
 from ..guests import guest_a
 from ..listed import listed, programmed
+from ..vendor import CONFIGS, FIXED
 from . import control
 
 
+@pytest.mark.intel
 def test_a_group_that_lacks_members_is_partial_and_no_other_is() -> None:
     control.define_groups(4, 1, 2)
     with ExitStack() as stack:
@@ -37,3 +41,20 @@ def test_a_group_that_lacks_members_is_partial_and_no_other_is() -> None:
     assert found.events("whole01") == counts[whole.tgid].alive == 7
     assert found.events("partial01") == counts[partial.tgid].alive == 5
     assert found.status == 1
+
+
+@pytest.mark.intel
+def test_every_counter_begins_with_one_event() -> None:
+    """Whatever its size is to be: a counter that may not count has never had one."""
+    control.define_groups(4, 4, 4, 4)
+    control.define_fixed_groups(4, 4, 4)
+    with ExitStack() as stack:
+        programmed(stack, guest_a("filtered01", fixed=FIXED, stepwise=True, filtered=True))
+        whole = programmed(stack, guest_a("whole01", fixed=FIXED, stepwise=True))
+        found = listed()
+        alive = pmu.kvm_counts(whole.tgid).alive
+    sizes = {(line["vm"], line["pmc"]): line["group_size"] for line in found.of("counter")}
+    assert sizes == {("filtered01", counter): 1 for counter in CONFIGS} | {
+        ("whole01", counter): 4 for counter in CONFIGS
+    }
+    assert alive == 4 * len(CONFIGS)

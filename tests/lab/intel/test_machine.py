@@ -9,6 +9,8 @@ import pytest
 from .. import agent, live, programs
 from ..test_doctor import doctor
 
+pytestmark = pytest.mark.intel
+
 
 def test_vpmu_is_live_on_an_unmodified_kvm_intel() -> None:
     assert Path("/sys/module/kvm_intel").exists()

@@ -17,6 +17,7 @@
 
 #include <linux/atomic.h>
 #include <linux/kprobes.h>
+#include <linux/kvm_host.h>
 #include <linux/module.h>
 #include <linux/percpu.h>
 #include <linux/perf_event.h>
@@ -46,6 +47,11 @@ MODULE_PARM_DESC(gp, "General-purpose counters");
 MODULE_PARM_DESC(fixed, "Fixed counters (Intel)");
 MODULE_PARM_DESC(width, "Bits of every counter");
 MODULE_PARM_DESC(events_mask_len, "Architectural events described (Intel)");
+
+static ulong perf_capabilities;
+module_param(perf_capabilities, ulong, 0644);
+MODULE_PARM_DESC(perf_capabilities,
+		 "Bits of IA32_PERF_CAPABILITIES that new guests have, whatever KVM allows (Intel)");
 
 #ifdef PERF_PMU_CAP_MEDIATED_VPMU
 static bool mediated;
@@ -249,24 +255,41 @@ static int capability_entry(struct kprobe *p, struct pt_regs *regs)
 	return 1;
 }
 
+/* Skylake's, for guests whose perf_capabilities say that they have such. */
+static void test_lbr(struct x86_pmu_lbr *lbr)
+{
+	*lbr = (struct x86_pmu_lbr){ .nr = 32, .from = 0x680, .to = 0x6c0, .info = 0xdc0 };
+}
+NOKPROBE_SYMBOL(test_lbr);
+
+static int lbr_entry(struct kprobe *p, struct pt_regs *regs)
+{
+	instruction_pointer_set(regs, (unsigned long)test_lbr);
+	return 1;
+}
+
 /* Without a post_handler kprobes may optimize the probe into a jump, and then a changed ip is ignored. */
-static void capability_done(struct kprobe *p, struct pt_regs *regs, unsigned long flags) {}
+static void entry_done(struct kprobe *p, struct pt_regs *regs, unsigned long flags) {}
 
 static struct kprobe capability_probe = {
 	.symbol_name = "perf_get_x86_pmu_capability",
 	.pre_handler = capability_entry,
-	.post_handler = capability_done,
+	.post_handler = entry_done,
 };
 
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 14, 0)
-#include <linux/kvm_host.h>
+static struct kprobe lbr_probe = {
+	.symbol_name = "x86_perf_get_lbr",
+	.pre_handler = lbr_entry,
+	.post_handler = entry_done,
+};
 
 /*
  * From Linux 6.14 on a guest has of its CPUID only what KVM knows of the host's, and an emulated host has no
  * PerfMonV2. Whoever asks for it gets it here.
  */
-static int refresh_entry(struct kprobe *p, struct pt_regs *regs)
+static int amd_refresh_entry(struct kprobe *p, struct pt_regs *regs)
 {
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 14, 0)
 	struct kvm_vcpu_arch *arch = &((struct kvm_vcpu *)regs->di)->arch;
 	int i;
 
@@ -278,9 +301,19 @@ static int refresh_entry(struct kprobe *p, struct pt_regs *regs)
 		if (leaf->function == 0x80000022)
 			arch->cpu_caps[CPUID_8000_0022_EAX] |= leaf->eax & BIT(0);
 	}
+#endif
 	return 0;
 }
-NOKPROBE_SYMBOL(refresh_entry);
+NOKPROBE_SYMBOL(amd_refresh_entry);
+
+static int intel_refresh_entry(struct kprobe *p, struct pt_regs *regs)
+{
+	struct kvm_vcpu *vcpu = (struct kvm_vcpu *)regs->di;
+
+	vcpu->arch.perf_capabilities |= READ_ONCE(perf_capabilities);
+	return 0;
+}
+NOKPROBE_SYMBOL(intel_refresh_entry);
 
 #ifdef PERF_PMU_CAP_MEDIATED_VPMU
 /* In place of what switches the registers: RDPMC alone would be the end of a host that has no counters. */
@@ -302,16 +335,17 @@ static struct {
 	struct kprobe probe;
 	bool registered;
 } kvm_probes[] = {
-	{ "kvm_amd", { .symbol_name = "amd_pmu_refresh", .pre_handler = refresh_entry } },
+	{ "kvm_amd", { .symbol_name = "amd_pmu_refresh", .pre_handler = amd_refresh_entry } },
+	{ "kvm_intel", { .symbol_name = "intel_pmu_refresh", .pre_handler = intel_refresh_entry } },
 #ifdef PERF_PMU_CAP_MEDIATED_VPMU
 	{ "kvm",
 	  { .symbol_name = "kvm_mediated_pmu_load",
 	    .pre_handler = switch_entry,
-	    .post_handler = capability_done } },
+	    .post_handler = entry_done } },
 	{ "kvm",
 	  { .symbol_name = "kvm_mediated_pmu_put",
 	    .pre_handler = switch_entry,
-	    .post_handler = capability_done } },
+	    .post_handler = entry_done } },
 #endif
 };
 
@@ -371,14 +405,6 @@ static void unwatch_kvm(void)
 	for (i = 0; i < ARRAY_SIZE(kvm_probes); i++)
 		unprobe_kvm(i);
 }
-#else
-static int watch_kvm(void)
-{
-	return 0;
-}
-static void unwatch_kvm(void) {}
-#endif
-
 static int owners_show(struct seq_file *m, void *v)
 {
 	struct owner *o;
@@ -412,8 +438,14 @@ static int __init vpmu_test_pmu_init(void)
 	ret = register_kprobe(&capability_probe);
 	if (ret)
 		goto err_pmu;
+
+	ret = register_kprobe(&lbr_probe);
+	if (ret)
+		goto err_capability;
 	return 0;
 
+err_capability:
+	unregister_kprobe(&capability_probe);
 err_pmu:
 	perf_pmu_unregister(&test_pmu);
 err_kvm:
@@ -429,6 +461,7 @@ static void __exit vpmu_test_pmu_exit(void)
 	struct owner *owner, *next;
 
 	unwatch_kvm();
+	unregister_kprobe(&lbr_probe);
 	unregister_kprobe(&capability_probe);
 	perf_pmu_unregister(&test_pmu);
 	remove_proc_entry(PROC_NAME, NULL);
