@@ -85,6 +85,7 @@ mount -t debugfs debugfs /sys/kernel/debug
 mount -t tracefs tracefs /sys/kernel/tracing
 mount -t securityfs securityfs /sys/kernel/security
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
+ip link set lo up
 for module in crc32c_generic ata_piix sd_mod ext4 overlay; do modprobe -q $module; done
 mount -t tmpfs tmpfs /run
 disk() {{
