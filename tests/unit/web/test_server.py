@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,13 @@ def connected(to: Server) -> Iterator[socket.socket]:
 def answer(client: socket.socket) -> bytes:
     """All that comes until the server hangs up."""
     return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_ipv6_loopback() -> None:
@@ -193,11 +200,9 @@ def test_a_server_whose_threads_hang_is_in_trouble(monkeypatch: pytest.MonkeyPat
     with closing(Server(LOOPBACK)) as ours:
         assert ours.trouble == "the HTTP server was not started"
         ours.start(hang)
-        time.sleep(2.5)
-        assert ours.trouble.startswith("the HTTP server has not answered itself for ")
+        wait_for(lambda: ours.trouble.startswith("the HTTP server has not answered itself for "))
         free.set()
-        time.sleep(2)
-        assert ours.trouble == ""
+        wait_for(lambda: ours.trouble == "")
 
 
 def test_a_server_that_can_accept_nobody_is_in_trouble(
@@ -209,14 +214,13 @@ def test_a_server_that_can_accept_nobody_is_in_trouble(
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
         try:
             client.connect((running.address.host, running.address.port))
-            time.sleep(2.5)
-            assert running.trouble == "the HTTP server cannot accept connections: Too many open files"
+            refusal = "the HTTP server cannot accept connections: Too many open files"
+            wait_for(lambda: running.trouble == refusal)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
         client.sendall(b"GET /-/healthy HTTP/1.0\r\n\r\n")
         assert answer(client).endswith(b"healthy\n")
-        time.sleep(1.5)
-        assert running.trouble == ""
+        wait_for(lambda: running.trouble == "")
 
 
 def test_a_server_that_may_not_start_a_thread_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
