@@ -478,15 +478,21 @@ static __always_inline struct vpmu_share *share_of(u32 tgid, u32 born)
 	return processes.lookup_or_try_init(&tgid, &none);
 }
 
-/* When this process was born, of its thread group the first: with its tgid it tells it from all others. */
-static __always_inline u32 born_now(void)
+static __always_inline u32 born_at(u64 task)
 {
-	u64 task = bpf_get_current_task(), leader = 0;
 	u32 born = 0;
 
-	bpf_probe_read_kernel(&leader, sizeof(leader), (void *)(task + VPMU_TASK_GROUP_LEADER));
-	bpf_probe_read_kernel(&born, sizeof(born), (void *)(leader + VPMU_TASK_START_BOOTTIME));
+	bpf_probe_read_kernel(&born, sizeof(born), (void *)(task + VPMU_TASK_START_BOOTTIME));
 	return born;
+}
+
+/* When this process was born, of its thread group the first: with its tgid it tells it from all others. */
+static __always_inline u32 process_born(u64 task)
+{
+	u64 leader = 0;
+
+	bpf_probe_read_kernel(&leader, sizeof(leader), (void *)(task + VPMU_TASK_GROUP_LEADER));
+	return born_at(leader);
 }
 
 /* A call that cannot be followed, because of this. */
@@ -671,7 +677,8 @@ static __always_inline struct vpmu_thread *take_entry(void)
  */
 static __always_inline struct vpmu_thread *thread_for(struct vpmu_thread *thread, u64 kvm_pmc)
 {
-	u32 tgid = bpf_get_current_pid_tgid() >> 32, born;
+	u32 tgid = bpf_get_current_pid_tgid() >> 32, since;
+	u64 task = bpf_get_current_task();
 
 	if (unlikely(!thread))
 		thread = take_entry();
@@ -680,10 +687,11 @@ static __always_inline struct vpmu_thread *thread_for(struct vpmu_thread *thread
 		forget_pmc(kvm_pmc, tgid);
 		return 0;
 	}
-	born = born_now();
-	if (unlikely(thread->born != born)) {
-		/* The entry was that of a thread at the same place in memory, of a process that has ended. */
-		thread->born = born;
+	since = born_at(task);
+	if (unlikely(thread->since != since)) {
+		/* The entry was that of a thread at the same place in memory, perhaps of another process. */
+		thread->since = since;
+		thread->born = process_born(task);
 #pragma clang loop unroll(disable)
 		for (int i = 0; i < VPMU_ALL_HINTS; i++)
 			thread->hints[i] = 0;

@@ -195,8 +195,9 @@ struct vpmu_thread {
 	__u8 failed;
 	__u8 disabled;
 	__u8 unused_bytes[2];
-	__u32 born; /* when its process was, as the lowest bits of task_struct.start_boottime */
-	__u32 unused_create[4];
+	__u32 since; /* when the thread was born, as the lowest bits of task_struct.start_boottime */
+	__u32 born;  /* when its process was */
+	__u32 unused_create[3];
 
 	__u64 at; /* the verdict, as in struct vpmu_call */
 	__u32 size;
