@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.support.mutations import a_leader, drop, duplicate, flip, is_valid, lead, swap
@@ -214,7 +214,7 @@ def test_a_create_or_release_that_kvm_did_not_count_is_told_by_its_event_count(s
     world = World(rng, sizes=(size,), reuses_addresses=False)
     world.run(20, hazards=False)
     places = [i for i, call in enumerate(world.calls) if call.name in (CallName.CREATE, CallName.RELEASE)]
-    assert places
+    assume(places)  # all counters may be off by global control
     at = rng.choice(places)
     # KVM's count is looked at when an event is created.
     creates = [
