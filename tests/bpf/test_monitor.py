@@ -135,7 +135,7 @@ def test_a_fault_in_what_is_starved_is_found(
     assert is_found(text.replace(right, wrong), tmp_path / "bpf", monkeypatch, file="vpmu.bpf.c")
 
 
-NOTE = "if (!is_kvms)\n\t\tnote_guest_lbr(call->tgid);\n\t"
+NOTE = "if (!is_kvms)\n\t\tnote_guest_lbr(call->tgid, call->born);\n\t"
 # What a person could get wrong about KVM's own count of events, in which that of guest LBR is.
 GUEST_LBR_MUTANTS = {
     "a miscount of its event": ("|| !has_guest_lbr(vcpu->tgid)", "|| 1"),
