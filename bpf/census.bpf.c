@@ -253,7 +253,7 @@ static __always_inline void census_thread(void *seq, u64 vcpu, const struct vpmu
 static __always_inline void census_vcpu(void *seq, u64 task, u64 vcpu)
 {
 	struct vpmu_census_vcpu found = {
-		.kind = VPMU_CENSUS_VCPU, .kvm_vcpu = vcpu, .tsc_zeroed_ns = ~0ULL, .mp_state = ~0U
+		.kind = VPMU_CENSUS_VCPU, .kvm_vcpu = vcpu, .tsc_set_ns = ~0ULL, .mp_state = ~0U
 	};
 	u64 mm;
 	long failed;
@@ -277,14 +277,11 @@ static __always_inline void census_vcpu(void *seq, u64 task, u64 vcpu)
 	failed |= census_read(&found.event_filter, sizeof(found.event_filter),
 			      found.kvm + VPMU_KVM_PMU_EVENT_FILTER);
 	found.event_filter = !!found.event_filter;
-#if defined(VPMU_KVM_LAST_TSC_NSEC) && defined(VPMU_KVM_LAST_TSC_WRITE)
-	u64 tsc = 0;
-
-	failed |= census_read(&tsc, sizeof(tsc), found.kvm + VPMU_KVM_LAST_TSC_WRITE);
-	failed |= census_read(&found.tsc_zeroed_ns, sizeof(found.tsc_zeroed_ns),
-			      found.kvm + VPMU_KVM_LAST_TSC_NSEC);
-	if (tsc)
-		found.tsc_zeroed_ns = 0;
+#if defined(VPMU_KVM_LAST_TSC_NSEC) && defined(VPMU_KVM_KVMCLOCK_OFFSET)
+	failed |=
+		census_read(&found.tsc_set_ns, sizeof(found.tsc_set_ns), found.kvm + VPMU_KVM_LAST_TSC_NSEC);
+	failed |= census_read(&found.kvmclock_offset, sizeof(found.kvmclock_offset),
+			      found.kvm + VPMU_KVM_KVMCLOCK_OFFSET);
 #endif
 #ifdef VPMU_VCPU_MP_STATE
 	failed |= census_read(&found.mp_state, sizeof(found.mp_state), vcpu + VPMU_VCPU_MP_STATE);

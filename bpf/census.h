@@ -22,9 +22,10 @@ struct vpmu_census_vcpu {
 	__u64 kvm; /* its VM's struct kvm, to tell two VMs of a process apart */
 	__u64 global_ctrl;
 	__u64 event_filter; /* of the VM: 0 if it has none */
-	/* When the VM's TSC was last set to 0, in ns of KVM's clock; 0: to something else; all ones: not known. */
-	__u64 tsc_zeroed_ns;
-	__u64 unused_a[2];
+	/* When the VMM last set the VM's TSC, in ns of a clock of KVM's; all ones: not known. */
+	__u64 tsc_set_ns;
+	__u64 kvmclock_offset; /* of the VM, which the VMM sets when it restores one */
+	__u64 unused_a;
 	__s32 cpu;          /* the CPU that it ran on last, or -1 */
 	__u32 mp_state;     /* KVM_MP_STATE_*; all ones: not known */
 	__u32 irqchip_mode; /* 0, KVM_IRQCHIP_NONE: the interrupt controller is not in the kernel */

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -118,9 +119,39 @@ def test_a_vm_that_is_reset_can_be_told(probes: Probes) -> None:
     assert [vcpu.awaits_init for vcpu in of(other, after)] == [False, True, False, True]
 
 
+@pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="there is no QEMU here")
+def test_what_tells_qemus_reset_from_a_vm_that_goes_on(probes: Probes) -> None:
+    """As it does after a restore, too."""
+
+    def look(after: str) -> Vcpu:
+        assert process.stdin
+        for line in (after, "info status"):
+            process.stdin.write(f"{line}\n".encode())
+            process.stdin.flush()
+        read_until(process.stdout, b"VM status")
+        (vcpu,) = of(process.pid, probes.census.pull())
+        return vcpu
+
+    command = ["qemu-system-x86_64", "-accel", "kvm", "-m", "16", "-nodefaults", "-display", "none"]
+    with subprocess.Popen(
+        [*command, "-monitor", "stdio"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            first, reset, stopped, goes_on = map(look, ("info version", "system_reset", "stop", "cont"))
+        finally:
+            process.kill()
+    times = [vcpu.tsc_set_ns or 0 for vcpu in (first, reset, stopped, goes_on)]
+    assert 0 < times[0] < times[1] == times[2] == times[3]
+    offsets = [vcpu.kvmclock_offset for vcpu in (first, reset, stopped, goes_on)]
+    assert offsets[0] == offsets[1] == offsets[2] != offsets[3]
+
+
 def by_vm(vcpus: list[Vcpu]) -> dict[int, int]:
-    """When the TSC of each VM was last set to 0."""
-    return {vcpu.vm: vcpu.tsc_zeroed_ns or 0 for vcpu in vcpus}
+    """When the TSC of each VM was last set."""
+    return {vcpu.vm: vcpu.tsc_set_ns or 0 for vcpu in vcpus}
 
 
 def test_many_vcpus_come_whole(probes: Probes) -> None:

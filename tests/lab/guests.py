@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -186,19 +184,8 @@ def guest_a(
     return Guest(command)
 
 
-def guest_b(
-    name: str = "web01",
-    *,
-    rounds: int = 1,
-    work_ms: int = 100,
-    hold: bool = False,
-    monitor: Path | None = None,
-) -> Guest:
-    """Linux under QEMU. `hold`: in its last round it keeps its events open until go_on().
-
-    `monitor`: QEMU's monitor is a socket there, for reset(); without, the guest ends where it would reboot.
-    """
-    reboots = ["-monitor", f"unix:{monitor},server=on,wait=off"] if monitor else ["-no-reboot"]
+def guest_b(name: str = "web01", *, rounds: int = 1, work_ms: int = 100, hold: bool = False) -> Guest:
+    """Linux under QEMU. `hold`: in its last round it keeps its events open until go_on()."""
     options = f"vpmu.rounds={rounds} vpmu.ms={work_ms} vpmu.hold={int(hold)}"
     return Guest(
         [
@@ -216,7 +203,7 @@ def guest_b(
             "none",
             "-serial",
             "stdio",
-            *reboots,
+            "-no-reboot",
             "-kernel",
             os.environ[GUEST_B_KERNEL],
             "-initrd",
@@ -225,16 +212,6 @@ def guest_b(
             f"{GUEST_B_KERNEL_ARGS} {options}",
         ]
     )
-
-
-def reset(monitor: Path) -> None:
-    """Has QEMU reset its guest."""
-    with socket.socket(socket.AF_UNIX) as qemu:
-        qemu.connect(str(monitor))
-        qemu.sendall(b"system_reset\n")
-        said = b""
-        while said.count(b"(qemu)") < 2:  # before the command, and once it was carried out
-            said += qemu.recv(4096)
 
 
 def environment(guest_a: str, release: str, initramfs: str) -> dict[str, str]:

@@ -116,7 +116,8 @@ class Holder:
 class _Vm:
     """What tells of a VM, at one look, whether it was reset."""
 
-    tsc_zeroed_ns: int | None
+    tsc_set_ns: int | None
+    kvmclock_offset: int
     vcpus: int = 0
 
 
@@ -151,14 +152,15 @@ class Counters:
         """Return the addresses of the VMs that were reset since the last look."""
         before, self._vms = self._vms, {}
         for vcpu in vcpus:
-            vm = self._vms.setdefault(vcpu.vm, _Vm(vcpu.tsc_zeroed_ns))
+            vm = self._vms.setdefault(vcpu.vm, _Vm(vcpu.tsc_set_ns, vcpu.kvmclock_offset))
             vm.vcpus += 1
         return {
             address
             for address, vm in self._vms.items()
-            if vm.tsc_zeroed_ns
+            if vm.tsc_set_ns
             and (then := before.get(address))
-            and then.tsc_zeroed_ns != vm.tsc_zeroed_ns
+            and then.tsc_set_ns not in (None, vm.tsc_set_ns)
+            and then.kvmclock_offset == vm.kvmclock_offset  # else it was restored, with its counters
             and then.vcpus == vm.vcpus  # KVM sets the TSC of a vCPU that is new, too
         }
 

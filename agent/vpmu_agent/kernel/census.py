@@ -71,7 +71,7 @@ _FIELDS = {
 _OPTIONAL_FIELDS = {
     "VPMU_KVM_CREATED_MEDIATED_PMU": ("kvm", CREATED_MEDIATED, 1),  # since Linux 7.0
     "VPMU_KVM_LAST_TSC_NSEC": ("kvm", "arch.last_tsc_nsec", 8),
-    "VPMU_KVM_LAST_TSC_WRITE": ("kvm", "arch.last_tsc_write", 8),
+    "VPMU_KVM_KVMCLOCK_OFFSET": ("kvm", "arch.kvmclock_offset", 8),
     "VPMU_VCPU_MP_STATE": ("kvm_vcpu", "arch.mp_state", 4),
 }
 

@@ -60,9 +60,10 @@ class Vcpu(NamedTuple):
     global_ctrl: int
     has_filter: bool
     """Whether the VMM has set an event filter (KVM_SET_PMU_EVENT_FILTER)."""
-    tsc_zeroed_ns: int | None
-    """When its VM's TSC was last set to 0, as VMMs do at a reset, on a clock of KVM's; 0 if it was last set
-    to something else, None if that is not known."""
+    tsc_set_ns: int | None
+    """When the VMM last set its VM's TSC, as at a reset, on a clock of KVM's; None if that is not known."""
+    kvmclock_offset: int
+    """Of its VM: the VMM sets this, too, when it restores one, or goes on with one that it stopped."""
     cpu: int
     """The CPU that it ran on last; -1 if it never ran."""
     awaits_init: bool
@@ -232,7 +233,8 @@ def _vcpu(
     vm: int,
     global_ctrl: int,
     event_filter: int,
-    tsc_zeroed_ns: int,
+    tsc_set_ns: int,
+    kvmclock_offset: int,
     cpu: int,
     mp_state: int,
     irqchip_mode: int,
@@ -250,7 +252,8 @@ def _vcpu(
         vm=vm,
         global_ctrl=global_ctrl,
         has_filter=event_filter != 0,
-        tsc_zeroed_ns=None if tsc_zeroed_ns == _UNKNOWN_NS else tsc_zeroed_ns,
+        tsc_set_ns=None if tsc_set_ns == _UNKNOWN_NS else tsc_set_ns,
+        kvmclock_offset=kvmclock_offset,
         cpu=cpu,
         awaits_init=mp_state == _UNINITIALIZED,
         has_irqchip=irqchip_mode != 0,

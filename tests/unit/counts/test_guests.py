@@ -31,18 +31,18 @@ def test_a_record_says_what_the_kernel_has() -> None:
         "enable_pmu": 1,
         "irqchip_mode": 2,
         "cpu": 3,
-        "tsc_zeroed_ns": 7,
+        "tsc_set_ns": 7,
     }
     data = VCPU.pack({**made, "kvm_vcpu": 1, "irqchip_mode": 0, "mp_state": 1})
     data += VCPU.pack({**made, "kvm_vcpu": 2, "created_mediated_pmu": 1, "pmu_version": 2, "cpuid_nent": 30})
     data += VCPU.pack(
-        {**made, "kvm_vcpu": 3, "cpuid_nent": 30, "mp_state": 2**32 - 1, "tsc_zeroed_ns": 2**64 - 1}
+        {**made, "kvm_vcpu": 3, "cpuid_nent": 30, "mp_state": 2**32 - 1, "tsc_set_ns": 2**64 - 1}
     )
     no_pmu = {"vm": address, "vcpu_id": 3, "pmu_version": 0}
     assert decode(data).vcpus == [
-        vcpu(address=1, has_irqchip=False, has_cpuid=False, tsc_zeroed_ns=7, awaits_init=True, **no_pmu),
-        vcpu(address=2, vm=address, vcpu_id=3, mediated=True, tsc_zeroed_ns=7),
-        vcpu(address=3, tsc_zeroed_ns=None, **no_pmu),
+        vcpu(address=1, has_irqchip=False, has_cpuid=False, tsc_set_ns=7, awaits_init=True, **no_pmu),
+        vcpu(address=2, vm=address, vcpu_id=3, mediated=True, tsc_set_ns=7),
+        vcpu(address=3, tsc_set_ns=None, **no_pmu),
     ]
     assert decode(b"") == Look()
     with pytest.raises(struct.error):

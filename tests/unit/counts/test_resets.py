@@ -16,8 +16,8 @@ AGAIN_NS = 2 * 10**9
 
 
 def after_reset(**other: Any) -> Vcpu:
-    """The usual vCPU, whose VM's TSC was set to 0 a second time."""
-    return amd(tsc_zeroed_ns=AGAIN_NS, **other)
+    """The usual vCPU, whose VM's TSC was set again."""
+    return amd(tsc_set_ns=AGAIN_NS, **other)
 
 
 def web(*looks: tuple[Thing, ...]) -> VmCounters:
@@ -58,8 +58,9 @@ def test_the_mark_goes_with_the_event() -> None:
             pmc(0, control=0x76),
         ),  # the VMM wrote to its register, and KVM keeps the event for a while
         (after_reset(), pmc(0, event=0, event_id=0)),
-        (amd(tsc_zeroed_ns=0), pmc(0)),  # it was restored, with its counters
-        (amd(tsc_zeroed_ns=None), pmc(0)),
+        (after_reset(kvmclock_offset=5), pmc(0)),  # it was restored, with its counters
+        (amd(tsc_set_ns=None), pmc(0)),
+        (amd(tsc_set_ns=0), pmc(0)),  # the host was suspended to disk
         (after_reset(), after_reset(address=0x20, vcpu_id=1), pmc(0)),  # a vCPU was plugged in
         (after_reset(vm=2), pmc(0)),
     ],
@@ -74,11 +75,13 @@ def test_a_vm_that_is_new_was_not_reset() -> None:
 
 
 def test_a_restore_and_then_a_reset() -> None:
-    assert outlived((amd(tsc_zeroed_ns=0), pmc(0)), (after_reset(), pmc(0))) == ["gp0"]
+    restored = {"tsc_set_ns": 3 * 10**9, "kvmclock_offset": 5}
+    again = after_reset(kvmclock_offset=5), pmc(0)
+    assert outlived((amd(), pmc(0)), (amd(**restored), pmc(0)), again) == ["gp0"]
 
 
 def test_where_the_kernel_does_not_say_nothing_is_marked() -> None:
-    assert outlived((amd(tsc_zeroed_ns=None), pmc(0)), (amd(tsc_zeroed_ns=None), pmc(0))) == []
+    assert outlived((amd(tsc_set_ns=None), pmc(0)), (amd(tsc_set_ns=None), pmc(0))) == []
 
 
 def test_a_vcpu_that_waits_for_its_init_takes_one_look() -> None:

@@ -43,7 +43,7 @@ def found(*looks: tuple[Thing, ...]) -> Found:
 
 
 USUAL = found((amd(), pmc(0)))
-RESET_ONCE = found((amd(), pmc(0)), (amd(tsc_zeroed_ns=2 * 10**9), pmc(0)))
+RESET_ONCE = found((amd(), pmc(0)), (amd(tsc_set_ns=2 * 10**9), pmc(0)))
 
 
 def test_a_reset_is_told_once(log: Log) -> None:

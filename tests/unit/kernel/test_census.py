@@ -143,8 +143,8 @@ def test_a_kernel_with_it(tmp_path: Path) -> None:
 
 def test_a_kernel_that_says_when_a_vm_was_reset(tmp_path: Path) -> None:
     """As they all do at the time of writing."""
-    found = layout(tmp_path, tsc="u64 last_tsc_nsec, last_tsc_write;", state="int mp_state;")
-    moved = {"VPMU_KVM_LAST_TSC_NSEC": 32, "VPMU_KVM_LAST_TSC_WRITE": 40, "VPMU_VCPU_MP_STATE": 60}
+    found = layout(tmp_path, tsc="u64 last_tsc_nsec, kvmclock_offset;", state="int mp_state;")
+    moved = {"VPMU_KVM_LAST_TSC_NSEC": 32, "VPMU_KVM_KVMCLOCK_OFFSET": 40, "VPMU_VCPU_MP_STATE": 60}
     assert found == EXPECTED | moved
 
 

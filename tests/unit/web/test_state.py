@@ -118,7 +118,7 @@ def test_what_the_census_says(watch: Watch) -> None:
 
 
 def test_counters_that_outlive_a_reset(watch: Watch) -> None:
-    reset = amd(tsc_zeroed_ns=2 * 10**9)
+    reset = amd(tsc_set_ns=2 * 10**9)
     watch.show_guests(seen({WEB: "web01"}, look(amd(), pmc(0)), look(reset, pmc(0), starved(1))))
     overview = Overview(watch, Recent(), str)
     state = json.loads(state_json(overview.state()))
