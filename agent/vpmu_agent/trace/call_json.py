@@ -323,7 +323,8 @@ class _EventParts(dict[bytes, tuple[Attr, int, int, int]]):
         selector, _, rest = text.partition(b',"sample_period":')
         period, _, counter = rest.partition(b',"disabled":')
         flags, tgid, tid, pmc = self._counters[counter]
-        attr = Attr(*self._selectors[selector], _number(period, _U64), *flags)
+        sample_period = 0 if period == b"0" else _number(period, _U64)  # guest LBR has none
+        attr = Attr(*self._selectors[selector], sample_period, *flags)
         return _remember(self, text, (attr, tgid, tid, pmc))
 
 
