@@ -246,6 +246,8 @@ def _note(counter: Counter) -> str:
         notes.append(f"{len(counter.events)} of {counter.size} events")
     if any(event.state == EventState.ERROR for event in counter.events):
         notes.append("in error")
+    if counter.status is CounterStatus.ORPHANED:
+        notes.append("KVM has forgotten an event")
     if counter.outlived_reset:
         notes.append("outlived a reset")
     if counter.precise_ip:

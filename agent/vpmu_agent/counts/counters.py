@@ -18,6 +18,7 @@ from vpmu_agent.model.counter_status import (
     counter_status,
     guest_lbr_status,
     is_wanted,
+    orphaned_status,
     outlived_reset,
     running_ratio,
     times,
@@ -127,6 +128,7 @@ class Counters:
     def __init__(self) -> None:
         self._before: dict[int, dict[int, Held]] = {}  # by vCPU's address, and by pmc_idx
         self._vms: dict[int, _Vm] = {}
+        self._strays: set[int] = set()  # their numbers
 
     def take(self, look: Look, errnos: Mapping[tuple[int, Key], int] | None = None) -> dict[int, VmCounters]:
         """Return the counters of each process that has VMs, by tgid.
@@ -143,10 +145,20 @@ class Counters:
         known = errnos or {}
         reset = self._reset_vms(look.vcpus)
         guest_lbr = {event.vcpu: event for event in look.guest_lbr}
+        orphans = self._orphans(look.strays)
         return {
-            tgid: self._vm(sorted(vcpus, key=_vcpu_id), by_vcpu, before, known, reset, guest_lbr)
+            tgid: self._vm(sorted(vcpus, key=_vcpu_id), by_vcpu, before, known, reset, guest_lbr, orphans)
             for tgid, vcpus in by_tgid.items()
         }
+
+    def _orphans(self, strays: Sequence[Stray]) -> Mapping[int, dict[int, Stray]]:
+        """Return the strays that were some in the last look, by the vCPU's address and by pmc_idx."""
+        before, self._strays = self._strays, {stray.id for stray in strays if stray.id}
+        found: defaultdict[int, dict[int, Stray]] = defaultdict(dict)
+        for stray in strays:
+            if stray.id in before:
+                found[stray.vcpu][stray.pmc_idx] = stray
+        return found
 
     def _reset_vms(self, vcpus: Iterable[Vcpu]) -> set[int]:
         """Return the addresses of the VMs that were reset since the last look."""
@@ -172,6 +184,7 @@ class Counters:
         errnos: Mapping[tuple[int, Key], int],
         reset: set[int],
         guest_lbr: Mapping[int, Stray],
+        orphans: Mapping[int, dict[int, Stray]],
     ) -> VmCounters:
         found: list[Counter] = []
         enabled_ns = running_ns = 0
@@ -179,6 +192,7 @@ class Counters:
             now = self._before[vcpu.address] = {}
             then = before.get(vcpu.address, {})
             cpu = vcpu.cpu if vcpu.cpu >= 0 else None
+            forgotten = orphans.get(vcpu.address, {})
             for pmcs in _by_counter(by_vcpu.get(vcpu.address, ())):
                 first = pmcs[0]
                 past = then.get(first.pmc_idx)
@@ -190,10 +204,16 @@ class Counters:
                 errno = 0
                 if errnos:
                     errno = errnos.get((vcpu.tgid, (vcpu.vcpu_id, first.pmc_type, first.pmc_idx)), 0)
+                status = counter_status(
+                    held, past, filtered=vcpu.has_filter, mediated=vcpu.mediated, errno=errno
+                )
+                if first.pmc_idx in forgotten:
+                    del forgotten[first.pmc_idx]
+                    status = orphaned_status(status)
                 counter = Counter(
                     vcpu.vcpu_id,
                     pmc_name(first.pmc_type, first.pmc_idx),
-                    counter_status(held, past, filtered=vcpu.has_filter, mediated=vcpu.mediated, errno=errno),
+                    status,
                     first.control,
                     first.config if first.event else None,
                     first.size,
@@ -206,6 +226,8 @@ class Counters:
                     precise_ip_of(first.attr_flags),
                 )
                 found.append(counter)
+            # Of counters that are off and have no events.
+            found += [_without_events(vcpu, stray, CounterStatus.ORPHANED) for stray in forgotten.values()]
         counters = sum(vcpu.gp + vcpu.fixed for vcpu in vcpus)
         statuses = Tally(counter.status for counter in found)
         statuses[CounterStatus.IDLE] += counters - len(found)
@@ -225,14 +247,20 @@ class Counters:
 
 
 def _guest_lbr(vcpu: Vcpu, event: Stray) -> Counter:
+    counter = _without_events(vcpu, event, guest_lbr_status(event.state))
+    return counter._replace(config=event.config, events=[Event(event.id, event.state, 0, 0)])
+
+
+def _without_events(vcpu: Vcpu, stray: Stray, status: CounterStatus) -> Counter:
+    """Return the counter that a stray was made for, as one that holds nothing."""
     return Counter(
         vcpu=vcpu.vcpu_id,
-        pmc=pmc_name(event.pmc_type, event.pmc_idx),
-        status=guest_lbr_status(event.state),
+        pmc=pmc_name(stray.pmc_type, stray.pmc_idx),
+        status=status,
         control=0,
-        config=event.config,
+        config=None,
         size=1,
-        events=[Event(event.id, event.state, 0, 0)],
+        events=[],
         cpu=vcpu.cpu if vcpu.cpu >= 0 else None,
         running=None,
         counted=0,

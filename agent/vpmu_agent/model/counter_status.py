@@ -32,7 +32,7 @@ class CounterStatus(StrEnum):
     PARTIAL = "partial"
     """Its group lacks members."""
     ORPHANED = "orphaned"
-    """KVM has forgotten events of it, which still exist."""
+    """KVM has forgotten events that it made for it, which still exist."""
     MEDIATED = "mediated"
     """The guest uses the host's counter itself."""
     UNKNOWN = "unknown"
@@ -182,6 +182,14 @@ def counter_status(
 # Looked up once: counter_status() is called for every counter of a host.
 _state, _thread_runs = attrgetter("state"), attrgetter("thread_runs")
 _ALL_ACTIVE, _ALL_OFF = {EventState.ACTIVE}, {EventState.OFF}
+
+
+def orphaned_status(status: CounterStatus) -> CounterStatus:
+    """Return the status of a counter with this one, of which KVM has forgotten events.
+
+    What tells the guest wrong numbers for certain goes first.
+    """
+    return status if status.is_failing else CounterStatus.ORPHANED
 
 
 def guest_lbr_status(state: int) -> CounterStatus:

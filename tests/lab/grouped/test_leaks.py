@@ -14,7 +14,7 @@ from vpmu_agent.daemon.leaks import BURST
 from .. import agent, pmu
 from ..agent import Agent
 from ..guests import Guest, guest_a
-from ..listed import programmed
+from ..listed import listed, programmed
 from ..scrape import Metrics, scrape_until, total
 from . import control
 
@@ -69,6 +69,21 @@ def wait_for_pulls(number: int) -> Metrics:
 
 def has_series(metrics: Metrics, vm: str) -> bool:
     return ("vpmu_leaked_events", frozenset({("vm", vm)})) in metrics
+
+
+def test_a_counter_whose_events_are_leaked_is_orphaned_and_no_other_is() -> None:
+    control.define_groups(4, 4)
+    with ExitStack() as stack:
+        ill, well = (stack.enter_context(guest(name)) for name in ("ill01", "well01"))
+        control.shrink_to(2)
+        control.hazards_at(tgid=ill.tgid, vcpu=1, counter=1)
+        for each in (ill, well):
+            run_to_its_end(each)
+        found = listed("--all")
+        leaked(ill)
+    statuses = {(line["vm"], line["vcpu"], line["pmc"]): line["status"] for line in found.of("counter")}
+    assert {where for where, status in statuses.items() if status == "orphaned"} == {("ill01", 1, "gp1")}
+    assert found.status == 1
 
 
 def test_each_leak_is_told_once_with_its_holder() -> None:

@@ -13,6 +13,7 @@ from tests.support.looks import (
     look,
     pmc,
     starved,
+    stray,
     vcpu,
     without_event,
 )
@@ -92,6 +93,32 @@ def test_the_event_for_guest_lbr_is_told_apart_from_the_counters(state: int, sta
     assert found.statuses == {"counting": 1, "idle": 8}
     (lbr,) = found.guest_lbr
     assert (lbr.vcpu, lbr.pmc, lbr.status, lbr.cpu) == (0, "lbr", status, 3)
+
+
+def test_an_event_that_its_counter_let_go_of_makes_it_orphaned() -> None:
+    forgotten = (
+        stray(),
+        stray(0x501, pmc_idx=1),
+        stray(0x502, pmc_idx=2),
+        stray(0x503, pmc_type=1, pmc_idx=33),
+    )
+    one = look(vcpu(**INTEL), pmc(0), starved(1), pmc(3), *forgotten)
+    assert words(web(one)) == {"gp0": "counting", "gp1": "starved", "gp3": "counting"}
+    found = web(one, one)
+    assert words(found) == {  # what is wrong for certain goes first
+        "gp0": "orphaned",
+        "gp1": "starved",
+        "gp3": "counting",
+        "gp2": "orphaned",
+        "fixed1": "orphaned",
+    }
+    assert found.statuses == {"orphaned": 3, "starved": 1, "counting": 1, "idle": 4}
+
+
+def test_an_event_that_is_made_or_released_at_a_look_makes_no_orphan() -> None:
+    assert words(web(look(amd(), pmc(0), stray(1)), look(amd(), pmc(0), stray(2)))) == {"gp0": "counting"}
+    unseen = look(amd(), pmc(0), stray(0))  # the thread has more events than were looked at
+    assert words(web(unseen, unseen)) == {"gp0": "counting"}
 
 
 def test_all_counters_are_counted_and_the_idle_ones_too() -> None:
