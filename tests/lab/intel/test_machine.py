@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from .. import agent, live, programs
+from ..checks import AUTO
 from ..test_doctor import doctor
 
 pytestmark = pytest.mark.intel
@@ -18,9 +20,12 @@ def test_vpmu_is_live_on_an_unmodified_kvm_intel() -> None:
     assert live.ENABLE_PMU.read_text().strip() == "Y"
 
 
-def test_the_agent_attaches_the_programs_that_were_compiled_in_qemu() -> None:
+def test_the_agent_attaches_the_programs_that_were_compiled_in_qemu(
+    record_property: Callable[[str, str], None],
+) -> None:
     carried_over = set(programs.FOLDER.iterdir())
     with agent.trace() as tracing:
+        record_property(AUTO, tracing.mode)
         assert tracing.mode == "fexit"
         seen = tracing.stop()
     assert (seen.status, seen.lines) == (0, [])
