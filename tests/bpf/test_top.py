@@ -12,6 +12,7 @@ import pytest
 
 from tests.bpf.conftest import ROOT, Lookalike, Start
 from tests.bpf.test_daemon import enables, run
+from tests.bpf.test_greedy import holding
 from vpmu_agent.top.reading import Reading, Readings
 from vpmu_agent.top.sources import OwnSource
 from vpmu_agent.vms.names import Vms
@@ -19,8 +20,7 @@ from vpmu_agent.vms.names import Vms
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
 def test_the_daemon_is_asked_as_nobody(start: Start, stock: Lookalike) -> None:
-    with start() as running:
-        run(stock, "web01", rounds=50)
+    with start() as running, holding(stock, "web01", rounds=50):
         running.wait_for(enables("50", "web01"))
         command = [sys.executable, "-m", "vpmu_agent", "top", "--once", "--output", "json", "--interval", "1"]
         done = subprocess.run(

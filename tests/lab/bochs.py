@@ -27,7 +27,7 @@ CONSOLE_TAIL_LINES = 40
 INSTRUCTIONS_PER_SECOND = 400_000_000
 
 # Of the source tree, what is run in the VM.
-TREE = ("agent", "bpf", "tests", "pyproject.toml")
+TREE = ("agent", "bpf", "tests", "tools", "pyproject.toml")
 
 KERNEL_ARGS = (
     "console=ttyS0,115200",
