@@ -9,6 +9,8 @@ import errno
 import re
 from contextlib import ExitStack
 
+import pytest
+
 from vpmu_agent.daemon.leaks import BURST
 
 from .. import agent, pmu
@@ -71,6 +73,7 @@ def has_series(metrics: Metrics, vm: str) -> bool:
     return ("vpmu_leaked_events", frozenset({("vm", vm)})) in metrics
 
 
+@pytest.mark.intel
 def test_a_counter_whose_events_are_leaked_is_orphaned_and_no_other_is() -> None:
     control.define_groups(4, 4)
     with ExitStack() as stack:
