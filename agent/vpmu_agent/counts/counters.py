@@ -6,6 +6,7 @@ from collections import Counter as Tally
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -189,7 +190,7 @@ class Counters:
         found: list[Counter] = []
         enabled_ns = running_ns = 0
         for vcpu in vcpus:
-            now = self._before[vcpu.address] = {}
+            now: dict[int, Held] = {}
             then = before.get(vcpu.address, {})
             cpu = vcpu.cpu if vcpu.cpu >= 0 else None
             forgotten = orphans.get(vcpu.address, {})
@@ -226,13 +227,15 @@ class Counters:
                     precise_ip_of(first.attr_flags),
                 )
                 found.append(counter)
+            if now:
+                self._before[vcpu.address] = now
             # Of counters that are off and have no events.
             found += [_without_events(vcpu, stray, CounterStatus.ORPHANED) for stray in forgotten.values()]
         counters = sum(vcpu.gp + vcpu.fixed for vcpu in vcpus)
         statuses = Tally(counter.status for counter in found)
         statuses[CounterStatus.IDLE] += counters - len(found)
         return VmCounters(
-            found,
+            found or (),
             statuses,
             len(vcpus),
             max(vcpu.pmu_version for vcpu in vcpus),
@@ -241,9 +244,15 @@ class Counters:
             any(vcpu.has_filter for vcpu in vcpus),
             running_ratio(enabled_ns, running_ns),
             sum(counter.outlived_reset for counter in found),
-            [VcpuPmu(vcpu.vcpu_id, vcpu.gp, vcpu.fixed) for vcpu in vcpus],
-            [_guest_lbr(vcpu, guest_lbr[vcpu.address]) for vcpu in vcpus if vcpu.address in guest_lbr],
+            _pmus_of(tuple((vcpu.vcpu_id, vcpu.gp, vcpu.fixed) for vcpu in vcpus)),
+            [_guest_lbr(vcpu, guest_lbr[vcpu.address]) for vcpu in vcpus if vcpu.address in guest_lbr] or (),
         )
+
+
+@lru_cache(maxsize=64)
+def _pmus_of(vcpus: tuple[tuple[int, int, int], ...]) -> Sequence[VcpuPmu]:
+    """Return the vCPUs' numbers of counters: one object for the many VMs that have the same."""
+    return [VcpuPmu(*vcpu) for vcpu in vcpus]
 
 
 def _guest_lbr(vcpu: Vcpu, event: Stray) -> Counter:

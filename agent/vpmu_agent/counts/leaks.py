@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vpmu_agent.model.counter_status import EventState
-from vpmu_agent.probes.census import Look, Stray, Vcpu
+from vpmu_agent.probes.census import Look, Stray
 from vpmu_agent.probes.decoder import attr_of
 from vpmu_agent.probes.layout import pmc_name
 from vpmu_agent.text import attr_text
@@ -62,15 +62,15 @@ class Leaks:
     """
 
     _suspects: dict[int, _Suspect] = field(default_factory=dict)
-    _known: set[tuple[int, int]] = field(default_factory=set)
-    """The vCPUs of the last look."""
+    _known: dict[int, int] = field(default_factory=dict)
+    """The vCPUs of the last look: their addresses, and the tgid of each."""
 
     def take(self, look: Look, names: Mapping[int, str]) -> dict[str, list[Leak]]:
         """Return the leaks of each VM that has any, those that are there for longest first.
 
         `names` has those of the VMs, by tgid; of others nothing is returned.
         """
-        known = {_key(vcpu) for vcpu in look.vcpus}
+        known = {vcpu.address: vcpu.tgid for vcpu in look.vcpus}
         found: dict[int, _Suspect] = {}
         unseen: set[tuple[int, int]] = set()  # vCPUs with more events than were looked at
         for stray in look.strays:
@@ -81,7 +81,7 @@ class Leaks:
                 suspect.stray = stray
                 found[stray.id] = suspect
             else:
-                found[stray.id] = _Suspect(stray, look.time, vcpu not in self._known)
+                found[stray.id] = _Suspect(stray, look.time, self._known.get(stray.vcpu) != stray.tgid)
         for suspect in self._suspects.values():
             stray = suspect.stray
             if (stray.vcpu, stray.tgid) in unseen:
@@ -115,10 +115,6 @@ def sentence(leak: Leak) -> str:
 
 
 _MINUTES_S = 180.0
-
-
-def _key(vcpu: Vcpu) -> tuple[int, int]:
-    return vcpu.address, vcpu.tgid
 
 
 def _leak(suspect: _Suspect, name: str, age_s: float) -> Leak:

@@ -29,7 +29,7 @@ class Process:
     start time, or if /proc hides that, by its PID alone.
     """
 
-    __slots__ = ("_poll", "_start", "pidfd", "tgid")
+    __slots__ = ("_start", "pidfd", "tgid")
 
     @classmethod
     def find(cls, tgid: int) -> Process | None:
@@ -45,10 +45,7 @@ class Process:
     def __init__(self, tgid: int, fd: int) -> None:
         self.tgid = tgid
         self.pidfd = fd
-        if fd >= 0:
-            self._poll = select.poll()
-            self._poll.register(fd, select.POLLIN)
-        else:
+        if fd < 0:
             self._start = _state_and_start(tgid)[1]  # "" if /proc hides it
 
     def __del__(self) -> None:
@@ -62,7 +59,9 @@ class Process:
     def is_alive(self) -> bool:
         """Return whether it runs; a zombie, of which only the exit status is left, does not."""
         if self.pidfd >= 0:
-            return not self._poll.poll(0)  # readable once all its threads have ended
+            poll = select.poll()  # a kept one takes 300 bytes, of which a host may have thousands
+            poll.register(self.pidfd, select.POLLIN)
+            return not poll.poll(0)  # readable once all its threads have ended
         if not self._start:
             return _exists(self.tgid)
         state, start = _state_and_start(self.tgid)
