@@ -93,9 +93,11 @@ lab-grouped: .venv/ready $(if $(MADE),,lab-kernel)
 lab-debian13: .venv/ready
 	$(call lab,debian13,--host debian13 --kernel backports -m slim)
 
-# The same agent where KVM is kvm_intel, in Bochs: it emulates Intel's virtualization, and is slow.
+# The same agent where KVM is kvm_intel, in Bochs: it emulates Intel's virtualization, and is slow. A mediated vPMU
+# needs a newer kernel than the grouped one.
 test-intel: .venv/ready lab-kernel
 	$(call lab,intel,--machine bochs --kernel grouped -m 'not matrix')
+	$(call lab,intel-mediated,--machine bochs --host debian13 --kernel backports tests/lab/test_mediated.py)
 
 # All of the lab on all hosts and kernels; writes docs/kernels.md. An hour on two idle cores.
 lab-matrix: .venv/ready deb lab-kernel

@@ -9,7 +9,8 @@
  * With `mediated` it says that it can be handed to guests (Linux 7.0 and later), so that KVM, loaded with
  * enable_mediated_pmu=1, makes VMs with a mediated vPMU: which VM gets one, and that perf refuses what would count
  * in them, is all KVM's and perf's own doing then. Only the registers that KVM would switch at every entry and exit
- * of a guest are not there, and so that switch is left out.
+ * of a guest are not there, and so that switch is left out. On Intel, KVM also asks the CPU for full-width writes,
+ * which Bochs's does not have, and so that question is answered here.
  *
  * What the PMU saw is in /proc/vpmu_test_pmu, one line per owner: the tests hold the agent's counts against these.
  * Not built: overflow interrupts (sampling events never overflow).
@@ -327,6 +328,21 @@ static int switch_entry(struct kprobe *p, struct pt_regs *regs)
 	instruction_pointer_set(regs, (unsigned long)no_switch);
 	return 1;
 }
+
+/* In place of what looks at the PMU's version, IA32_PERF_CAPABILITIES and VMX's controls. */
+static bool supported(void)
+{
+	return true;
+}
+NOKPROBE_SYMBOL(supported);
+
+static int supported_entry(struct kprobe *p, struct pt_regs *regs)
+{
+	if (!mediated)
+		return 0;
+	instruction_pointer_set(regs, (unsigned long)supported);
+	return 1;
+}
 #endif
 
 /* Probes of KVM's functions. It comes after this module, and may go and come again. */
@@ -345,6 +361,10 @@ static struct {
 	{ "kvm",
 	  { .symbol_name = "kvm_mediated_pmu_put",
 	    .pre_handler = switch_entry,
+	    .post_handler = entry_done } },
+	{ "kvm_intel",
+	  { .symbol_name = "intel_pmu_is_mediated_pmu_supported",
+	    .pre_handler = supported_entry,
 	    .post_handler = entry_done } },
 #endif
 };
@@ -378,7 +398,8 @@ static int module_changed(struct notifier_block *nb, unsigned long state, void *
 	for (i = 0; i < ARRAY_SIZE(kvm_probes); i++) {
 		if (strcmp(changed->name, kvm_probes[i].module))
 			continue;
-		if (state == MODULE_STATE_LIVE)
+		/* Before its init function, which looks for a PMU. */
+		if (state == MODULE_STATE_COMING)
 			probe_kvm(i);
 		else if (state == MODULE_STATE_GOING)
 			unprobe_kvm(i);
