@@ -17,6 +17,14 @@ def test_vpmu_is_live() -> None:
     assert live.ENABLE_PMU.read_text().strip() == "Y"
 
 
+def test_the_test_pmu_counts_after_it_was_loaded_again() -> None:
+    live.make_live()
+    with guest_a() as guest:
+        guest.finish()
+        counts = pmu.kvm_counts(guest.tgid)
+    assert counts.added == counts.removed > 0
+
+
 def test_guest_a_makes_the_calls_that_are_expected_of_it() -> None:
     with tracefs.watch() as trace, guest_a(realtime=True) as guest:
         ((values,),) = guest.wait_for("vcpus")["vcpus"]

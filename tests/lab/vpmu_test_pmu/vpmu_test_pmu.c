@@ -226,6 +226,10 @@ static void test_pmu_del(struct perf_event *event, int flags)
 static struct pmu test_pmu = {
 	.module = THIS_MODULE,
 	.task_ctx_nr = perf_hw_context,
+#ifdef PERF_PMU_CAP_HETEROGENEOUS_CPUS
+	/* Before Linux 6.2 the first PMU has a task's hardware events until the next boot, also if it is unloaded. */
+	.capabilities = PERF_PMU_CAP_HETEROGENEOUS_CPUS,
+#endif
 	.event_init = test_pmu_event_init,
 	.add = test_pmu_add,
 	.del = test_pmu_del,
