@@ -25,7 +25,7 @@ from .hosts import HOSTS, Target
 
 VENDORS = {vm.QEMU: "AMD", vm.BOCHS: "Intel"}
 """Whose virtualization each machine emulates."""
-ON_INTEL = (("debian12", "stock"), ("debian12", "grouped"), ("debian13", "backports"))
+ON_INTEL = (("debian12", "stock"), ("debian12", "grouped"))
 """The hosts and kernels that are tried in Bochs too, by those tests only that have to do with it."""
 
 PAGE = places.REPO / "docs" / "kernels.md"
