@@ -81,6 +81,19 @@ def steps(process: subprocess.Popen[str]) -> Iterator[str]:
         print(file=process.stdin, flush=True)
 
 
+def go_on(process: subprocess.Popen[str]) -> None:
+    """Lets one that is started with `warm` make the rest of its rounds; see warmed()."""
+    assert process.stdin is not None
+    print(file=process.stdin, flush=True)
+
+
+def warmed(process: subprocess.Popen[str]) -> None:
+    """Waits until one that is started with `warm` has made so many rounds. It goes on with go_on()."""
+    assert process.stdout is not None
+    if process.stdout.readline() != "warm\n":
+        raise BenchError(f"the look-alike ended early, with status {process.wait()}: {process.args!r}")
+
+
 def finished(process: subprocess.Popen[str], began: float) -> Vm:
     """Waits until it has made its calls; `began` is when, in terms of time.monotonic()."""
     assert process.stdout is not None

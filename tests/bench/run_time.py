@@ -3,6 +3,7 @@
 Each program is attached to a look-alike of its own, all to the same functions, and these run in turn, a
 short while each: what disturbs the machine disturbs them all. A call costs several times as much when its
 data has left the caches since the last one, so calls are timed both back to back and some milliseconds apart.
+The first create of a counter, for which everybody has to make entries, is told apart from all others.
 
 It also matters where a program's maps and code lie in memory, which stays the same until it is loaded again.
 So there are several runs, each with all programs loaded again, and the goals apply to the medians of these.
@@ -62,6 +63,9 @@ COUNTERS: Mapping[Kernel, Counter] = {
     "grouped": Counter(", group of 4", 4, 12, 0),
 }
 
+FIRST_CREATE = "first create"
+"""Of a counter: of a group, the mean of its members' creates."""
+
 NAMES = {
     "monitor": "the monitor",
     "counts_only": "the monitor with --no-durations",
@@ -95,21 +99,24 @@ class _Subject:
     pids: Callable[[], list[int]]
 
     def run(self, counter: Counter, pace: Pace) -> dict[str, list[float]]:
-        """Nanoseconds a run of each of its programs, by call."""
-        before = stats.read(self.pids())
-        plan = {"rounds": max(1, pace.calls // counter.calls), **counter.plan, "rate": pace.rate}
-        with lookalike.vm(self.lookalike, self.name, **plan):
-            after = stats.read(self.pids())
-        took: dict[str, list[float]] = {}
-        for program, ran in after.items():
-            was = before.get(program, ran)  # bpftrace may have loaded it meanwhile
-            if runs := ran.runs - was.runs:
-                took.setdefault(ran.call, []).append((ran.time_ns - was.time_ns) / runs)
+        """Nanoseconds a run of each of its programs, by call; of a counter's first create as FIRST_CREATE."""
+        rounds = 1 + max(1, pace.calls // counter.calls)
+        plan = {"warm": 1, "rounds": rounds, **counter.plan, "rate": pace.rate}
+        began, start = time.monotonic(), stats.read(self.pids())
+        with lookalike.started(self.lookalike, self.name, **plan) as process:
+            lookalike.warmed(process)
+            warm = stats.read(self.pids())
+            lookalike.go_on(process)
+            lookalike.finished(process, began)
+            took = _took(warm, stats.read(self.pids()))
+        if first := _took(start, warm).get("create"):
+            took[FIRST_CREATE] = first
         return took
 
     def programs(self, call: str) -> int:
         """How many programs run at a call: one at its entry, and mostly one at its return."""
-        only_entry = self.name == "count" or (self.name == "counts_only" and call != "create")
+        creates = "create", FIRST_CREATE
+        only_entry = self.name == "count" or (self.name == "counts_only" and call not in creates)
         return 1 if only_entry else 2
 
     def wait(self, counter: Counter) -> None:
@@ -123,6 +130,15 @@ class _Subject:
                     return
             time.sleep(0.1)
         raise BenchError(f"{NAMES[self.name]} does not run on each of {', '.join(sorted(wanted))}")
+
+
+def _took(before: Mapping[int, stats.Ran], after: Mapping[int, stats.Ran]) -> dict[str, list[float]]:
+    took: dict[str, list[float]] = {}
+    for program, ran in after.items():
+        was = before.get(program, ran)  # bpftrace may have loaded it meanwhile
+        if runs := ran.runs - was.runs:
+            took.setdefault(ran.call, []).append((ran.time_ns - was.time_ns) / runs)
+    return took
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +190,7 @@ def _run(paths: Mapping[str, Path], kernel: Kernel, number: int) -> _Run:
         for pace_name, pace in PACES.items():
             say(f"run time on the {kernel} functions, {pace.what}: run {number} of {RUNS}")
             rounds = [{s.name: s.run(counter, pace) for s in subjects} for _ in range(ROUNDS)]
-            for call in (call for call in CALLS if call in rounds[0]["empty"]):
+            for call in (call for call in (*CALLS, FIRST_CREATE) if call in rounds[0]["empty"]):
                 # Of each subject the sum of its programs at entry and return.
                 whole = {name: median(sum(r[name][call]) for r in rounds) for name in NAMES}
                 run[pace_name, call] = Times(whole, {s.name: s.programs(call) for s in subjects})
@@ -186,7 +202,7 @@ _SUFFIXES = {"counts_only": ", counts only", "floor": ", at least (d)"}
 
 def figures(kernel: Kernel, pace: str, call: str, runs: Sequence[Times]) -> Iterator[Figure]:
     """The medians of several runs: times, and the ratios that the goals are for."""
-    key = f"run_time.{kernel}.{pace}.{call}"
+    key = f"run_time.{kernel}.{pace}.{call.replace(' ', '_')}"
     what = f"{call}{COUNTERS[kernel].what}, {PACES[pace].what}"
     for name, who in NAMES.items():
         took = median(times.whole[name] for times in runs)
@@ -194,7 +210,7 @@ def figures(kernel: Kernel, pace: str, call: str, runs: Sequence[Times]) -> Iter
         net = median(times.net(name) for times in runs)
         yield Figure(f"{key}.{name}.net", f"{what}: {who}, less empty programs", net, "ns", row=False)
     shown = [("monitor", "count"), ("monitor", "histogram")]
-    if call != "create":  # of which nothing can be left out
+    if call not in ("create", FIRST_CREATE):  # of which nothing can be left out
         shown += [("counts_only", "count"), ("floor", "count")]
     for name, baseline in shown:
         ratio = median(times.ratio(name, baseline) for times in runs)
@@ -205,7 +221,8 @@ def figures(kernel: Kernel, pace: str, call: str, runs: Sequence[Times]) -> Iter
 
 
 def _goal(kernel: Kernel, pace: str, call: str, name: str, baseline: str) -> Goal | None:
-    limit = (CREATE_GOALS if call == "create" else GOALS).get((pace, name), {}).get(baseline)
+    goals = {"create": CREATE_GOALS, FIRST_CREATE: {}}.get(call, GOALS)
+    limit = goals.get((pace, name), {}).get(baseline)
     if (kernel, pace, call, name, baseline) == ("grouped", "hot", "release", "monitor", "count"):
         limit = GROUP_RELEASE_GOAL
     return Goal("<=", limit) if limit else None
@@ -220,8 +237,8 @@ def table(measured: Iterable[Figure]) -> Iterator[str]:
     yield f"{'RUN TIME PER CALL, ns (NET)':<33}" + "".join(f"{head:>13}" for head in heads)
     for kernel, counter in COUNTERS.items():
         for pace_name, pace in PACES.items():
-            for call in CALLS:
-                key = f"run_time.{kernel}.{pace_name}.{call}"
+            for call in (*CALLS, FIRST_CREATE):
+                key = f"run_time.{kernel}.{pace_name}.{call.replace(' ', '_')}"
                 if f"{key}.empty" in times:
                     cells = (f"{times[f'{key}.{n}']:.0f} ({times[f'{key}.{n}.net']:.0f})" for n in NAMES)
                     what = f"{call}{counter.what}, {pace.what}"

@@ -81,7 +81,8 @@ static struct {
 	int rate;    /* calls a second of the whole program, but for others, lbr and jump; 0: no limit */
 	int reads;   /* of each event while it is enabled, and as many new periods */
 	int starved; /* there is no room for events once they are enabled: the leader's state is in error */
-	int hold;    /* once all is printed, stay until killed, as a VM that goes on running */
+	int warm; /* once so many rounds are made print `warm`, and wait for a line on stdin; of one thread only */
+	int hold; /* once all is printed, stay until killed, as a VM that goes on running */
 } plan = { .threads = 1, .rounds = 1, .size = 1, .fail_at = -1, .pmcs = 1, .generations = 1 };
 
 static atomic_long creates, enables, pauses, releases, reads, periods, failed;
@@ -243,29 +244,34 @@ static long now_ns(void)
 	return now.tv_sec * 1000000000L + now.tv_nsec;
 }
 
+static _Thread_local long start_ns, paced; /* when the first of the calls was due, and how many were made */
+
 /* Sleeps only when a millisecond ahead, for at 100,000 calls/s sleeping costs more than they do. */
 static void keep_to_rate(void)
 {
-	static _Thread_local long start_ns, calls;
 	long ahead_ns;
 
 	if (!plan.rate)
 		return;
 	if (!start_ns)
 		start_ns = now_ns();
-	ahead_ns = start_ns + 1000000000L * calls++ / plan.rate * plan.threads - now_ns();
+	ahead_ns = start_ns + 1000000000L * paced++ / plan.rate * plan.threads - now_ns();
 	if (ahead_ns >= 1000000)
 		usleep(ahead_ns / 1000);
 }
 
+static void say_and_wait(const char *word)
+{
+	puts(word);
+	fflush(stdout);
+	if (getchar() == EOF)
+		exit(0);
+}
+
 static void before(const char *call)
 {
-	if (plan.step) {
-		puts(call);
-		fflush(stdout);
-		if (getchar() == EOF)
-			exit(0);
-	}
+	if (plan.step)
+		say_and_wait(call);
 	keep_to_rate();
 }
 
@@ -461,6 +467,10 @@ static void *vcpu_thread(void *arg)
 		};
 
 	for (int i = 0; i < plan.rounds; i++) {
+		if (plan.warm && i == plan.warm) {
+			say_and_wait("warm");
+			start_ns = paced = 0;
+		}
 		if (plan.bursts)
 			burst(pmcs, i);
 		for (int j = 0; j < plan.pmcs && !plan.bursts; j++)
@@ -516,9 +526,9 @@ static const struct key {
 	const char *name;
 	int *value;
 } keys[] = {
-	KEY(threads), KEY(rounds),      KEY(size),    KEY(fail_at), KEY(sleep_us), KEY(others),
-	KEY(lbr),     KEY(jump),        KEY(reverse), KEY(pmcs),    KEY(step),     KEY(rate),
-	KEY(hold),    KEY(generations), KEY(starved), KEY(reads),   KEY(gp),       KEY(bursts),
+	KEY(threads), KEY(rounds),  KEY(size), KEY(fail_at), KEY(sleep_us), KEY(others), KEY(lbr),
+	KEY(jump),    KEY(reverse), KEY(pmcs), KEY(step),    KEY(rate),     KEY(hold),   KEY(generations),
+	KEY(starved), KEY(reads),   KEY(gp),   KEY(bursts),  KEY(warm),
 };
 
 static int set(const char *word)
