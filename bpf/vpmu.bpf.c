@@ -59,8 +59,9 @@ _Static_assert(VPMU_ALL_BUCKETS == VPMU_CALLS * VPMU_BUCKETS, "all calls have th
 
 #define CACHE_LINE 64
 
-_Static_assert(__builtin_offsetof(struct vpmu_pmc, create_ns) == CACHE_LINE, "the registers have a line");
-_Static_assert(__builtin_offsetof(struct vpmu_pmc, pmc) == 5 * CACHE_LINE, "and each call's durations");
+_Static_assert(__builtin_offsetof(struct vpmu_pmc, pmc) == CACHE_LINE, "the registers have a line");
+_Static_assert(__builtin_offsetof(struct vpmu_pmc, create_ns) == 2 * CACHE_LINE, "and what a create writes");
+_Static_assert(__builtin_offsetof(struct vpmu_pmc, verdicts) == 6 * CACHE_LINE, "and each call's durations");
 _Static_assert(__builtin_offsetof(struct vpmu_pmc, due) % CACHE_LINE == 0, "and a group's members");
 _Static_assert(sizeof(struct vpmu_pmc) % CACHE_LINE == 0, "and no line is two entries'");
 _Static_assert(sizeof(struct vpmu_vcpu) % CACHE_LINE == 0, "and no line is two entries'");
@@ -69,7 +70,7 @@ _Static_assert(__builtin_offsetof(struct vpmu_vcpu, periods) % CACHE_LINE == 0, 
 _Static_assert(sizeof(struct vpmu_thread) % CACHE_LINE == 0, "and no line is two entries'");
 _Static_assert(__builtin_offsetof(struct vpmu_thread, event) == CACHE_LINE,
 	       "a usual call's is the first line");
-_Static_assert(__builtin_offsetof(struct vpmu_thread, at) == 2 * CACHE_LINE, "a create's the second, too");
+_Static_assert(__builtin_offsetof(struct vpmu_thread, at) == 2 * CACHE_LINE, "any other's the second, too");
 _Static_assert(__builtin_offsetof(struct vpmu_thread, hints) % CACHE_LINE == 0, "and hints have lines");
 
 /* Only an array that could be mapped begins at a page, so that its entries begin at cache lines. */
@@ -478,6 +479,17 @@ static __always_inline struct vpmu_share *share_of(u32 tgid, u32 born)
 	return processes.lookup_or_try_init(&tgid, &none);
 }
 
+/* The lowest bits of when this thread was born: a load, for this is asked at every create. */
+static __always_inline u32 thread_born(void)
+{
+	u32 born;
+
+	asm volatile("%0 = *(u32 *)(%1 + %2)"
+		     : "=r"(born)
+		     : "r"(bpf_get_current_task_btf()), "i"(VPMU_TASK_START_BOOTTIME));
+	return born;
+}
+
 static __always_inline u32 born_at(u64 task)
 {
 	u32 born = 0;
@@ -512,20 +524,6 @@ static __always_inline struct vpmu_pmc *find_pmc(u64 address, u32 tgid, u32 *slo
 		return 0;
 	*slot = *found;
 	return pmcs.lookup(slot);
-}
-
-/* The same with a hint, as for one create after another of the same pmc. */
-static __always_inline struct vpmu_pmc *find_pmc_again(struct vpmu_thread *thread, u64 address, u32 *slot)
-{
-	struct vpmu_pmc *pmc;
-	u32 index;
-
-	if (unlikely(!find_hint(thread, address, slot, &index)))
-		return 0;
-	pmc = pmcs.lookup(slot);
-	if (unlikely(!pmc || pmc->pmc != address || pmc->tgid != thread->tgid))
-		return 0;
-	return pmc;
 }
 
 static __always_inline struct vpmu_pmc *add_pmc(u64 address, u32 tgid, u32 born, u32 *slot)
@@ -677,26 +675,24 @@ static __always_inline struct vpmu_thread *take_entry(void)
  */
 static __always_inline struct vpmu_thread *thread_for(struct vpmu_thread *thread, u64 kvm_pmc)
 {
-	u32 tgid = bpf_get_current_pid_tgid() >> 32, since;
-	u64 task = bpf_get_current_task();
+	u32 since = thread_born();
 
 	if (unlikely(!thread))
 		thread = take_entry();
 	if (unlikely(!thread)) {
 		count_lost(VPMU_LOST_MISSED_RETURN);
-		forget_pmc(kvm_pmc, tgid);
+		forget_pmc(kvm_pmc, bpf_get_current_pid_tgid() >> 32);
 		return 0;
 	}
-	since = born_at(task);
 	if (unlikely(thread->since != since)) {
 		/* The entry was that of a thread at the same place in memory, perhaps of another process. */
 		thread->since = since;
-		thread->born = process_born(task);
+		thread->born = process_born(bpf_get_current_task());
+		thread->tgid = bpf_get_current_pid_tgid() >> 32;
 #pragma clang loop unroll(disable)
 		for (int i = 0; i < VPMU_ALL_HINTS; i++)
 			thread->hints[i] = 0;
 	}
-	thread->tgid = tgid;
 	return thread;
 }
 
@@ -832,6 +828,15 @@ static __always_inline void free_pmc(struct vpmu_pmc *pmc, u32 slot)
 		__sync_fetch_and_add(&share->pmcs, -1);
 }
 
+/* Whether the vCPU that a pmc names is still the one that has this entry; else user space may have freed it. */
+static __always_inline bool is_vcpu_of(const struct vpmu_pmc *pmc, const struct vpmu_vcpu *vcpu)
+{
+	s32 vcpu_id = 0;
+
+	vpmu_read(&vcpu_id, sizeof(vcpu_id), pmc->kvm_vcpu + VPMU_VCPU_ID);
+	return vcpu->kvm_vcpu == pmc->kvm_vcpu && vcpu->vcpu_id == vcpu_id;
+}
+
 /*
  * Which pmc it is. Its memory may belong to another VM of the process by now, so that this is asked for each
  * program: who has its vCPU's memory. Of guest LBR, a thread stands for the vCPU. Returns the vCPU's entry,
@@ -844,11 +849,9 @@ static __always_inline struct vpmu_vcpu *identify(struct vpmu_pmc *pmc, u64 kvm_
 	u64 type = 0; /* and the field after it; little-endian */
 	u32 slot = 0;
 
-	if (likely(pmc->kvm_vcpu)) {
-		vpmu_read(&vcpu_id, sizeof(vcpu_id), pmc->kvm_vcpu + VPMU_VCPU_ID);
+	if (pmc->kvm_vcpu) {
 		vcpu = vcpus.lookup(&pmc->vcpu_slot);
-		/* User space may have freed the vCPU's entry, as one that nobody named. */
-		if (likely(vcpu && vcpu->kvm_vcpu == pmc->kvm_vcpu && vcpu->vcpu_id == vcpu_id))
+		if (vcpu && is_vcpu_of(pmc, vcpu))
 			return vcpu;
 	}
 	if (kvm_pmc) {
@@ -888,26 +891,23 @@ static __always_inline bool find_entries(struct vpmu_thread *call, u64 address, 
 	bool is_new = 0;
 	u32 slot = 0;
 
-	*pmc = is_create ? find_pmc_again(call, address, &slot) : 0;
-	if (unlikely(!*pmc)) {
-		*pmc = find_pmc(address, call->tgid, &slot);
-		if (!*pmc) {
-			*pmc = add_pmc(address, call->tgid, call->born, &slot);
-			is_new = 1;
-		} else if (unlikely((*pmc)->born != call->born)) {
-			count_lost(VPMU_LOST_TGID_REUSED);
-			return 0;
-		}
-		if (!*pmc)
-			return 0;
-		if (is_create && call->pmc)
-			put_hint(call, address, slot, 0);
+	*pmc = find_pmc(address, call->tgid, &slot);
+	if (!*pmc) {
+		*pmc = add_pmc(address, call->tgid, call->born, &slot);
+		is_new = 1;
+	} else if ((*pmc)->born != call->born) {
+		count_lost(VPMU_LOST_TGID_REUSED);
+		return 0;
 	}
-	if ((is_create && !call->leader) || unlikely(!(*pmc)->kvm_vcpu))
+	if (!*pmc)
+		return 0;
+	if (is_create && call->pmc)
+		put_hint(call, address, slot, 0);
+	if ((is_create && !call->leader) || !(*pmc)->kvm_vcpu)
 		*vcpu = identify(*pmc, call->pmc);
 	else
 		*vcpu = vcpus.lookup(&(*pmc)->vcpu_slot);
-	if (unlikely(!*vcpu && (is_new || !call->pmc)))
+	if (!*vcpu && (is_new || !call->pmc))
 		free_pmc(*pmc, slot);
 	call->pmc_slot = slot;
 	call->vcpu_slot = (*pmc)->vcpu_slot;
@@ -1341,28 +1341,108 @@ static __always_inline int unchecked_return(u32 name)
 
 /* create: judged at its return, which has the event. */
 
-/* A create as predicted, of a pmc that has left no event behind. */
-static __always_inline bool is_usual_create(struct vpmu_thread *call, struct vpmu_pmc *pmc,
-					    struct vpmu_vcpu *vcpu, const struct vpmu_control *now)
+/* How large a new group is, and how many creates begin no program. */
+static __always_inline void count_size(const struct vpmu_thread *call, const struct vpmu_pmc *pmc,
+				       struct vpmu_vcpu *vcpu, bool failed, u32 n)
 {
+	if (call->leader || failed) {
+		vcpu->siblings++;
+		vcpu->pinned_siblings += call->leader && pmc->attr_flags & ATTR_PINNED;
+	} else if (n > 1) {
+		vcpu->sizes[size_bucket(n)]++;
+		vcpu->sizes_sum += n;
+	}
+}
+
+/*
+ * A create as predicted, of a pmc that the thread has worked on before and that has left no event behind: the
+ * same as follow_create() does, without a look-up in a hash map.
+ */
+static __always_inline bool is_usual_create(struct vpmu_thread *call, u64 event,
+					    const struct vpmu_control *now, u64 duration)
+{
+	u32 slot = 0, index_of_pmc, n;
+	struct vpmu_attr attr = {};
+	struct vpmu_vcpu *vcpu;
+	struct vpmu_pmc *pmc;
 	s32 event_count;
 	u64 index = 0;
 
-	if (unlikely(now->stream || !now->epoch || pmc->epoch != now->epoch || vcpu->epoch != now->epoch))
+	if (unlikely(now->stream || !now->epoch || !call->pmc || event >= (u64)-MAX_ERRNO))
 		return 0;
-	if (unlikely(call->failed || !call->pmc || pmc->orphans || pmc->left))
+	if (unlikely(!find_hint(call, call->pmc, &slot, &index_of_pmc)))
+		return 0;
+	pmc = pmcs.lookup(&slot);
+	if (unlikely(!pmc || pmc->epoch != now->epoch || pmc->pmc != call->pmc))
+		return 0;
+	if (unlikely(pmc->tgid != bpf_get_current_pid_tgid() >> 32 || pmc->orphans || pmc->left))
+		return 0;
+	vcpu = vcpus.lookup(&pmc->vcpu_slot);
+	if (unlikely(!vcpu || vcpu->epoch != now->epoch))
+		return 0;
+	if (unlikely(!call->leader && !is_vcpu_of(pmc, vcpu)))
 		return 0;
 	event_count = event_count_of(pmc->kvm_vcpu);
 	if (unlikely(event_count != vcpu->event_count))
 		return 0;
-	call->n = max_nr_events_of(call->pmc);
-	if (unlikely(!vpmu_is_usual_create(pmc, call->event, call->leader, call->disabled, call->n, &index)))
+	n = max_nr_events_of(call->pmc);
+	vpmu_read(&attr, sizeof(attr), call->attr);
+	if (unlikely(!vpmu_is_usual_create(pmc, event, call->leader, attr.flags & ATTR_DISABLED, n, &index)))
 		return 0;
 	if (event_count >= 0)
 		vcpu->event_count = (event_count + 1) & 0xff;
+	call->pmc_slot = slot;
+	call->vcpu_slot = pmc->vcpu_slot;
+	keep_attr(pmc, &attr);
+	pmc->error = 0;
 	count_call(pmc, VPMU_CREATE);
-	put_hint(call, call->event, call->pmc_slot, index);
+	count_duration(pmc, VPMU_CREATE, duration);
+	count_size(call, pmc, vcpu, 0, n);
+	put_hint(call, event, slot, index);
+	/* One that is created disabled is not put on the PMU yet. */
+	if (!(attr.flags & ATTR_DISABLED) && unlikely(is_starved(event)))
+		count_starvation(pmc);
 	return 1;
+}
+
+/* Any other create. */
+static __always_inline void follow_create(struct vpmu_thread *call, u64 returned,
+					  const struct vpmu_control *now, u64 duration)
+{
+	struct vpmu_attr attr = {};
+	struct vpmu_vcpu *vcpu;
+	struct vpmu_pmc *pmc;
+	bool starved = 0;
+	s64 result = 0;
+	u64 address;
+
+	vpmu_read(&attr, sizeof(attr), call->attr);
+	call->disabled = attr.flags & ATTR_DISABLED;
+	call->failed = returned >= (u64)-MAX_ERRNO;
+	call->event = call->failed ? 0 : returned;
+	if (call->failed)
+		result = (s64)returned;
+	/* An event of guest LBR that could not be created has no address; its thread stands for it. */
+	address = call->pmc ? call->pmc : call->failed ? (u32)bpf_get_current_pid_tgid() : returned;
+	if (!find_entries(call, address, 1, &pmc, &vcpu))
+		return;
+	keep_attr(pmc, &attr);
+	pmc->error = -result;
+	judge(VPMU_CREATE, call, pmc, vcpu, now->epoch);
+	call->todo = now->stream || result || call->kind > VPMU_KIND_UNKNOWN ? VPMU_SEND : 0;
+	if (!call->pmc && pmc->state == VPMU_STATE_EMPTY)
+		call->todo |= VPMU_END;
+	if (result)
+		count_error(call->tgid, result);
+	count_duration(pmc, VPMU_CREATE, duration);
+	count_size(call, pmc, vcpu, call->failed, call->n);
+	if (!call->failed && !call->disabled) {
+		starved = is_starved(call->leader ? call->leader : call->event);
+		if (starved)
+			count_starvation(pmc);
+	}
+	if (call->todo)
+		finish(VPMU_CREATE, call, pmc, duration, result, starved);
 }
 
 static __always_inline int create_entry(u64 attr_addr, u64 leader, u64 handler, u64 context)
@@ -1374,81 +1454,39 @@ static __always_inline int create_entry(u64 attr_addr, u64 leader, u64 handler, 
 
 	if (unlikely(!now || !now->epoch))
 		return 0;
-	if (unlikely(!is_kvms && (handler || context)))
-		return 0;
-	vpmu_read(&attr, sizeof(attr), attr_addr);
-	if (unlikely(!is_kvms && !is_guest_lbr(&attr)))
-		return 0;
+	if (unlikely(!is_kvms)) {
+		if (handler || context)
+			return 0;
+		vpmu_read(&attr, sizeof(attr), attr_addr);
+		if (!is_guest_lbr(&attr))
+			return 0;
+	}
 	call = thread_for(this_thread(), context);
 	if (unlikely(!call))
 		return 0;
-	if (!is_kvms)
+	if (unlikely(!is_kvms))
 		note_guest_lbr(call->tgid, call->born);
 	if (unlikely(call->name != VPMU_CALLS))
 		miss_return(call);
 	call->pmc = context;
 	call->leader = leader;
-	call->attr_type = attr.type;
-	call->attr_config = attr.config;
-	call->attr_sample_period = attr.sample_period;
-	call->attr_flags = attr.flags;
+	call->attr = attr_addr;
 	begin_call(VPMU_CREATE, call);
 	return 0;
 }
 
 static __always_inline int create_return(u64 returned)
 {
-	u64 now_ns = bpf_ktime_get_ns(), duration, address;
+	u64 now_ns = bpf_ktime_get_ns(), duration;
 	struct vpmu_thread *call = this_thread();
 	struct vpmu_control *now = control_now();
-	struct vpmu_vcpu *vcpu;
-	struct vpmu_pmc *pmc;
-	bool starved = 0;
-	s64 result = 0;
 
 	if (unlikely(!now || !call || call->name != VPMU_CREATE))
 		return 0;
 	call->name = VPMU_CALLS;
 	duration = now_ns - call->time_ns;
-	call->disabled = call->attr_flags & ATTR_DISABLED;
-	call->failed = returned >= (u64)-MAX_ERRNO;
-	call->event = call->failed ? 0 : returned;
-	if (call->failed)
-		result = (s64)returned;
-	/* An event of guest LBR that could not be created has no address; its thread stands for it. */
-	address = call->pmc ? call->pmc : call->failed ? (u32)bpf_get_current_pid_tgid() : returned;
-	if (unlikely(!find_entries(call, address, 1, &pmc, &vcpu)))
-		return 0;
-	pmc->attr_type = call->attr_type;
-	pmc->attr_config = call->attr_config;
-	pmc->attr_sample_period = call->attr_sample_period;
-	pmc->attr_flags = call->attr_flags;
-	pmc->error = -result;
-	call->todo = 0;
-	if (unlikely(!is_usual_create(call, pmc, vcpu, now))) {
-		judge(VPMU_CREATE, call, pmc, vcpu, now->epoch);
-		call->todo = now->stream || result || call->kind > VPMU_KIND_UNKNOWN ? VPMU_SEND : 0;
-		if (!call->pmc && pmc->state == VPMU_STATE_EMPTY)
-			call->todo |= VPMU_END;
-		if (result)
-			count_error(call->tgid, result);
-	}
-	count_duration(pmc, VPMU_CREATE, duration);
-	/* One that is created disabled is not put on the PMU yet. */
-	if (!call->failed && !call->disabled) {
-		starved = is_starved(call->leader ? call->leader : call->event);
-		if (unlikely(starved))
-			count_starvation(pmc);
-	}
-	if (call->leader || call->failed) {
-		vcpu->siblings++;
-		vcpu->pinned_siblings += call->leader && pmc->attr_flags & ATTR_PINNED;
-	} else if (call->n > 1) {
-		vcpu->sizes[size_bucket(call->n)]++;
-		vcpu->sizes_sum += call->n;
-	}
-	if (unlikely(call->todo))
-		finish(VPMU_CREATE, call, pmc, duration, result, starved);
+	if (unlikely(!is_usual_create(call, returned, now, duration)))
+		follow_create(call, returned, now, duration);
 	return 0;
 }
 

@@ -111,8 +111,8 @@ struct vpmu_vcpu {
 /*
  * Entry of the array `pmcs`: the registers of the model's rules (docs/model.md), which pmc it is, and what
  * was counted for it. A usual call of a single event touches two cache lines of it: the first one and, at
- * the return, that of the call's durations. That of a group's member also touches the line that begins with
- * `due`.
+ * the return, that of the call's durations. A create also touches the second, and that of a group's member the
+ * line that begins with `due`.
  *
  * The line of a call's durations has their sum, how many fell into each bucket, and of each bucket in 5
  * bits how often that came to 1 << 32.
@@ -133,19 +133,6 @@ struct vpmu_pmc {
 	__u32 calls[VPMU_CALLS];
 	__u16 calls_high[VPMU_CALLS]; /* bits 32 to 47 of `calls` */
 
-	__u64 create_ns;
-	__u32 create_buckets[VPMU_BUCKETS];
-	__u64 create_carries;
-	__u64 enable_ns;
-	__u32 enable_buckets[VPMU_BUCKETS];
-	__u64 enable_carries;
-	__u64 pause_ns;
-	__u32 pause_buckets[VPMU_BUCKETS];
-	__u64 pause_carries;
-	__u64 release_ns;
-	__u32 release_buckets[VPMU_BUCKETS];
-	__u64 release_carries;
-
 	__u64 pmc;      /* struct kvm_pmc *; of guest LBR the event */
 	__u64 kvm_vcpu; /* struct kvm_vcpu *, 0 for guest LBR */
 	__u64 attr_config;
@@ -159,6 +146,19 @@ struct vpmu_pmc {
 	__u8 pmc_type;
 	__u8 pmc_idx;
 	__u16 error; /* errno of the last create, 0 if it succeeded */
+
+	__u64 create_ns;
+	__u32 create_buckets[VPMU_BUCKETS];
+	__u64 create_carries;
+	__u64 enable_ns;
+	__u32 enable_buckets[VPMU_BUCKETS];
+	__u64 enable_carries;
+	__u64 pause_ns;
+	__u32 pause_buckets[VPMU_BUCKETS];
+	__u64 pause_carries;
+	__u64 release_ns;
+	__u32 release_buckets[VPMU_BUCKETS];
+	__u64 release_carries;
 
 	__u64 verdicts[VPMU_KINDS]; /* by enum vpmu_kind; what was predicted is not counted */
 	__u32 claims;               /* by who takes the entry for the first time */
@@ -176,28 +176,25 @@ struct vpmu_pmc {
 struct vpmu_thread {
 	__u64 task;    /* struct task_struct * */
 	__u64 time_ns; /* when its last call began */
-	__u32 name; /* enum vpmu_call_name, VPMU_CALLS if it is in none, VPMU_IN_* in one of the unchecked */
-	__u32 todo; /* at the return, beside the duration: VPMU_SEND, VPMU_END */
+	__u16 name;  /* enum vpmu_call_name, VPMU_CALLS if it is in none, VPMU_IN_* in one of the unchecked */
+	__u16 todo;  /* at the return, beside the duration: VPMU_SEND, VPMU_END */
+	__u32 since; /* when the thread was born, as the lowest bits of task_struct.start_boottime */
 	__u32 pmc_slot;
 	__u32 vcpu_slot;
-	__u64 pmc; /* struct kvm_pmc *, 0 for guest LBR; not of a usual call, as all that follows */
+	__u64 pmc; /* struct kvm_pmc *, 0 for guest LBR; of creates and of calls that are not usual */
 	__u64 leader;
-	__u32 tgid;
-	__u32 takes;  /* how often a thread took the entry */
+	__u64 attr;   /* struct perf_event_attr *, of a create */
 	__u64 placed; /* struct perf_event *: whose state is read when an enable returns; 0: none's */
 
-	__u64 event; /* of a create, as what is on this line */
-	__u64 attr_config;
-	__u64 attr_sample_period;
-	__u64 attr_flags;
-	__u32 attr_type;
-	__u32 n; /* max_nr_events, where the model asks for it */
+	__u64 event; /* not of a usual call, as all that follows, but for `tgid` and `born` */
+	__u32 tgid;
+	__u32 born;  /* when its process was */
+	__u32 takes; /* how often a thread took the entry */
+	__u32 n;     /* max_nr_events, where the model asks for it */
 	__u8 failed;
 	__u8 disabled;
-	__u8 unused_bytes[2];
-	__u32 since; /* when the thread was born, as the lowest bits of task_struct.start_boottime */
-	__u32 born;  /* when its process was */
-	__u32 unused_create[3];
+	__u8 unused_bytes[6];
+	__u64 unused_call[4];
 
 	__u64 at; /* the verdict, as in struct vpmu_call */
 	__u32 size;
