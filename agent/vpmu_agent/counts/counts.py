@@ -6,8 +6,8 @@ from array import array
 from collections import Counter as Tally
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
-from operator import add
+from itertools import accumulate, chain, islice
+from operator import add, lt
 
 from vpmu_agent.counts.counters import Counter
 from vpmu_agent.counts.guests import Found
@@ -77,13 +77,13 @@ class Counts:
     """Failed creations by errno."""
     pmcs: tuple[Pmc, ...] = ()
     """The pmcs, in order. Guest LBR has none."""
-    calls: array[int] = field(default_factory=lambda: array("Q"))
-    """The calls of each of `pmcs` by name, those of one after those of another."""
+    calls: array[int] = field(default_factory=lambda: array("I"))
+    """The calls of each of `pmcs` by name, those of one after those of another; of 32 or of 64 bits."""
     _divergences: Tally[tuple[int, ...]] = field(default_factory=Tally)  # by Pmc and that of DIVERGENCES
 
     def __add__(self, other: Counts) -> Counts:
         """Return the sum, and change neither."""
-        pmcs, calls = added_calls(self.pmcs + other.pmcs, self.calls + other.calls)
+        pmcs, calls = added_calls(self.pmcs + other.pmcs, array("Q", self.calls) + array("Q", other.calls))
         return Counts(
             array("q", list(map(add, self.numbers, other.numbers))),
             self.has_guest_lbr or other.has_guest_lbr,
@@ -151,14 +151,13 @@ def _state(counter: Counter) -> State:
 
 def added_calls(pmcs: Sequence[Pmc], calls: array[int]) -> tuple[tuple[Pmc, ...], array[int]]:
     """Return pmcs and their calls as Counts has them: one can have had several entries, in any order."""
-    if all(pmc < after for pmc, after in pairwise(pmcs)):  # as usual
+    if all(map(lt, pmcs, islice(pmcs, 1, None))):
         return tuple(pmcs), calls
     sums: dict[Pmc, Sequence[int]] = {}
-    for i, pmc in enumerate(pmcs):
-        more = calls[i * len(CALLS) : (i + 1) * len(CALLS)]
+    for pmc, more in zip(pmcs, zip(*[iter(calls)] * len(CALLS), strict=True), strict=True):
         sums[pmc] = list(map(add, sums[pmc], more)) if pmc in sums else more
     pmcs = tuple(sorted(sums))
-    return pmcs, array("Q", [count for pmc in pmcs for count in sums[pmc]])
+    return pmcs, array("Q", list(chain.from_iterable(map(sums.__getitem__, pmcs))))
 
 
 @dataclass(frozen=True, slots=True)

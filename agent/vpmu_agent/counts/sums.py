@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterable
-from operator import add
+from collections.abc import Iterable, Sequence
+from operator import add, itemgetter
 
 from vpmu_agent.counts.counts import DIVERGENCES, Counts, Pmc, added_calls
 from vpmu_agent.model.rules import Kind, State
@@ -25,18 +25,17 @@ _NOT_COUNTED = len(Kind) - len(DIVERGENCES)  # Kind has the divergences last
 # Arrays that are usually 0 are read as bytes, and unpacked only if they are not.
 _calls_of = struct.Struct(f"={len(CALLS)}I").unpack
 _high_of = struct.Struct(f"={len(CALLS)}H").unpack
-_due_of = struct.Struct(f"={len(CALLS)}q").unpack
 _verdicts_of = struct.Struct(f"={len(Kind)}Q").unpack
 _NO_HIGH, _NO_DUE, _NO_VERDICTS = bytes(2 * len(CALLS)), bytes(8 * len(CALLS)), bytes(8 * len(Kind))
 
 # The durations in a pmc's entry are four lines, each of a sum (64 bits), buckets (32 bits each) and what they
-# have carried (5 bits each). The numbers of 32 bits are added up as two long integers, of those at even and
-# of those at odd places, with 64 bits for each sum: one addition for all of them. One for each would take
-# more time than all the rest of a scrape.
+# have carried (5 bits each). They are added up as one long integer, and the numbers of 32 bits at odd places
+# as another one, where each sum has 64 bits; what the two differ by is the sums of those at even places. So
+# there are two additions for all numbers. One for each would take more time than all the rest of a scrape.
 _BUCKETS = SIZES["VPMU_BUCKETS"]
 _LINE = 2 + _BUCKETS + 2  # numbers of 32 bits
 _LINES = 4 * _LINE * len(CALLS)
-_EVEN = int.from_bytes(b"\xff\xff\xff\xff\0\0\0\0" * (_LINES // 8), "little")
+_ODD = int.from_bytes(b"\0\0\0\0\xff\xff\xff\xff" * (_LINES // 8), "little")
 _CARRIES = int.from_bytes((bytes(4 * _LINE - 8) + b"\xff" * 8) * len(CALLS), "little")
 _CARRY_BITS = 5
 
@@ -48,29 +47,40 @@ def _carried(lines: int) -> list[int]:
     return [(of_call >> (_CARRY_BITS * bucket)) & mask for of_call in carries for bucket in range(_BUCKETS)]
 
 
-def _durations(even: int, odd: int) -> array[int]:
+# The sums are unpacked as all those at even places, and then all at odd ones.
+_sums_of = struct.Struct(f"={2 * _LINES // 8}q").unpack
+_in_order = itemgetter(*(place // 2 + place % 2 * (_LINES // 8) for place in range(_LINES // 4)))
+
+
+def _durations(lines: int, odd: int) -> list[int]:
     """Return the sums of durations, and then all buckets, out of lines that were added up."""
-    numbers = array("q", bytes(8 * _LINE * len(CALLS)))
-    numbers[::2] = array("q", even.to_bytes(_LINES, "little"))
-    numbers[1::2] = array("q", odd.to_bytes(_LINES, "little"))
-    starts = range(0, len(numbers), _LINE)
-    durations = array("q", [numbers[start] + (numbers[start + 1] << 32) for start in starts])
+    even = (lines - odd).to_bytes(_LINES, "little")
+    sums = _in_order(_sums_of(even + (odd >> 32).to_bytes(_LINES, "little")))
+    starts = range(0, len(sums), _LINE)
+    durations = [sums[start] + (sums[start + 1] << 32) for start in starts]
     for start in starts:
-        durations += numbers[start + 2 : start + 2 + _BUCKETS]
+        durations += sums[start + 2 : start + 2 + _BUCKETS]
     return durations
 
 
-# Calls that are not checked: of each how many, their sum in ns, buckets, and what fills the line. No sum of
-# theirs reaches 64 bits, so that they are added up as one long integer.
-_READ_LINES = [
+# In a vCPU's entry no sum ever reaches 64 bits, so that these are added up as one long integer each: what
+# there is of groups, and the calls that are not checked (of each how many, their sum in ns, buckets, and what
+# fills the line).
+_GROUP_NUMBERS = ["siblings", "pinned_siblings", "sizes", "sizes_sum"]
+_READ_NUMBERS = [
     name
     for calls, call in zip(("reads", "periods"), UNCHECKED, strict=True)
     for name in (calls, f"{call}_ns", f"{call}_buckets", f"unused_{call}")
 ]
-_READ_NUMBERS = 16  # of each
-_groups = VCPU.reader("tgid", "siblings", "pinned_siblings", "sizes", "sizes_sum", lines=_READ_LINES)
-_NO_READS = bytes(8 * _READ_NUMBERS * len(UNCHECKED))
-_NO_GROUPS = [0] * (3 + SIZES["VPMU_SIZES"])
+_READ_LINE = 16  # numbers of each call
+_unended = VCPU.reader("tgid", lines=[_GROUP_NUMBERS, _READ_NUMBERS])
+_groups_of = struct.Struct(f"={3 + SIZES['VPMU_SIZES']}q")
+_reads_of = struct.Struct(f"={_READ_LINE * len(UNCHECKED)}q")
+_read_buckets = itemgetter(
+    *(_READ_LINE * call + 2 + bucket for call in range(len(UNCHECKED)) for bucket in range(_BUCKETS))
+)
+_NO_GROUPS, _NO_READS = bytes(_groups_of.size), bytes(_reads_of.size)
+
 _ended = VCPU.reader("tgid", "starvations", raw=("calls", "due", "verdicts", "durations_ns", "buckets"))
 _ended_calls_of = struct.Struct(f"={len(CALLS)}Q").unpack
 _ended_durations_of = struct.Struct(f"={len(CALLS)}Q{len(CALLS) * _BUCKETS}Q").unpack
@@ -82,20 +92,20 @@ class _Process:
     """What has been added up of one process."""
 
     def __init__(self) -> None:
-        self.counts = Counts()
+        self.has_guest_lbr = False
+        self.divergences: list[tuple[Pmc, Sequence[int]]] = []
         self.pmcs: list[Pmc] = []
         self.calls_of_pmcs = bytearray()  # as they are in the entries
         self.high: dict[int, tuple[int, ...]] = {}  # what is above 32 bits, by index into `pmcs`
-        self.even = self.odd = 0  # lines of durations
+        self.lines = self.odd = 0  # of durations: all numbers, and those at odd places
         self.carries = _NO_CARRIES
         self.calls = [0] * len(CALLS)  # of guest LBR
-        self.due = [0] * len(CALLS)
+        self.due = bytearray()  # as it is in the entries
         self.verdicts = [0] * len(Kind)
         self.starvations = 0
         self.groups = [0] * len(State)
         self.events = self.orphans = 0
-        self.sizes = _NO_GROUPS
-        self.reads = 0
+        self.sizes = self.reads = 0  # numbers of vCPUs
         self.durations = _NO_DURATIONS  # of events of guest LBR that have ended
 
 
@@ -121,7 +131,7 @@ class Sums:
             "pmc_idx",
             "starvations",
             raw=("calls", "calls_high", "verdicts", "due"),
-            lines=[f"{call}_{what}" for call in CALLS for what in ("ns", "buckets", "carries")],
+            lines=[[f"{call}_{what}" for call in CALLS for what in ("ns", "buckets", "carries")]],
         )
         self._processes: dict[int, _Process] = {}
         self._known: dict[Pmc, Pmc] = {}  # one object for the same pmc of all VMs
@@ -132,10 +142,10 @@ class Sums:
             for tgid, starvations, calls, due, verdicts, durations_ns, buckets in _ended.iter_unpack(entries):
                 if tgid and calls != _NO_CALLS:
                     process = self._of(tgid)
-                    process.counts.has_guest_lbr = True
+                    process.has_guest_lbr = True
                     process.calls = list(map(add, process.calls, _ended_calls_of(calls)))
                     process.starvations += starvations
-                    process.due = list(map(add, process.due, _due_of(due)))
+                    process.due += due
                     process.verdicts = list(map(add, process.verdicts, _verdicts_of(verdicts)))
                     durations = _ended_durations_of(durations_ns + buckets)
                     process.durations = list(map(add, process.durations, durations))
@@ -167,7 +177,7 @@ class Sums:
                     last, process = tgid, self._of(tgid)
                 pmc = vcpu, pmc_type, pmc_idx
                 if pmc_type == PMC_TYPE_LBR:
-                    process.counts.has_guest_lbr = True
+                    process.has_guest_lbr = True
                     process.calls = list(map(add, process.calls, _calls_of(calls)))
                 else:
                     process.pmcs.append(known.setdefault(pmc, pmc))
@@ -175,8 +185,8 @@ class Sums:
                     if high != _NO_HIGH:
                         process.high[len(process.pmcs) - 1] = _high_of(high)
                 lines = int.from_bytes(packed, "little")
-                process.even += lines & _EVEN
-                process.odd += lines >> 32 & _EVEN
+                process.lines += lines
+                process.odd += lines & _ODD
                 if lines & _CARRIES:
                     process.carries = list(map(add, process.carries, _carried(lines)))
                 if members:
@@ -187,22 +197,22 @@ class Sums:
                 if starvations:
                     process.starvations += starvations
                 if due != _NO_DUE:
-                    process.due = list(map(add, process.due, _due_of(due)))
+                    process.due += due
                 if verdicts != _NO_VERDICTS:
                     process.verdicts = list(map(add, process.verdicts, _verdicts_of(verdicts)))
                     if pmc_type != PMC_TYPE_LBR:
-                        process.counts.add_divergences(pmc, _verdicts_of(verdicts)[_NOT_COUNTED:])
+                        process.divergences.append((pmc, _verdicts_of(verdicts)[_NOT_COUNTED:]))
 
     def add_vcpus(self, vcpus: Entries) -> None:
         """Add what is known of groups, and the calls that are not checked."""
         for entries in vcpus:
-            for tgid, *sizes, reads in _groups.iter_unpack(entries):
+            for tgid, sizes, reads in _unended.iter_unpack(entries):
                 if tgid:
                     process = self._of(tgid)
                     if reads != _NO_READS:
                         process.reads += int.from_bytes(reads, "little")
                     if sizes != _NO_GROUPS:
-                        process.sizes = list(map(add, process.sizes, sizes))
+                        process.sizes += int.from_bytes(sizes, "little")
 
     def counts(self) -> dict[int, Counts]:
         """Return the counts of each process, by tgid, and forget them."""
@@ -220,35 +230,55 @@ class Sums:
 
 
 def _counts(process: _Process) -> Counts:
-    of_pmcs = array("Q", array("I", process.calls_of_pmcs))
-    for i, counts in process.high.items():
-        for call, high in enumerate(counts):
-            of_pmcs[i * len(CALLS) + call] += high << 32
-    process.counts.pmcs, process.counts.calls = added_calls(process.pmcs, of_pmcs)
+    of_pmcs = array("I", process.calls_of_pmcs)
+    if process.high:
+        of_pmcs = array("Q", of_pmcs)
+        for i, of_pmc in process.high.items():
+            for call, high in enumerate(of_pmc):
+                of_pmcs[i * len(CALLS) + call] += high << 32
+    pmcs, calls_of_pmcs = added_calls(process.pmcs, of_pmcs)
     calls = [more + sum(of_pmcs[call :: len(CALLS)]) for call, more in enumerate(process.calls)]
+    due = array("q", process.due)
+    predicted = [count + sum(due[call :: len(CALLS)]) for call, count in enumerate(calls)]
     process.verdicts[_PREDICTED] = sum(calls) - sum(process.verdicts)  # nothing counts these
-    siblings, pinned_siblings, *sizes, sizes_sum = process.sizes
+    siblings, pinned_siblings, *sizes, sizes_sum = _groups_of.unpack(
+        process.sizes.to_bytes(_groups_of.size, "little")
+    )
     single = calls[_CREATE] - siblings - sum(sizes)
-    durations = _durations(process.even, process.odd)
+    sizes[0] += single
+    durations = _durations(process.lines, process.odd)
     if process.carries is not _NO_CARRIES:
         for at, carried in enumerate(process.carries, start=len(CALLS)):
             durations[at] += carried << 32
     if process.durations is not _NO_DURATIONS:
-        durations = array("q", list(map(add, durations, process.durations)))
-    first = [*map(add, calls, process.due), sizes[0] + single, *sizes[1:], sizes_sum + single]
-    reads, read_ns, read_buckets = _reads(process.reads)
-    first += [*calls, *reads, *process.verdicts]
-    sums, buckets = durations[: len(CALLS)], durations[len(CALLS) :]
-    rest = [process.starvations, pinned_siblings]
-    rest += [*process.groups, process.events, process.orphans, 0]  # none was refused
-    process.counts.numbers = array("q", first) + sums + read_ns + buckets + read_buckets + array("q", rest)
-    return process.counts
-
-
-def _reads(lines: int) -> tuple[array[int], array[int], array[int]]:
-    """Return how many calls there were that are not checked, their durations in ns, and all buckets."""
-    numbers = array("q", lines.to_bytes(len(_NO_READS), "little"))
-    buckets = array("q")
-    for start in range(2, len(numbers), _READ_NUMBERS):
-        buckets += numbers[start : start + _BUCKETS]
-    return numbers[::_READ_NUMBERS], numbers[1::_READ_NUMBERS], buckets
+        durations = list(map(add, durations, process.durations))
+    reads = _reads_of.unpack(process.reads.to_bytes(_reads_of.size, "little"))
+    counts = Counts(
+        array(
+            "q",
+            [
+                *predicted,
+                *sizes,
+                sizes_sum + single,
+                *calls,
+                *reads[::_READ_LINE],
+                *process.verdicts,
+                *durations[: len(CALLS)],
+                *reads[1::_READ_LINE],
+                *durations[len(CALLS) :],
+                *_read_buckets(reads),
+                process.starvations,
+                pinned_siblings,
+                *process.groups,
+                process.events,
+                process.orphans,
+                0,  # refused
+            ],
+        ),
+        process.has_guest_lbr,
+        pmcs=pmcs,
+        calls=calls_of_pmcs,
+    )
+    for pmc, divergences in process.divergences:
+        counts.add_divergences(pmc, divergences)
+    return counts

@@ -52,13 +52,17 @@ class Layout:
         }
         """The place of each field among the numbers that `struct` unpacks."""
 
-    def reader(self, *fields: str, raw: Sequence[str] = (), lines: Sequence[str] = ()) -> struct.Struct:
+    def reader(
+        self, *fields: str, raw: Sequence[str] = (), lines: Sequence[Sequence[str]] = ()
+    ) -> struct.Struct:
         """Return what unpacks only some fields, in the order of the struct; those of `raw` as bytes.
 
-        Those of `lines`, which follow each other, are unpacked as the bytes of all of them. To unpack whole
-        entries would take several times as long. Raise ValueError if there is no such field.
+        Each of `lines` is fields that follow each other, and is unpacked as the bytes of all of them. To
+        unpack whole entries would take several times as long. Raise ValueError if there is no such field.
         """
-        if unknown := {*fields, *raw, *lines} - self.fields.keys():
+        together = {line[0]: line for line in lines}
+        rest = {field for line in lines for field in line[1:]}
+        if unknown := {*fields, *raw, *together, *rest} - self.fields.keys():
             raise ValueError(f"the struct has no {', '.join(sorted(unknown))}")
         sizes = {field: count * struct.calcsize(f"={fmt}") for field, fmt, count in self._declared}
         formats = ["="]
@@ -67,10 +71,10 @@ class Layout:
                 formats.append(f"{count}{fmt}")
             elif field in raw:
                 formats.append(f"{sizes[field]}s")
-            elif field not in lines:
+            elif field in together:
+                formats.append(f"{sum(sizes[each] for each in together[field])}s")
+            elif field not in rest:
                 formats.append(f"{sizes[field]}x")
-            elif field == lines[0]:
-                formats.append(f"{sum(sizes[line] for line in lines)}s")
         return struct.Struct("".join(formats))
 
     def offset(self, field: str) -> int:

@@ -42,7 +42,7 @@ def test_a_reader_unpacks_only_what_is_asked_for(thing: Layout) -> None:
     reader = thing.reader("id", raw=("counts",))
     assert reader.unpack(packed) == (b"\1\0\0\0\0\0\0\0\0\0\0\1", -2)
     assert list(reader.iter_unpack(packed * 2)) == [reader.unpack(packed)] * 2
-    reader = thing.reader("long_name", lines=("counts", "id"))
+    reader = thing.reader("long_name", lines=[("counts", "id")])
     assert reader.unpack(packed) == (b"\1\0\0\0\0\0\0\0\0\0\0\1\xfe\xff\xff\xff", 1, 2, 3, 4)
     with pytest.raises(ValueError, match="the struct has no counter, name"):
         thing.reader("name", "id", raw=("counter",))
