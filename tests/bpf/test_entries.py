@@ -150,7 +150,7 @@ def test_only_entries_that_were_ever_used_are_read(arrays: Arrays, probes: Probe
     vm(arrays, WEB, pmcs=3)
     assert sum(len(values) for values in probes.pmcs()) == 3 * PMC.size
     assert sum(len(values) for values in probes.vcpus()) == VCPU.size
-    occupancy = probes.occupancy()
+    occupancy = probes.occupancy(probes.shares())
     assert (occupancy["pmcs"], occupancy["vcpus"], occupancy["processes"]) == (
         (3, PMCS),
         (1, VCPUS),

@@ -81,7 +81,7 @@ def test_a_greedy_process_takes_nothing_from_others(stock: Lookalike, array: str
         with holding(stock, "greedy", **GREEDY[array]) as told:
             daemon.work()
             share = daemon.share("greedy")
-            used, room = probes.occupancy()[array]
+            used, room = probes.occupancy(probes.shares())[array]
             assert used == getattr(share, array) == room // SIZES["VPMU_SHARES"]
             # Each of its calls was counted or refused, which is told once.
             counts = daemon.counts("greedy")

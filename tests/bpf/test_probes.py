@@ -271,13 +271,13 @@ def test_the_maps_have_the_counts_when_nothing_is_sent(grouped: Lookalike) -> No
         assert by_name(counts) == without_failed(run.told)
         assert sorted(vcpu for vcpu, _, _ in counts.pmcs) == [0, 1, 2, 3]
         assert list(probes.errors()) == [(tgid, errno.ENOSPC, run.told["failed"])]
-        assert probes.occupancy()["vcpus"] == (4, MAX_ENTRIES["vcpus"])
+        assert probes.occupancy(probes.shares())["vcpus"] == (4, MAX_ENTRIES["vcpus"])
         # The labels of vpmu_agent_map_entries.
-        assert set(probes.occupancy()) == {"errors", "left", "pmcs", "processes", "vcpus"}
+        assert set(probes.occupancy(probes.shares())) == {"errors", "left", "pmcs", "processes", "vcpus"}
         probes.forget({tgid + 1})
-        assert probes.occupancy()["vcpus"][0] == 4
+        assert probes.occupancy(probes.shares())["vcpus"][0] == 4
         probes.forget({tgid})
-        occupancy = probes.occupancy()
+        occupancy = probes.occupancy(probes.shares())
         assert [occupancy[name][0] for name in ("vcpus", "pmcs", "errors", "processes")] == [0, 0, 0, 0]
 
 

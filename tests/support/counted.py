@@ -108,7 +108,7 @@ class Maps:
     def give_back(self) -> GivenBack:
         return GivenBack()
 
-    def occupancy(self) -> dict[str, tuple[int, int]]:
+    def occupancy(self, _shares: Mapping[int, Share]) -> dict[str, tuple[int, int]]:
         entries = {"vcpus": self._vcpus, "pmcs": self._pmcs}
         return {name: (len(entries[name]), room) for name, room in self.rooms.items()}
 

@@ -6,6 +6,7 @@ from array import array
 from collections import Counter as Tally
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import accumulate, chain, islice
 from operator import add, lt
 
@@ -108,7 +109,7 @@ class Counts:
 
     def add_held(self, counters: Iterable[Counter]) -> None:
         """Add what these hold, but for those of which there are counts: calls tell more, and sooner."""
-        known = {(vcpu, pmc_name(pmc_type, pmc_idx)) for vcpu, pmc_type, pmc_idx in self.pmcs}
+        known = _names(self.pmcs)
         for counter in counters:
             if counter.events and (counter.vcpu, counter.pmc) not in known:
                 self.numbers[_GROUPS_START + _STATES.index(_state(counter))] += 1
@@ -122,12 +123,12 @@ class Counts:
         """
         numbers, has_guest_lbr = before
         self.has_guest_lbr |= has_guest_lbr
-        which = _COUNTERS if self.has_guest_lbr else _OF_GROUPS
-        self.numbers[which] = array("q", list(map(max, self.numbers[which], numbers[which])))
+        which = slice(len(numbers))
+        self.numbers[which] = array("q", list(map(max, self.numbers[which], numbers)))
 
     def shown(self) -> Shown:
-        """Return what raise_to() will have to know."""
-        return self.numbers, self.has_guest_lbr
+        """Return what raise_to() will have to know: no more, for it is kept from one scrape to the next."""
+        return self.numbers[_COUNTERS if self.has_guest_lbr else _OF_GROUPS], self.has_guest_lbr
 
     def ended(self) -> Counts:
         """Return the counts after the process ended: it holds nothing any more, but what it left stays."""
@@ -135,6 +136,12 @@ class Counts:
         for held in _ENDS_WITH_PROCESS:
             numbers[held] = array("q", bytes(8 * (held.stop - held.start)))
         return Counts(numbers, self.has_guest_lbr, self.errors, self.pmcs, self.calls, self._divergences)
+
+
+@lru_cache(maxsize=64)  # most VMs of a host use the same counters
+def _names(pmcs: tuple[Pmc, ...]) -> frozenset[tuple[int, str]]:
+    """Return the vCPU and the name of each pmc."""
+    return frozenset((vcpu, pmc_name(pmc_type, pmc_idx)) for vcpu, pmc_type, pmc_idx in pmcs)
 
 
 _STATES = list(State)

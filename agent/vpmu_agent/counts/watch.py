@@ -67,8 +67,8 @@ class Maps(Protocol):
     def give_back(self) -> GivenBack:
         """Free entries that nobody uses; return the last counts of those whose process lives."""
 
-    def occupancy(self) -> Mapping[str, tuple[int, int]]:
-        """Return (entries, room for entries) of each map."""
+    def occupancy(self, shares: Mapping[int, Share], /) -> Mapping[str, tuple[int, int]]:
+        """Return (entries, room for entries) of each map; `shares` is what shares() has returned."""
 
 
 class Processes(Protocol):
@@ -300,7 +300,8 @@ class Watch:
     def _snapshot(self) -> Snapshot:
         vms: dict[str, Counts] = {}
         about: dict[str, VmInfo] = {}
-        for tgid, counts in self._read().items():
+        shares = self._probes.shares()
+        for tgid, counts in self._read(shares).items():
             name = self._known[tgid].name
             about[name] = self._known[tgid]
             vms[name] = vms[name] + counts if name in vms else counts
@@ -313,7 +314,7 @@ class Watch:
             mode=self._probes.mode,
             functions=self._probes.functions,
             lost=self._lost_now(),
-            occupancy=self._probes.occupancy(),
+            occupancy=self._probes.occupancy(shares),
             since_ns=self._since_ns,
             loads=self._loads,
             dropped_vms=self._dropped,
@@ -324,7 +325,7 @@ class Watch:
             guests=self._guests,
         )
 
-    def _read(self) -> dict[int, Counts]:
+    def _read(self, shares: Mapping[int, Share]) -> dict[int, Counts]:
         """Return the counts in the maps by tgid, and learn the names of new processes."""
         sums = Sums(self._probes.pmc)
         sums.add_ended(self._probes.vcpus())
@@ -341,7 +342,7 @@ class Watch:
             processes[tgid].add_held(counters.counters)
         for tgid, error, count in self._probes.errors():
             processes[tgid].errors[error] += count
-        for tgid, share in self._probes.shares().items():
+        for tgid, share in shares.items():
             if share.refused:
                 processes[tgid].numbers[_REFUSED] = share.refused
         self._learn(processes.keys())
@@ -354,7 +355,7 @@ class Watch:
 
     def _keep(self, processes: Mapping[int, VmInfo]) -> None:
         """Move the counts of some processes from the maps to what is kept."""
-        read = self._read()
+        read = self._read(self._probes.shares())
         now = time.monotonic()
         for tgid, about in list(processes.items()):
             kept = self._kept.setdefault(about.name, _Kept(now, about))

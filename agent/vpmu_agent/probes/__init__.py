@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Literal, Self
@@ -190,12 +190,14 @@ class Probes:
         """
         return self._entries.give_back(self._epoch)
 
-    def occupancy(self) -> dict[str, tuple[int, int]]:
-        """Return (entries in use, room for entries) of each map that can be full, by its label in metrics."""
-        shares = self.shares().values()
+    def occupancy(self, shares: Mapping[int, Share]) -> dict[str, tuple[int, int]]:
+        """Return (entries in use, room for entries) of each map that can be full, by its label in metrics.
+
+        `shares` is what shares() has returned: reading them takes about a millisecond of 1,000 processes.
+        """
         in_use = {
-            "pmcs": sum(share.pmcs for share in shares),
-            "vcpus": sum(share.vcpus for share in shares),
+            "pmcs": sum(share.pmcs for share in shares.values()),
+            "vcpus": sum(share.vcpus for share in shares.values()),
             "processes": len(shares),
             "left_behind": self._maps["left_behind"].entries(),
             "errors": self._maps["errors"].entries(),
@@ -331,7 +333,7 @@ class Unattached:
         """Return no entries."""
         return GivenBack()
 
-    def occupancy(self) -> dict[str, tuple[int, int]]:
+    def occupancy(self, _shares: Mapping[int, Share]) -> dict[str, tuple[int, int]]:
         """Return no maps."""
         return {}
 
