@@ -327,7 +327,10 @@ def _held(vcpu: Vcpu, pmcs: Sequence[Pmc], past: Held | None, *, was_reset: bool
         global_ctrl=vcpu.global_ctrl,
         pmu_version=vcpu.pmu_version,
     )
-    events = [Event(*_event(pmc)) for pmc in pmcs] if first.event else []
+    if len(pmcs) > 1:
+        events = [Event(*_event(pmc)) for pmc in pmcs]
+    else:
+        events = [Event(*_event(first))] if first.event else []
     held = Held(first.control, wanted, first.size, events)
     if not (was_reset or vcpu.awaits_init or (past and past.outlived_reset)):
         return held

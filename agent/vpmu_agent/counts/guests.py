@@ -123,6 +123,7 @@ class Guests:
             look = census.pull()
             self._host_events = look.host_events
             new = self._take(look, errnos(), census.missing)
+            del look
         now, cpu_s = self._spent(census, before)
         self._walk_at = max(self._walk_at, now + PULL_S)
         # What the pulls so far may not have taken is owed; a pull ahead of its time may owe that of one more.
@@ -192,11 +193,16 @@ class Guests:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Without garbage collection: a pull may make 100,000 objects, none of which is part of a cycle."""
+    """Without garbage collection: a pull may make 100,000 objects, none of which is part of a cycle.
+
+    They become old as they are; otherwise the next collection of young objects would look at each of them.
+    """
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
+        gc.unfreeze()
         gc.enable()
 
 

@@ -159,6 +159,13 @@ def counter_status(
         if not _same(held, before):
             return CounterStatus.UNKNOWN
         return CounterStatus.FILTERED if filtered else CounterStatus.DENIED
+    if len(events) == held.size == 1:  # the usual counter
+        _, state, enabled_ns, running_ns, thread_runs = events[0]
+        if enabled_ns - running_ns < MIN_LACKING_NS:
+            if state == _ACTIVE:
+                return _COUNTING
+            if state == _INACTIVE and not thread_runs:
+                return _DESCHEDULED
     states = set(map(_state, events))
     if EventState.ERROR in states:
         return CounterStatus.STARVED
@@ -181,6 +188,8 @@ def counter_status(
 
 # Looked up once: counter_status() is called for every counter of a host.
 _state, _thread_runs = attrgetter("state"), attrgetter("thread_runs")
+_ACTIVE, _INACTIVE = EventState.ACTIVE.value, EventState.INACTIVE.value
+_COUNTING, _DESCHEDULED = CounterStatus.COUNTING, CounterStatus.DESCHEDULED
 _ALL_ACTIVE, _ALL_OFF = {EventState.ACTIVE}, {EventState.OFF}
 
 
