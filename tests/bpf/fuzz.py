@@ -247,7 +247,9 @@ def main() -> int:
     # Processes of their own each: a monitor's maps know a process by its tgid.
     with multiprocessing.get_context("spawn").Pool(arguments.processes, maxtasksperchild=20) as pool:
         if arguments.all:
-            parts = [(arguments.all, i, i + 1) for i in range(count(2))]
+            # A process loads its monitors for each part, which takes as long as thousands of calls.
+            size = -(-_BATCH * count(2) // count(arguments.all))
+            parts = [(arguments.all, i, min(i + size, count(2))) for i in range(0, count(2), size)]
             batches, came = len(parts), pool.imap_unordered(exhaustively, parts)
         else:
             end = arguments.seed + arguments.sequences
