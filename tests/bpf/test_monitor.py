@@ -122,6 +122,9 @@ STARVATION_MUTANTS = {
     "an event that is created disabled": ("if (!call->failed && !call->disabled)", "if (!call->failed)"),
     "a sibling's own state": ("call->leader ? call->leader : call->event", "call->event"),
     "an errno that stays": ("pmc->error = -result;", "if (result)\n\t\tpmc->error = -result;"),
+    "a usual event that is created disabled": ("!(attr.flags & ATTR_DISABLED) && unlikely(", "unlikely("),
+    "a usual create without room": ("unlikely(is_starved(event))", "0"),
+    "an errno that outlives a usual create": ("pmc->error = 0;\n\tcount_call", "count_call"),
 }
 
 
@@ -141,7 +144,10 @@ GUEST_LBR_MUTANTS = {
     "a miscount of its event": ("|| !has_guest_lbr(vcpu->tgid)", "|| 1"),
     "any miscount forgiven": ("& 0xff) > 2 ||", "& 0xff) > 255 ||"),
     "a release that nobody noted": (f"{NOTE}if (!find_entries", "if (!find_entries"),
-    "a create that nobody noted": (f"{NOTE}if (unlikely", "if (unlikely"),
+    "a create that nobody noted": (
+        "if (unlikely(!is_kvms))\n\t\tnote_guest_lbr(call->tgid, call->born);\n\t",
+        "",
+    ),
 }
 
 
@@ -173,9 +179,9 @@ def lines_of_usual_calls() -> list[tuple[str, int]]:
 LINES = lines_of_usual_calls()
 # What the model's rules say and what cannot be otherwise where the line stands, so that it changes nothing.
 IDLE = {
-    "enable: unless if (n > VPMU_SLOTS)": "only N = 1 is usual there, and a group's N was looked at",
-    "pause: unless if (n > VPMU_SLOTS)": "only N = 1 is usual there",
-    "release: unless if (!ahead)": "a release goes on only while there is something ahead",
+    "enable: unless if (unlikely(n > VPMU_SLOTS))": "only N = 1 is usual, and a group's N was looked at",
+    "pause: unless if (unlikely(n > VPMU_SLOTS))": "only N = 1 is usual there",
+    "release: unless if (unlikely(!ahead))": "a release goes on only while there is something ahead",
     "release: pmc->state = VPMU_STATE_RELEASING;": "it is already",
     "release: pmc->orphans |= pmc->members;": "no member is left: otherwise the call is not predicted",
     "release: pmc->members = 0;": "no member is left",
@@ -184,7 +190,7 @@ IDLE = {
     "create: pmc->orphans &= ~BIT_ULL(at);": "there are none: the caller has looked",
     "create: pmc->gone &= ~BIT_ULL(at);": "the program has released nothing yet",
     "create: pmc->state = VPMU_STATE_CREATING;": "of the next member: it is already",
-    "create: unless if (index >= 0)": "KVM's count of events, which the twins have, tells of the same call",
+    "create: unless if (unlikely(index >= 0))": "KVM's count of events, which the twins have, tells it",
 }
 
 
