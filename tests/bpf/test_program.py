@@ -81,9 +81,8 @@ print("compiled")
 
 
 def test_no_header_of_the_machine_is_needed(stock: Lookalike) -> None:
-    hide = " && ".join(
-        f"mount -t tmpfs none {folder}" for folder in ("/usr/include", "/usr/src", "/lib/modules")
-    )
+    folders = [each for each in ("/usr/include", "/usr/src", "/lib/modules") if Path(each).is_dir()]
+    hide = " && ".join(f"mount -t tmpfs none {folder}" for folder in folders)
     script = f'{hide} && exec "$@"'
     command = ["unshare", "-m", "sh", "-c", script, "sh", sys.executable, "-c", COMPILE]
     done = subprocess.run(
