@@ -186,6 +186,10 @@ IDLE = {
     "release: pmc->orphans |= pmc->members;": "no member is left: otherwise the call is not predicted",
     "release: pmc->members = 0;": "no member is left",
     "create: *index_of_event = 0;": "it is 0 before",
+    "create: *index_of_event = at;": "of the next member: a hint that is wrong is not followed",
+    "create: pmc->enabled = disabled ? (pmc->enabled & ~BIT_ULL(at)) : (pmc->enabled | BIT_ULL(at));": (
+        "of the next member: nothing has enabled it yet"
+    ),
     "create: pmc->members = 0;": "a pmc that is empty has none",
     "create: pmc->orphans &= ~BIT_ULL(at);": "there are none: the caller has looked",
     "create: pmc->gone &= ~BIT_ULL(at);": "the program has released nothing yet",
