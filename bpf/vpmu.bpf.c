@@ -65,8 +65,8 @@ _Static_assert(__builtin_offsetof(struct vpmu_pmc, verdicts) == 6 * CACHE_LINE, 
 _Static_assert(__builtin_offsetof(struct vpmu_pmc, due) % CACHE_LINE == 0, "and a group's members");
 _Static_assert(sizeof(struct vpmu_pmc) % CACHE_LINE == 0, "and no line is two entries'");
 _Static_assert(sizeof(struct vpmu_vcpu) % CACHE_LINE == 0, "and no line is two entries'");
-_Static_assert(__builtin_offsetof(struct vpmu_vcpu, reads) % CACHE_LINE == 0, "and reads have lines");
-_Static_assert(__builtin_offsetof(struct vpmu_vcpu, periods) % CACHE_LINE == 0, "and periods, too");
+_Static_assert(__builtin_offsetof(struct vpmu_vcpu, read_ns) % CACHE_LINE == 0, "and reads have lines");
+_Static_assert(__builtin_offsetof(struct vpmu_vcpu, period_ns) % CACHE_LINE == 0, "and periods, too");
 _Static_assert(sizeof(struct vpmu_thread) % CACHE_LINE == 0, "and no line is two entries'");
 _Static_assert(__builtin_offsetof(struct vpmu_thread, event) == CACHE_LINE,
 	       "a usual call's is the first line");
@@ -874,7 +874,8 @@ static __always_inline struct vpmu_vcpu *identify(struct vpmu_pmc *pmc, u64 kvm_
 	if (vcpu) {
 		pmc->vcpu_slot = slot;
 	} else {
-		pmc->kvm_vcpu = 0; /* asked again at the next call */
+		pmc->kvm_vcpu = 0;               /* asked again at the next call */
+		pmc->vcpu_slot = VPMU_MAX_VCPUS; /* none's */
 		pmc->epoch = 0;
 	}
 	return vcpu;
@@ -1244,12 +1245,12 @@ static __always_inline int event_return(u32 name)
 	return 0;
 }
 
-/* Reads and new periods: the model says nothing of them. They are counted for their vCPU. */
+/* Reads and new periods: the model says nothing of them. They are counted for their pmc, timed for its vCPU. */
 
 #ifndef VPMU_NO_READS
 
-/* The vCPU of the pmc that holds the event, if this thread has seen it before: as in is_usual(). */
-static __always_inline struct vpmu_vcpu *known_vcpu(u64 event, struct vpmu_thread *thread)
+/* The pmc that holds the event, if this thread has seen it before: as in is_usual(). */
+static __always_inline struct vpmu_pmc *known_pmc(u64 event, struct vpmu_thread *thread)
 {
 	u32 slot = 0, index = 0;
 	struct vpmu_pmc *pmc;
@@ -1266,13 +1267,12 @@ static __always_inline struct vpmu_vcpu *known_vcpu(u64 event, struct vpmu_threa
 #endif
 	if (unlikely(EVENT_AT(pmc, index) != event || !(((pmc->members | pmc->orphans) >> index) & 1)))
 		return 0;
-	if (unlikely(thread->vcpu_slot != pmc->vcpu_slot))
-		return 0;
-	return vcpus.lookup(&thread->vcpu_slot);
+	thread->vcpu_slot = pmc->vcpu_slot;
+	return pmc;
 }
 
 /* The same of any other event that is KVM's, and the entry of the thread. */
-static __always_inline struct vpmu_vcpu *find_vcpu(u64 event, struct vpmu_thread **thread)
+static __always_inline struct vpmu_pmc *pmc_of(u64 event, struct vpmu_thread **thread)
 {
 	struct vpmu_vcpu *vcpu;
 	struct vpmu_pmc *pmc;
@@ -1287,32 +1287,35 @@ static __always_inline struct vpmu_vcpu *find_vcpu(u64 event, struct vpmu_thread
 	if (!*thread)
 		return 0;
 	(*thread)->pmc = handler[1];
-	return find_entries(*thread, handler[1], 0, &pmc, &vcpu) ? vcpu : 0;
+	return find_entries(*thread, handler[1], 0, &pmc, &vcpu) ? pmc : 0;
 }
 
-static __always_inline u64 *unchecked_counts(struct vpmu_vcpu *vcpu, u32 name)
+static __always_inline void count_unchecked(struct vpmu_pmc *pmc, u32 name)
 {
-	return name == VPMU_IN_READ ? &vcpu->reads : &vcpu->periods;
+	if (name == VPMU_IN_READ)
+		pmc->reads++;
+	else
+		pmc->periods++;
 }
 
 static __always_inline int unchecked_entry(u32 name, u64 event)
 {
 	struct vpmu_thread *thread = this_thread();
 	struct vpmu_control *now = control_now();
-	struct vpmu_vcpu *vcpu;
+	struct vpmu_pmc *pmc;
 
 	if (unlikely(!now || !now->epoch))
 		return 0;
-	if (likely(thread && thread->name == VPMU_CALLS && (vcpu = known_vcpu(event, thread)))) {
-		++*unchecked_counts(vcpu, name);
+	if (likely(thread && thread->name == VPMU_CALLS && (pmc = known_pmc(event, thread)))) {
+		count_unchecked(pmc, name);
 		begin_timed(name, thread);
 		return 0;
 	}
 	if (thread && thread->name != VPMU_CALLS)
 		miss_return(thread);
-	vcpu = find_vcpu(event, &thread);
-	if (vcpu) {
-		++*unchecked_counts(vcpu, name);
+	pmc = pmc_of(event, &thread);
+	if (pmc) {
+		count_unchecked(pmc, name);
 		begin_timed(name, thread);
 	}
 	return 0;
@@ -1320,7 +1323,7 @@ static __always_inline int unchecked_entry(u32 name, u64 event)
 
 static __always_inline int unchecked_return(u32 name)
 {
-	u64 now_ns = bpf_ktime_get_ns(), duration, *counts;
+	u64 now_ns = bpf_ktime_get_ns(), duration, *sum_ns;
 	struct vpmu_thread *call = this_thread();
 	struct vpmu_vcpu *vcpu;
 
@@ -1331,9 +1334,9 @@ static __always_inline int unchecked_return(u32 name)
 	vcpu = vcpus.lookup(&call->vcpu_slot);
 	if (unlikely(!vcpu))
 		return 0;
-	counts = unchecked_counts(vcpu, name);
-	counts[1] += duration;
-	counts[2 + duration_bucket(duration)]++;
+	sum_ns = name == VPMU_IN_READ ? &vcpu->read_ns : &vcpu->period_ns;
+	*sum_ns += duration;
+	sum_ns[1 + duration_bucket(duration)]++;
 	return 0;
 }
 

@@ -272,8 +272,8 @@ class Twins:
 
     def counted(self) -> list[int]:
         """How often count() was called and seen, by UncheckedCall."""
-        vcpus = [of for _, of in self._entries["vcpus"].used()]
-        return [sum(of[field][0] for of in vcpus) for field in ("reads", "periods")]
+        pmcs = self.pmcs()
+        return [sum(of[field][0] for of in pmcs) for field in ("reads", "periods")]
 
     def place(self, event: int, *, has_room: bool) -> None:
         """Sets the state of an event of Call, as perf does: active, or in error for lack of room."""

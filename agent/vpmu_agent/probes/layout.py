@@ -105,9 +105,10 @@ def _short(enumerator: str, prefix: str) -> str:
 def pmc_room(slots: int) -> int:
     """Return the length of `events` in `struct vpmu_pmc` where a group has at most `slots` members.
 
-    It fills the last of the entry's cache lines: three of these numbers are on the line of `due`.
+    It fills the last of the entry's cache lines with what is before and after it: three numbers of 64 bits
+    are left of the line of `due`.
     """
-    return 3 if slots == 1 else slots + 3
+    return 1 if slots == 1 else slots + 1
 
 
 _TEXT = (bpf_folder() / "vpmu.h").read_text()
