@@ -181,7 +181,7 @@ def test_the_census_alone_finds_the_same() -> None:
 
 def test_list_on_this_kernel() -> None:
     """With KVM's own vPMU or without; that counters are seen takes guests that run, which the lab has."""
-    with running("2i", "1", name="web01") as tgid:
+    with running("2i", "1", name="listed") as tgid:
         child = int(Path(f"/proc/{tgid}/task/{tgid}/children").read_text().split()[0])
         done = listed("--output", "json")
         lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -189,7 +189,7 @@ def test_list_on_this_kernel() -> None:
         if kvm_pmu().enabled:
             assert tgid not in vms  # their CPUID was never set: what PMU they get is not known yet
         else:
-            assert vms[tgid]["vm"].startswith("web01")
+            assert vms[tgid]["vm"].startswith("listed")
             assert vms[tgid]["pmus"] == [{"mode": "off", "reason": "host"}]
             assert vms[tgid]["vcpus"] == 3
             text = " ".join(listed("--vm", vms[tgid]["vm"]).stdout.split())
@@ -198,7 +198,7 @@ def test_list_on_this_kernel() -> None:
         assert lines[-1]["vms"] == len(vms)
         assert lines[-1]["holders_unknown"] is None
         assert done.returncode == any(line.get("failing") for line in lines)
-    assert listed("--vm", "web01").returncode == 2
+    assert listed("--vm", "listed").returncode == 2
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
