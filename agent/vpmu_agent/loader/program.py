@@ -25,7 +25,7 @@ from vpmu_agent.probes.sources import bpf_folder
 if TYPE_CHECKING:
     import bcc
 
-PROBES, CENSUS = "vpmu.bpf.c", "census.bpf.c"
+PROBES, UNCHECKED, CENSUS = "vpmu.bpf.c", "unchecked.bpf.c", "census.bpf.c"
 
 MAX_ENTRIES = {
     "pmcs": 65536,
@@ -180,14 +180,13 @@ def program_source(
     forms = {
         "VPMU_FEXIT": fexit,
         "VPMU_NO_DURATIONS": not durations,
-        "VPMU_NO_READS": not reads,
         "VPMU_TWINS": twins,
         "VPMU_USER_MEMORY": user_memory,
     }
     flags = [*_defines(defines), *(f"-D{name}" for name, is_wanted in forms.items() if is_wanted)]
     # Compiled apart, the census would take eight times as long.
-    files = [PROBES, CENSUS] if "VPMU_VCPU_IOCTL" in constants else [PROBES]
-    return Source(tuple(files), tuple(flags))
+    wanted = {PROBES: True, UNCHECKED: reads, CENSUS: "VPMU_VCPU_IOCTL" in constants}
+    return Source(tuple(name for name, is_wanted in wanted.items() if is_wanted), tuple(flags))
 
 
 def census_source(constants: Mapping[str, int]) -> Source:
