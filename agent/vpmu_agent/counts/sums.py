@@ -67,9 +67,7 @@ def _durations(lines: int, odd: int) -> list[int]:
 # there is of groups, and the durations of calls that are not checked (of each their sum in ns, buckets, and
 # what fills the line).
 _GROUP_NUMBERS = ["siblings", "pinned_siblings", "sizes", "sizes_sum"]
-_READ_NUMBERS = [
-    name for call in UNCHECKED for name in (f"{call}_ns", f"{call}_buckets", f"unused_{call}")
-]
+_READ_NUMBERS = [name for call in UNCHECKED for name in (f"{call}_ns", f"{call}_buckets", f"unused_{call}")]
 _READ_LINE = 16  # numbers of each call
 _unended = VCPU.reader("tgid", lines=[_GROUP_NUMBERS, _READ_NUMBERS])
 _groups_of = struct.Struct(f"={3 + SIZES['VPMU_SIZES']}q")
