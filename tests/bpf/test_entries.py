@@ -78,12 +78,14 @@ def test_what_entries_add_up_to(arrays: Arrays, watch: Watch) -> None:
         calls_high=[0, 0, 0, 1],
         due=[0, 4, 0, -1],
         verdicts=[0, 2] + [0] * 12 + [1],
+        reads=1 << 40,
     )
-    arrays.take_pmc(WEB, 0xF100, two, calls=[4, 0, 0, 0], vcpu_id=1, pause_ns=10**10)
+    arrays.take_pmc(WEB, 0xF100, two, calls=[4, 0, 0, 0], vcpu_id=1, pause_ns=10**10, reads=2, periods=3)
     counts = watch.snapshot().vms["web01"]
     numbers = {field: counts.numbers[at].tolist() for field, at in FIELDS.items()}
     assert numbers["calls"] == [9, 0, 0, (1 << 32) + 7]
     assert numbers["predicted"] == [9, 4, 0, (1 << 32) + 6]
+    assert numbers["reads"] == [(1 << 40) + 2, 3]
     assert numbers["verdicts"] == [(1 << 32) + 16 - 3, 2] + [0] * 12 + [1]
     assert numbers["groups"] == [int(i == RUNNING) for i in range(len(State))]
     assert (numbers["events"], numbers["orphans"]) == ([3], [3])
@@ -198,10 +200,10 @@ def settle(watch: Watch) -> Counts:
 def test_idle_entries_are_given_back_while_their_process_lives_and_no_count_is_lost(
     arrays: Arrays, probes: Probes, watch: Watch
 ) -> None:
-    vm(arrays, WEB, pmcs=16, verdicts=[0] * 14 + [1])
+    vm(arrays, WEB, pmcs=16, verdicts=[0] * 14 + [1], reads=2)
     vm(arrays, DB, pmcs=8)
     found = settle(watch)
-    assert number(found, "calls") == 160
+    assert (number(found, "calls"), number(found, "reads")) == (160, 32)
     assert probes.shares() == {WEB: Share(0, 1, 0), DB: Share(8, 1, 0)}
     assert not arrays.is_known(0xF000, WEB)
     # The same pmcs once more: the counts go on.
