@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 import click
 from click.core import ParameterSource
 
-from vpmu_agent.cli import options
+from vpmu_agent.cli import options, values
+from vpmu_agent.cli.errors import CANNOT_RUN, PROBLEM, USAGE, BadInput, CannotRun, Commands, Problem
 from vpmu_agent.model.call import CallName
 from vpmu_agent.model.predict import STEPS
 from vpmu_agent.system.stdout import (
@@ -34,15 +35,11 @@ if TYPE_CHECKING:
     from vpmu_agent.daemon.settings import Settings
     from vpmu_agent.daemon.source import ProbeSource
     from vpmu_agent.probes import Mode
-    from vpmu_agent.system.user import User
     from vpmu_agent.trace.live import Attach
     from vpmu_agent.trace.printers import Printer
     from vpmu_agent.trace.recording import Recorder
     from vpmu_agent.trace.session import Filters, Session
     from vpmu_agent.vms.names import Vms
-    from vpmu_agent.web.address import Address
-
-PROBLEM, USAGE, CANNOT_RUN = 1, 2, 3  # exit statuses; 0 is success
 
 CONFIG_FILE = Path("/etc/vpmu-agent/vpmu-agent.toml")
 """Where the Debian package puts it."""
@@ -64,130 +61,10 @@ class StandIns:
     """Where `top` looks for the daemon of this host."""
 
 
-class _Problem(click.ClickException):
-    exit_code = PROBLEM
-
-
-class _BadInput(click.ClickException):
-    exit_code = USAGE
-
-
-class _BadConfig(_BadInput):
-    """A line for each mistake, as compilers write them."""
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(self.message, file, err=True)
-
-
-class _CannotRun(click.ClickException):
-    exit_code = CANNOT_RUN
-
-
-class _Commands(click.Group):
-    """Turns what can go wrong outside of this program into a sentence and a status."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except Exception as error:
-            if explained := _explained(error):
-                raise explained from error
-            raise
-
-
-def _explained(error: Exception) -> click.ClickException | None:
-    """Return what to tell the user of this error; None if it is a bug, or click's to handle."""
-    from vpmu_agent.daemon.config_file import ConfigError
-    from vpmu_agent.kernel.errors import KernelError
-    from vpmu_agent.top.sources import SourceError
-    from vpmu_agent.trace.recording import RecordingError
-    from vpmu_agent.web.address import ListenError
-    from vpmu_agent.web.errors import WebConfigError
-
-    match error:
-        case UnreadError():
-            return None
-        case KernelError() | ListenError() | OutputError() | SourceError():
-            return _CannotRun(str(error))
-        case RecordingError() | WebConfigError():
-            return _BadInput(str(error))
-        case ConfigError():
-            return _BadConfig(str(error))
-    return None
-
-
-# Parameters
-
-
-def _in_a_directory(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:
-    """The file itself is made only when the probes are live."""
-    if path and not path.parent.is_dir():
-        raise click.BadParameter(f"there is no directory {str(path.parent)!r}")
-    return path
-
-
-def _address(_ctx: click.Context, _param: click.Parameter, text: str) -> Address:
-    from vpmu_agent.web.address import parse_address
-
-    try:
-        return parse_address(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
-
-
-def _hosts(_ctx: click.Context, _param: click.Parameter, text: str | None) -> frozenset[str]:
-    from vpmu_agent.web.hosts import parse_hosts
-
-    try:
-        return parse_hosts(text or "")
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
-
-
-def _web_config(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:
-    """Check the file now, so that its mistakes are reported together with those of other settings."""
-    if path:
-        from vpmu_agent.web.config import check
-        from vpmu_agent.web.errors import WebConfigError
-
-        try:
-            check(path)
-        except WebConfigError as error:
-            raise click.BadParameter(str(error)) from error
-    return path
-
-
-def _daemon_url(_ctx: click.Context, _param: click.Parameter, url: str | None) -> str | None:
-    if url is None:
-        return None
-    from vpmu_agent.top.sources import checked_url
-
-    try:
-        return checked_url(url)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
-
-
-def _known_user(_ctx: click.Context, _param: click.Parameter, name: str) -> User:
-    from vpmu_agent.system.user import find_user
-
-    try:
-        user = find_user(name)
-    except (KeyError, ValueError) as error:  # ValueError: a name with a 0 in it
-        raise click.BadParameter(f"there is no user {name!r}") from error
-    if user.uid == 0:
-        raise click.BadParameter(f"{name!r} is root, whose privileges are to be given up: name another user")
-    return user
-
-
 # Commands
 
 
-@click.group(
-    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="vpmu-agent")
 def cli() -> None:
     """Show what KVM does for its guests' virtual performance counters, and check it against a model.
@@ -210,7 +87,7 @@ def cli() -> None:
 @click.option(
     "--record",
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    callback=_in_a_directory,
+    callback=values.in_a_directory,
     metavar="FILE",
     help="Also write the calls to FILE, for `replay`. Only you can read it; one of yours is overwritten.",
 )
@@ -298,9 +175,9 @@ def replay(
         session.end(recording.lost)
     if missing:
         found = ", ".join(sorted(session.seen)) or "none"
-        raise _BadInput(f"{name}: no VM named {', '.join(missing)} in it; VMs found: {found}")
+        raise BadInput(f"{name}: no VM named {', '.join(missing)} in it; VMs found: {found}")
     if recording.cut_short:
-        raise _Problem(recording.cut_short)
+        raise Problem(recording.cut_short)
     _exit(session)
 
 
@@ -313,7 +190,7 @@ def replay(
 )
 @click.option(
     "--listen",
-    callback=_address,
+    callback=values.address,
     metavar="HOST:PORT",
     default="127.0.0.1:9775",
     show_default=True,
@@ -321,7 +198,7 @@ def replay(
 )
 @click.option(
     "--allow-hosts",
-    callback=_hosts,
+    callback=values.hosts,
     metavar="NAME,…",
     help="More host names that browsers may use for the page and its JSON, *.DOMAIN and * included.",
 )
@@ -329,7 +206,7 @@ def replay(
     "--web.config.file",
     "web_config_file",
     type=click.Path(dir_okay=False, path_type=Path),
-    callback=_web_config,
+    callback=values.web_config,
     metavar="FILE",
     help="File with TLS and basic authentication, in the format of Prometheus's exporter-toolkit.",
 )
@@ -353,7 +230,7 @@ def replay(
 )
 @click.option(
     "--user",
-    callback=_known_user,
+    callback=values.known_user,
     metavar="NAME",
     default=DAEMON_USER,
     show_default=True,
@@ -476,7 +353,7 @@ def list_counters(ctx: click.Context, /, *, vm: tuple[str, ...], output: str, wi
     found = (ctx.ensure_object(StandIns).guests or guests_now)(Vms())
     if missing := [name for name in vm if name not in found.pmus]:
         there = ", ".join(found.pmus) or "none"
-        raise _BadInput(f"no VM named {', '.join(missing)} is running; running: {there}")
+        raise BadInput(f"no VM named {', '.join(missing)} is running; running: {there}")
     shown = [name for name in found.pmus if not vm or name in vm]
     listing = Listing(found, shown, nmi_watchdog(), cpu_vendor(), with_idle=with_idle)
     for line in listing_json(listing) if output == "json" else listing_text(listing, Style(sys.stdout)):
@@ -497,7 +374,7 @@ def list_counters(ctx: click.Context, /, *, vm: tuple[str, ...], output: str, wi
 )
 @click.option(
     "--url",
-    callback=_daemon_url,
+    callback=values.daemon_url,
     metavar="URL",
     help="The daemon to ask; by default the one at http://127.0.0.1:9775 if it runs, else own probes.",
 )
@@ -590,7 +467,7 @@ def _require_running(names: tuple[str, ...], vms: Vms, running: Callable[[], Ite
     there = sorted(vms.name(tgid) for tgid in running())
     missing = [name for name in names if name not in there]
     if missing:
-        raise _BadInput(
+        raise BadInput(
             f"no VM named {', '.join(missing)} is running; running: {', '.join(there) or 'none'} "
             "(--wait starts without it)"
         )
@@ -610,14 +487,14 @@ def _recorder(path: Path, mode: str, **filters: Iterable[str | int]) -> Recorder
 def _opened(file: str) -> Iterator[tuple[BinaryIO, str]]:
     if file == "-":
         if sys.stdin is None:
-            raise _CannotRun("standard input is closed: there is nothing to replay")
+            raise CannotRun("standard input is closed: there is nothing to replay")
         yield sys.stdin.buffer, "standard input"
         return
     try:
         # The block's own errors are not those of opening.
         stream = Path(file).open("rb")  # noqa: SIM115
     except OSError as error:
-        raise _BadInput(f"{file}: cannot be opened: {error.strerror}") from error
+        raise BadInput(f"{file}: cannot be opened: {error.strerror}") from error
     with stream:
         yield stream, file
 

@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from vpmu_agent.cli.errors import CANNOT_RUN, PROBLEM, SUCCESS
+
 PROGRAM = "program"
 """The check that attaches the real program and detaches it."""
-
-SUCCESS, PROBLEM, CANNOT_RUN = 0, 1, 3  # exit statuses
 
 
 class Status(StrEnum):
