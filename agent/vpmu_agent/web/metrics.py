@@ -85,8 +85,8 @@ from vpmu_agent.web.families import (
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
-CHUNK = 256 * 1024
-"""About how many bytes are collected before they are sent: each chunk wakes the thread that sends it."""
+CHUNK = 64 * 1024
+"""About how many bytes are collected before they are sent."""
 
 OWNERS = 10
 """How many names of processes with events on the host's PMU have series of their own."""
