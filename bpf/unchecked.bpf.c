@@ -1,14 +1,33 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Probes on KVM's calls to read a counter and to set its period. The model says nothing of them: they are counted
- * for their pmc, and timed for its vCPU. Compiled behind vpmu.bpf.c, whose maps and functions these are, unless
- * they are left out (--no-reads).
+ * Probes on KVM's calls to read a counter and to set its period. The model says nothing of them: they are counted and
+ * timed for their vCPU. Compiled behind vpmu.bpf.c, whose maps and functions these are, unless they are left out
+ * (--no-reads).
  */
 
-/* The pmc that holds the event, if this thread has seen it before: as in is_usual(). */
-static __always_inline struct vpmu_pmc *known_pmc(u64 event, struct vpmu_thread *thread)
+#ifdef VPMU_NO_DURATIONS
+
+/* Where a call of this pmc is counted: on a page that the call has read already. */
+static __always_inline u64 *count_for(struct vpmu_pmc *pmc, struct vpmu_vcpu *vcpu, u32 name)
+{
+	return name == VPMU_IN_READ ? &pmc->reads : &pmc->periods;
+}
+
+#else
+
+/* Where a call of this pmc is counted: where its duration will be. */
+static __always_inline u64 *count_for(struct vpmu_pmc *pmc, struct vpmu_vcpu *vcpu, u32 name)
+{
+	return name == VPMU_IN_READ ? &vcpu->reads : &vcpu->periods;
+}
+
+#endif
+
+/* The same of the pmc that holds the event, if this thread has seen it before: as in is_usual(). */
+static __always_inline u64 *known_count(u64 event, struct vpmu_thread *thread, u32 name)
 {
 	u32 slot = 0, index = 0;
+	struct vpmu_vcpu *vcpu = 0;
 	struct vpmu_pmc *pmc;
 
 	if (unlikely(!find_hint(thread, event, &slot, &index)))
@@ -23,12 +42,18 @@ static __always_inline struct vpmu_pmc *known_pmc(u64 event, struct vpmu_thread 
 #endif
 	if (unlikely(EVENT_AT(pmc, index) != event || !(((pmc->members | pmc->orphans) >> index) & 1)))
 		return 0;
-	thread->vcpu_slot = pmc->vcpu_slot;
-	return pmc;
+#ifndef VPMU_NO_DURATIONS
+	if (unlikely(thread->vcpu_slot != pmc->vcpu_slot))
+		return 0;
+	vcpu = vcpus.lookup(&thread->vcpu_slot);
+	if (unlikely(!vcpu))
+		return 0;
+#endif
+	return count_for(pmc, vcpu, name);
 }
 
 /* The same of any other event that is KVM's, and the entry of the thread. */
-static __always_inline struct vpmu_pmc *pmc_of(u64 event, struct vpmu_thread **thread)
+static __always_inline u64 *find_count(u64 event, struct vpmu_thread **thread, u32 name)
 {
 	struct vpmu_vcpu *vcpu;
 	struct vpmu_pmc *pmc;
@@ -43,35 +68,27 @@ static __always_inline struct vpmu_pmc *pmc_of(u64 event, struct vpmu_thread **t
 	if (!*thread)
 		return 0;
 	(*thread)->pmc = handler[1];
-	return find_entries(*thread, handler[1], 0, &pmc, &vcpu) ? pmc : 0;
-}
-
-static __always_inline void count_unchecked(struct vpmu_pmc *pmc, u32 name)
-{
-	if (name == VPMU_IN_READ)
-		pmc->reads++;
-	else
-		pmc->periods++;
+	return find_entries(*thread, handler[1], 0, &pmc, &vcpu) ? count_for(pmc, vcpu, name) : 0;
 }
 
 static __always_inline int unchecked_entry(u32 name, u64 event)
 {
 	struct vpmu_thread *thread = this_thread();
 	struct vpmu_control *now = control_now();
-	struct vpmu_pmc *pmc;
+	u64 *count;
 
 	if (unlikely(!now || !now->epoch))
 		return 0;
-	if (likely(thread && thread->name == VPMU_CALLS && (pmc = known_pmc(event, thread)))) {
-		count_unchecked(pmc, name);
+	if (likely(thread && thread->name == VPMU_CALLS && (count = known_count(event, thread, name)))) {
+		++*count;
 		begin_timed(name, thread);
 		return 0;
 	}
 	if (thread && thread->name != VPMU_CALLS)
 		miss_return(thread);
-	pmc = pmc_of(event, &thread);
-	if (pmc) {
-		count_unchecked(pmc, name);
+	count = find_count(event, &thread, name);
+	if (count) {
+		++*count;
 		begin_timed(name, thread);
 	}
 	return 0;
@@ -79,7 +96,7 @@ static __always_inline int unchecked_entry(u32 name, u64 event)
 
 static __always_inline int unchecked_return(u32 name)
 {
-	u64 now_ns = bpf_ktime_get_ns(), duration, *sum_ns;
+	u64 now_ns = bpf_ktime_get_ns(), duration, *counts;
 	struct vpmu_thread *call = this_thread();
 	struct vpmu_vcpu *vcpu;
 
@@ -90,9 +107,9 @@ static __always_inline int unchecked_return(u32 name)
 	vcpu = vcpus.lookup(&call->vcpu_slot);
 	if (unlikely(!vcpu))
 		return 0;
-	sum_ns = name == VPMU_IN_READ ? &vcpu->read_ns : &vcpu->period_ns;
-	*sum_ns += duration;
-	sum_ns[1 + duration_bucket(duration)]++;
+	counts = name == VPMU_IN_READ ? &vcpu->reads : &vcpu->periods;
+	counts[1] += duration;
+	counts[2 + duration_bucket(duration)]++;
 	return 0;
 }
 

@@ -65,8 +65,8 @@ _Static_assert(__builtin_offsetof(struct vpmu_pmc, verdicts) == 6 * CACHE_LINE, 
 _Static_assert(__builtin_offsetof(struct vpmu_pmc, due) % CACHE_LINE == 0, "and a group's members");
 _Static_assert(sizeof(struct vpmu_pmc) % CACHE_LINE == 0, "and no line is two entries'");
 _Static_assert(sizeof(struct vpmu_vcpu) % CACHE_LINE == 0, "and no line is two entries'");
-_Static_assert(__builtin_offsetof(struct vpmu_vcpu, read_ns) % CACHE_LINE == 0, "and reads have lines");
-_Static_assert(__builtin_offsetof(struct vpmu_vcpu, period_ns) % CACHE_LINE == 0, "and periods, too");
+_Static_assert(__builtin_offsetof(struct vpmu_vcpu, reads) % CACHE_LINE == 0, "and reads have lines");
+_Static_assert(__builtin_offsetof(struct vpmu_vcpu, periods) % CACHE_LINE == 0, "and periods, too");
 _Static_assert(sizeof(struct vpmu_thread) % CACHE_LINE == 0, "and no line is two entries'");
 _Static_assert(__builtin_offsetof(struct vpmu_thread, event) == CACHE_LINE,
 	       "a usual call's is the first line");
@@ -874,8 +874,7 @@ static __always_inline struct vpmu_vcpu *identify(struct vpmu_pmc *pmc, u64 kvm_
 	if (vcpu) {
 		pmc->vcpu_slot = slot;
 	} else {
-		pmc->kvm_vcpu = 0;               /* asked again at the next call */
-		pmc->vcpu_slot = VPMU_MAX_VCPUS; /* none's */
+		pmc->kvm_vcpu = 0; /* asked again at the next call */
 		pmc->epoch = 0;
 	}
 	return vcpu;

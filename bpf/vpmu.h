@@ -97,20 +97,25 @@ struct vpmu_vcpu {
 	__u64 durations_ns[VPMU_CALLS];
 	__u64 buckets[VPMU_ALL_BUCKETS]; /* of one call's durations after those of another */
 
-	/* Durations for all pmcs: those of short calls are on the first of two cache lines. */
+	/*
+	 * Of all pmcs: these calls are not a pmc's, and short ones are on the first of two cache lines. With
+	 * VPMU_NO_DURATIONS they are counted for their pmc.
+	 */
+	__u64 reads;
 	__u64 read_ns;
 	__u64 read_buckets[VPMU_BUCKETS];
-	__u64 unused_read[3];
+	__u64 unused_read[2];
+	__u64 periods;
 	__u64 period_ns;
 	__u64 period_buckets[VPMU_BUCKETS];
-	__u64 unused_period[3];
+	__u64 unused_period[2];
 };
 
 /*
  * Entry of the array `pmcs`: the registers of the model's rules (docs/model.md), which pmc it is, and what
  * was counted for it. A usual call of a single event touches two cache lines of it: the first one and, at
- * the return, that of the call's durations. A create also touches the second, that of a group's member the
- * line that begins with `due`, and a read or a new period the last one.
+ * the return, that of the call's durations. A create also touches the second, and that of a group's member the
+ * line that begins with `due`.
  *
  * The line of a call's durations has their sum, how many fell into each bucket, and of each bucket in 5
  * bits how often that came to 1 << 32.
@@ -165,7 +170,7 @@ struct vpmu_pmc {
 	__s64 due[VPMU_CALLS];   /* how many calls were predicted, less those that came */
 	__u64 starvations;       /* creates and enables after which perf had no room for its events */
 	__u64 events[VPMU_ROOM]; /* struct perf_event *; the first one is in `event` */
-	__u64 reads;             /* calls that are not checked: on a page that such a call reads anyway */
+	__u64 reads;             /* with VPMU_NO_DURATIONS: a read then touches no page of its vCPU */
 	__u64 periods;
 };
 

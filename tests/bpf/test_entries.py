@@ -63,7 +63,10 @@ def number(counts: Counts, field: str) -> int:
 
 
 def test_what_entries_add_up_to(arrays: Arrays, watch: Watch) -> None:
-    one, two = (arrays.take_vcpu(WEB, vcpu, siblings=3, sizes=[0, 1] + [0] * 4) for vcpu in (0, 1))
+    one, two = (
+        arrays.take_vcpu(WEB, vcpu, siblings=3, sizes=[0, 1] + [0] * 4, reads=10, periods=20)
+        for vcpu in (0, 1)
+    )
     arrays.take_vcpu(DB, 0)
     arrays.take_pmc(
         WEB,
@@ -85,7 +88,7 @@ def test_what_entries_add_up_to(arrays: Arrays, watch: Watch) -> None:
     numbers = {field: counts.numbers[at].tolist() for field, at in FIELDS.items()}
     assert numbers["calls"] == [9, 0, 0, (1 << 32) + 7]
     assert numbers["predicted"] == [9, 4, 0, (1 << 32) + 6]
-    assert numbers["reads"] == [(1 << 40) + 2, 3]
+    assert numbers["reads"] == [(1 << 40) + 22, 43]
     assert numbers["verdicts"] == [(1 << 32) + 16 - 3, 2] + [0] * 12 + [1]
     assert numbers["groups"] == [int(i == RUNNING) for i in range(len(State))]
     assert (numbers["events"], numbers["orphans"]) == ([3], [3])

@@ -272,8 +272,8 @@ class Twins:
 
     def counted(self) -> list[int]:
         """How often count() was called and seen, by UncheckedCall."""
-        pmcs = self.pmcs()
-        return [sum(of[field][0] for of in pmcs) for field in ("reads", "periods")]
+        entries = [of for entries in self._entries.values() for _, of in entries.used()]
+        return [sum(of[field][0] for of in entries) for field in ("reads", "periods")]
 
     def place(self, event: int, *, has_room: bool) -> None:
         """Sets the state of an event of Call, as perf does: active, or in error for lack of room."""

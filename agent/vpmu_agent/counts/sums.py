@@ -64,16 +64,20 @@ def _durations(lines: int, odd: int) -> list[int]:
 
 
 # In a vCPU's entry no sum ever reaches 64 bits, so that these are added up as one long integer each: what
-# there is of groups, and the durations of calls that are not checked (of each their sum in ns, buckets, and
-# what fills the line).
+# there is of groups, and the calls that are not checked (of each how many, their sum in ns, buckets, and what
+# fills the line).
 _GROUP_NUMBERS = ["siblings", "pinned_siblings", "sizes", "sizes_sum"]
-_READ_NUMBERS = [name for call in UNCHECKED for name in (f"{call}_ns", f"{call}_buckets", f"unused_{call}")]
+_READ_NUMBERS = [
+    name
+    for calls, call in zip(("reads", "periods"), UNCHECKED, strict=True)
+    for name in (calls, f"{call}_ns", f"{call}_buckets", f"unused_{call}")
+]
 _READ_LINE = 16  # numbers of each call
 _unended = VCPU.reader("tgid", lines=[_GROUP_NUMBERS, _READ_NUMBERS])
 _groups_of = struct.Struct(f"={3 + SIZES['VPMU_SIZES']}q")
 _reads_of = struct.Struct(f"={_READ_LINE * len(UNCHECKED)}q")
 _read_buckets = itemgetter(
-    *(_READ_LINE * call + 1 + bucket for call in range(len(UNCHECKED)) for bucket in range(_BUCKETS))
+    *(_READ_LINE * call + 2 + bucket for call in range(len(UNCHECKED)) for bucket in range(_BUCKETS))
 )
 _NO_GROUPS, _NO_READS = bytes(_groups_of.size), bytes(_reads_of.size)
 
@@ -101,8 +105,8 @@ class _Process:
         self.starvations = 0
         self.groups = [0] * len(State)
         self.events = self.orphans = 0
-        self.sizes = self.read_durations = 0  # numbers of vCPUs
-        self.reads = self.periods = 0
+        self.sizes = self.unchecked = 0  # numbers of vCPUs
+        self.reads = self.periods = 0  # of pmcs, without durations
         self.durations = _NO_DURATIONS  # of events of guest LBR that have ended
 
 
@@ -209,13 +213,13 @@ class Sums:
                         process.divergences.append((pmc, _verdicts_of(verdicts)[_NOT_COUNTED:]))
 
     def add_vcpus(self, vcpus: Entries) -> None:
-        """Add what is known of groups, and how long the calls took that are not checked."""
+        """Add what is known of groups, and the calls that are not checked."""
         for entries in vcpus:
             for tgid, sizes, reads in _unended.iter_unpack(entries):
                 if tgid:
                     process = self._of(tgid)
                     if reads != _NO_READS:
-                        process.read_durations += int.from_bytes(reads, "little")
+                        process.unchecked += int.from_bytes(reads, "little")
                     if sizes != _NO_GROUPS:
                         process.sizes += int.from_bytes(sizes, "little")
 
@@ -257,7 +261,7 @@ def _counts(process: _Process) -> Counts:
             durations[at] += carried << 32
     if process.durations is not _NO_DURATIONS:
         durations = list(map(add, durations, process.durations))
-    reads = _reads_of.unpack(process.read_durations.to_bytes(_reads_of.size, "little"))
+    reads = _reads_of.unpack(process.unchecked.to_bytes(_reads_of.size, "little"))
     counts = Counts(
         array(
             "q",
@@ -266,11 +270,10 @@ def _counts(process: _Process) -> Counts:
                 *sizes,
                 sizes_sum + single,
                 *calls,
-                process.reads,
-                process.periods,
+                *map(add, reads[::_READ_LINE], (process.reads, process.periods)),
                 *process.verdicts,
                 *durations[: len(CALLS)],
-                *reads[::_READ_LINE],
+                *reads[1::_READ_LINE],
                 *durations[len(CALLS) :],
                 *_read_buckets(reads),
                 process.starvations,
