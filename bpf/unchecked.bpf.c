@@ -1,29 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Probes on KVM's calls to read a counter and to set its period. The model says nothing of them: they are counted and
- * timed for their vCPU. Compiled behind vpmu.bpf.c, whose maps and functions these are, unless they are left out
- * (--no-reads).
+ * timed for their vCPU, or without durations counted for their pmc. Compiled behind vpmu.bpf.c, whose maps and
+ * functions these are, unless they are left out (--no-reads).
  */
 
+/* Where a call of this pmc is counted: where its duration will be, or else on a page that the call has read already. */
+static __always_inline u64 *count_for(struct vpmu_pmc *pmc, struct vpmu_vcpu *vcpu, u32 name)
+{
 #ifdef VPMU_NO_DURATIONS
-
-/* Where a call of this pmc is counted: on a page that the call has read already. */
-static __always_inline u64 *count_for(struct vpmu_pmc *pmc, struct vpmu_vcpu *vcpu, u32 name)
-{
 	return name == VPMU_IN_READ ? &pmc->reads : &pmc->periods;
-}
-
 #else
-
-/* Where a call of this pmc is counted: where its duration will be. */
-static __always_inline u64 *count_for(struct vpmu_pmc *pmc, struct vpmu_vcpu *vcpu, u32 name)
-{
 	return name == VPMU_IN_READ ? &vcpu->reads : &vcpu->periods;
+#endif
 }
 
-#endif
-
-/* The same of the pmc that holds the event, if this thread has seen it before: as in is_usual(). */
+/* The same of the pmc that holds this event, if the thread has seen it before: as in is_usual(). */
 static __always_inline u64 *known_count(u64 event, struct vpmu_thread *thread, u32 name)
 {
 	u32 slot = 0, index = 0;
