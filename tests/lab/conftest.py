@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from . import agent, live, places, pmu
+from . import agent, live, places, pmu, programs
 from .grouped import control
 from .vendor import IS_INTEL
 
@@ -56,6 +56,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     # The service has its own; and Bochs has them from QEMU (programs.py).
     if not SYSTEMD.exists() and not live.is_intel():
         subprocess.run([*agent.COMMAND, "run", "--compile-only"], check=True)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Leaves what was compiled to the next VM."""
+    if places.in_vm() and not session.config.option.collectonly and not SYSTEMD.exists():
+        programs.leave()
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ KVM is not loaded there yet: `python3 -m tests.lab.live` loads it with its vPMU 
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -58,38 +57,37 @@ def run(
     """
     if machine == BOCHS and (systemd or shares or counted):
         raise LabError("Bochs runs a command only, without systemd, shared folders or counted instructions")
+    if machine == BOCHS:
+        programs.compile_once(target, lambda: run(programs.COMPILE, target=target, timeout_s=COMPILE_LIMIT_S))
     with ExitStack() as stack:
         prepared = stack.enter_context(_prepared(target, warm))
+        results = results or stack.enter_context(places.new_results_dir())
+        if not systemd:  # the service's first start is a test of its own
+            programs.put(target, prepared.changed)
         if machine == BOCHS:
-            shutil.copytree(_programs(target), prepared.changed / programs.FOLDER.relative_to("/"))
             return bochs.run(
                 command,
                 target=target,
                 changed=prepared.changed,
-                results=results or stack.enter_context(places.new_results_dir()),
+                results=results,
                 timeout_s=timeout_s,
                 env=prepared.env,
                 output=output,
             )
-        return boot.run(
+        status = boot.run(
             command,
             target=target,
             layers=(prepared.changed, *target.layers),
             shares=shares or {},
-            results=results or stack.enter_context(places.new_results_dir()),
+            results=results,
             timeout_s=timeout_s,
             env=prepared.env,
             output=output,
             systemd=systemd,
             counted=counted,
         )
-
-
-def _programs(target: Target) -> Path:
-    def compile_in_qemu(results: Path) -> int:
-        return run(programs.COMPILE, target=target, timeout_s=COMPILE_LIMIT_S, results=results)
-
-    return programs.compiled(target, compile_in_qemu)
+        programs.take(target, results)
+        return status
 
 
 def add_options(parser: argparse.ArgumentParser, *, timeout_s: float) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from .. import agent, live, programs
+from vpmu_agent.loader.cache import FOLDER
+
+from .. import agent, live
 from ..checks import AUTO
 from ..test_doctor import doctor
 
@@ -23,13 +25,13 @@ def test_vpmu_is_live_on_an_unmodified_kvm_intel() -> None:
 def test_the_agent_attaches_the_programs_that_were_compiled_in_qemu(
     record_property: Callable[[str, str], None],
 ) -> None:
-    carried_over = set(programs.FOLDER.iterdir())
+    carried_over = set(FOLDER.iterdir())
     with agent.trace() as tracing:
         record_property(AUTO, tracing.mode)
         assert tracing.mode == "fexit"
         seen = tracing.stop()
     assert (seen.status, seen.lines) == (0, [])
-    assert set(programs.FOLDER.iterdir()) == carried_over
+    assert set(FOLDER.iterdir()) == carried_over
 
 
 # It compiles the programs for each way to attach, in any case: minutes.
