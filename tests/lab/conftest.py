@@ -53,15 +53,19 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if session.config.option.collectonly or not places.in_vm():
         return
     live.make_live()
-    # The service has its own; and Bochs has them from QEMU (programs.py).
-    if not SYSTEMD.exists() and not live.is_intel():
+    if _compiles():
         subprocess.run([*agent.COMMAND, "run", "--compile-only"], check=True)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Leaves what was compiled to the next VM."""
-    if places.in_vm() and not session.config.option.collectonly and not SYSTEMD.exists():
+    if places.in_vm() and not session.config.option.collectonly and _compiles():
         programs.leave()
+
+
+def _compiles() -> bool:
+    """The service has its own programs; and Bochs has them from QEMU (programs.py)."""
+    return not SYSTEMD.exists() and not live.is_intel()
 
 
 @pytest.fixture(autouse=True)

@@ -25,6 +25,7 @@ COMPILE = ("python3", "-m", "tests.lab.programs")
 """In the VM: compiles what Bochs needs."""
 
 _LEFT = "programs"  # in the results
+_COMPLETE = "complete"  # beside what is kept: the hash of the sources of which nothing is missing
 _KEPT = 16  # of each target, the newest: of a few ways to attach, from this commit and the one before
 
 
@@ -43,6 +44,7 @@ def take(target: Target, results: Path) -> None:
         _copy(results / _LEFT, kept)
         for old in _newest_first(kept)[_KEPT:]:
             old.unlink()
+            (kept / _COMPLETE).unlink(missing_ok=True)
 
 
 def leave() -> None:
@@ -60,7 +62,7 @@ def compile_once(target: Target, run: Callable[[], int]) -> None:
         for file in sorted((places.REPO / folder).rglob("*.[pch]*")):
             if file.suffix in (".py", ".c", ".h"):
                 digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    done = _kept(target) / "complete"
+    done = _kept(target) / _COMPLETE
     if done.exists() and done.read_text() == digest.hexdigest():
         return
     print(f"lab: compiling the agent's programs for {target} in QEMU: a minute or two", flush=True)

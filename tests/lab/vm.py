@@ -55,9 +55,11 @@ def run(
     `warm` is a command that compiles Python which `command` will run; it is run in the same root before the
     VM is. `systemd`, `shares` and `counted` are for QEMU only: LabError.
     """
-    if machine == BOCHS and (systemd or shares or counted):
-        raise LabError("Bochs runs a command only, without systemd, shared folders or counted instructions")
     if machine == BOCHS:
+        if systemd or shares or counted:
+            raise LabError(
+                "Bochs runs a command only, without systemd, shared folders or counted instructions"
+            )
         programs.compile_once(target, lambda: run(programs.COMPILE, target=target, timeout_s=COMPILE_LIMIT_S))
     with ExitStack() as stack:
         prepared = stack.enter_context(_prepared(target, warm))
